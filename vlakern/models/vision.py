@@ -1,0 +1,95 @@
+"""The vision tower: patches, a pre-norm transformer, pixel shuffle and the connector.
+
+Dimension letters: V views, S image side, N patches, W tower width, G patches along a side, K tokens
+of a view, M width of the semantic expert.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlakern.models.config import VisionConfig
+
+__all__ = ["VisionTower", "pixel_shuffle"]
+
+
+class Block(nn.Module):
+    """x + s1 · attention(norm(x)), then x + s2 · mlp(norm(x))."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(width, eps=config.eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=config.eps)
+        self.fc1 = nn.Linear(width, config.mlp)
+        self.fc2 = nn.Linear(config.mlp, width)
+        scale = config.layer_scale
+        self.scale1 = nn.Parameter(torch.full((width,), scale)) if scale is not None else None
+        self.scale2 = nn.Parameter(torch.full((width,), scale)) if scale is not None else None
+
+    def forward(self, x_VNW: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm1(x_VNW)).unflatten(-1, (3, self.heads, -1))
+        q_VHND, k_VHND, v_VHND = qkv.permute(2, 0, 3, 1, 4)
+        attention = F.scaled_dot_product_attention(q_VHND, k_VHND, v_VHND)
+        x_VNW = x_VNW + _scaled(self.proj(attention.transpose(1, 2).flatten(2)), self.scale1)
+        hidden = F.gelu(self.fc1(self.norm2(x_VNW)))
+        return x_VNW + _scaled(self.fc2(hidden), self.scale2)
+
+
+class VisionTower(nn.Module):
+    """Views to tokens of the semantic expert's width."""
+
+    def __init__(self, config: VisionConfig, out_width: int) -> None:
+        super().__init__()
+        self.config = config
+        widths = (3, *config.stem)
+        self.stem = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        side = config.patch_size // 2 ** len(config.stem)
+        self.patch = nn.Conv2d(widths[-1], config.hidden, side, stride=side)
+        count = config.grid**2 + int(config.class_token)
+        self.class_token = nn.Parameter(torch.zeros(config.hidden)) if config.class_token else None
+        self.position = nn.Parameter(torch.empty(count, config.hidden).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        joined = config.hidden * config.pixel_shuffle**2
+        self.connector = nn.Sequential(
+            nn.LayerNorm(joined, eps=config.eps),
+            nn.Linear(joined, out_width),
+            nn.GELU(),
+            nn.Linear(out_width, out_width),
+        )
+
+    def forward(self, pixels_V3SS: Tensor) -> Tensor:
+        """Normalised pixels ``[V, 3, S, S]`` to tokens ``[V, K, M]``."""
+        x = pixels_V3SS.contiguous(memory_format=torch.channels_last)
+        for conv in self.stem:
+            x = F.gelu(conv(x))
+        x_VNW = self.patch(x).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            first = self.class_token.expand(x_VNW.shape[0], 1, -1).to(x_VNW.dtype)
+            x_VNW = torch.cat([first, x_VNW], dim=1)
+        x_VNW = x_VNW + self.position
+        for block in self.blocks:
+            x_VNW = block(x_VNW)
+        if self.class_token is not None:
+            x_VNW = x_VNW[:, 1:]
+        return self.connector(pixel_shuffle(x_VNW, self.config.pixel_shuffle))
+
+
+def pixel_shuffle(x_VNW: Tensor, side: int) -> Tensor:
+    """Every ``side`` x ``side`` square of patches becomes one token, its patches in raster order.
+
+    ``[V, N, W]`` to ``[V, N / side², W · side²]``; N is a square number.
+    """
+    grid = int(x_VNW.shape[1] ** 0.5)
+    x = x_VNW.unflatten(1, (grid // side, side, grid // side, side))
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale

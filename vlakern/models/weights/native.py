@@ -1,0 +1,191 @@
+"""The native policy directory: config.json, model.safetensors, stats.json, tokenizer.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from vlakern.errors import CheckpointError, ConfigError
+from vlakern.files import atomic_directory
+from vlakern.models.config import VLAConfig, from_dict, to_dict
+from vlakern.models.tokenizer import TextTokenizer
+from vlakern.models.vla import VLA
+from vlakern.space import Normalizer, Slot, VectorStats, check_slots
+
+__all__ = ["Embodiment", "PolicyFiles", "Processing", "load_weights", "read", "write"]
+
+FAMILY = "vlakern"
+FORMAT = 1
+JSON_LIMIT = 1 << 20
+Mode = Literal["zscore", "quantile", "min_max", "none"]
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """The robot a policy was trained for.
+
+    Attributes:
+        name: of the robot.
+        control_rate: of its actions [Hz].
+        views: camera names, in the order the model sees them.
+        state, action: what each index of the vectors means.
+    """
+
+    name: str
+    control_rate: float
+    views: tuple[str, ...]
+    state: tuple[Slot, ...]
+    action: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What happens around the network: normalisation, and how much of a chunk is executed."""
+
+    state: Mode = "zscore"
+    action: Mode = "zscore"
+    execute: int = 8
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The content of ``config.json``."""
+
+    family: Literal["vlakern"]
+    format: int
+    model: VLAConfig
+    embodiment: Embodiment
+    processing: Processing
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """A policy directory in memory."""
+
+    model: VLA
+    embodiment: Embodiment
+    processing: Processing
+    state_stats: VectorStats
+    action_stats: VectorStats
+    tokenizer: TextTokenizer
+
+    @property
+    def state_normalizer(self) -> Normalizer:
+        """From the embodiment's units to the model's."""
+        return Normalizer("state", self.processing.state, self.state_stats)
+
+    @property
+    def action_normalizer(self) -> Normalizer:
+        """From the embodiment's units to the model's."""
+        return Normalizer("action", self.processing.action, self.action_stats)
+
+
+def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes the directory in one step; an older one stays until the new one is on disk."""
+    config = PolicyConfig(FAMILY, FORMAT, files.model.config, files.embodiment, files.processing)
+    stats = {"state": files.state_stats.to_json(), "action": files.action_stats.to_json()}
+    weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
+    with atomic_directory(directory) as temporary:
+        (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        (temporary / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+
+
+def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PolicyFiles:
+    """Reads and checks a policy directory.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or does not fit the model.
+        ConfigError: a key is missing, unknown or of the wrong type.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; expected a policy directory")
+    config = from_dict(PolicyConfig, _json(directory / "config.json"), "config.json")
+    if config.format != FORMAT:
+        raise ConfigError(f"config.json.format is {config.format}, this version reads {FORMAT}")
+    model, embodiment = config.model, config.embodiment
+    check_slots(embodiment.state, model.state_dim, "config.json.embodiment.state")
+    check_slots(embodiment.action, model.action_dim, "config.json.embodiment.action")
+    if not 1 <= config.processing.execute <= model.chunk:
+        raise ConfigError(
+            f"config.json.processing.execute is {config.processing.execute}, expected 1 to the"
+            f" chunk length {model.chunk}"
+        )
+    stats = _json(directory / "stats.json")
+    if not isinstance(stats, dict) or set(stats) != {"state", "action"}:
+        raise ConfigError("stats.json: expected an object with the keys state and action")
+    state_stats = _stats(stats, "state", model.state_dim)
+    action_stats = _stats(stats, "action", model.action_dim)
+    tokenizer = TextTokenizer.from_file(directory / "tokenizer.json", model.vocab_size)
+    with torch.device("meta"):
+        network = VLA(model)
+    load_weights(network, directory / "model.safetensors", dtype, device)
+    return PolicyFiles(
+        network.eval(), embodiment, config.processing, state_stats, action_stats, tokenizer
+    )
+
+
+def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) -> None:
+    """Fills ``model``, which may be on the meta device, from one safetensors file.
+
+    Every name and shape is checked against the model before anything is allocated.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, left over, misshapen or not finite.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; a policy directory needs its weights")
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            _check_names(path, expected, set(file.keys()))
+            for name, shape in expected.items():
+                found = tuple(file.get_slice(name).get_shape())
+                if found != shape:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} has shape {found}, the model in config.json needs"
+                        f" {shape}"
+                    )
+            tensors = {name: file.get_tensor(name).to(device, dtype) for name in expected}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); copy it again"
+        ) from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+    model.load_state_dict(tensors, assign=True)
+
+
+def _check_names(path: Path, expected: dict[str, Any], found: set[str]) -> None:
+    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}, which is unknown"
+        raise CheckpointError(
+            f"{path} {what} ({len(missing)} tensors missing, {len(extra)} unknown); it was written"
+            " for another model than config.json describes"
+        )
+
+
+def _stats(stats: dict[str, Any], key: str, width: int) -> VectorStats:
+    found = VectorStats.from_json(stats[key], f"stats.json.{key}")
+    if found.width != width:
+        raise ConfigError(f"stats.json.{key} has {found.width} slots, config.json says {width}")
+    return found
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; expected a policy directory")
+    if path.stat().st_size > JSON_LIMIT:
+        raise CheckpointError(f"{path} is larger than {JSON_LIMIT} bytes; it is not a policy's file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
