@@ -1,0 +1,46 @@
+"""Frozen records that cross rooms.
+
+Dimension letters: V views, H image height or chunk length, W image width, A action width, S state
+width. Images are what a camera gives; nothing here is normalised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["STAGES", "ActionChunk", "Observation"]
+
+STAGES = ("preprocess", "vision", "prefix", "ode", "postprocess", "total")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot sees and is told at one instant.
+
+    Attributes:
+        images: view name -> uint8 ``[H, W, 3]`` RGB. A view that is absent is a dropped camera.
+        state: float32 ``[S]`` proprioception in the embodiment's native units.
+        instruction: the task in words.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next H actions in the embodiment's native units.
+
+    Attributes:
+        actions: float32 ``[H, A]``; row 0 is for the instant of the observation.
+        latency_ms: stage of ``STAGES`` -> wall time [ms] of the call that made the chunk; a batched
+            call gives every row the time of the whole call.
+        info: what else the policy has to say (seed, steps), for logs.
+    """
+
+    actions: np.ndarray
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
