@@ -1,0 +1,208 @@
+"""``vlakern rollout`` leaves a whole report or nothing, and says in one sentence what is wrong."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+import vlakern
+from vlakern.cli import rollout as verb
+from vlakern.errors import CheckpointError, InputError, RenderError, VlakernError
+from vlakern.types import ActionChunk, Observation
+
+STAGES = {"preprocess": 1.0, "vision": 2.0, "prefix": 3.0, "ode": 4.0, "postprocess": 5.0}
+
+
+class Toy:
+    """Stands for the simulator: succeeds after as many steps as its seed plus ten."""
+
+    def __init__(self, task: str, *, views: Sequence[str], image_size: int) -> None:
+        self.task, self.views, self.size = task, views, image_size
+        self.left = 0
+
+    def reset(self, seed: int) -> None:
+        self.left = 10 + seed
+
+    def observe(self) -> Observation:
+        images = {view: self.render(view) for view in self.views}
+        return Observation(images, np.zeros(4, np.float32), "go")
+
+    def render(self, view: str) -> np.ndarray:
+        return np.full((self.size, self.size, 3), self.left % 256, np.uint8)
+
+    def step(self, action: np.ndarray) -> SimpleNamespace:
+        self.left -= 1
+        return SimpleNamespace(success=self.left <= 0)
+
+    def close(self) -> None:
+        pass
+
+
+class Steady:
+    """Stands for the policy."""
+
+    name, views, image_size, chunk, execute = "steady", ("left", "right"), 16, 8, 4
+
+    def act_batch(self, observations: list[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        stages = {**STAGES, "total": 15.0}
+        return [ActionChunk(np.zeros((8, 4), np.float32), stages) for _ in observations]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., verb.Args]:
+    """Options of a run in ``tmp_path`` with a simulator and a policy that cost nothing."""
+    simulator = SimpleNamespace(
+        TASKS={"reach-v3": None, "push-v3": None, "door-open-v3": None},
+        SUITES={"mw5": ("reach-v3", "push-v3")},
+        CONTROL_RATE=80.0,
+        MetaWorldEnv=Toy,
+    )
+    monkeypatch.setattr(verb, "_simulator", lambda: simulator)
+    monkeypatch.setitem(vars(vlakern), "load", lambda name, device, dtype: Steady())
+    return lambda **options: verb.Args(**{"out": tmp_path / "out", "max_steps": 12, **options})
+
+
+def _wilson(successes: int, n: int) -> list[float]:
+    return list(binomtest(successes, n).proportion_ci(method="wilson"))
+
+
+def test_report_and_json(
+    toy: Callable[..., verb.Args], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables, the page, the videos and the JSON tell the same story."""
+    assert verb.run(toy(episodes=4, batch=3, json=tmp_path / "deep" / "r.json")) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "reach-v3",
+        "3/4",
+        "30.1 – 95.4 %",
+        "call [ms]",
+        "p99-p50",
+        "cold start",
+        "report.html",
+    ):
+        assert words in printed, words
+    written = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert written["schema"] == 1
+    assert {"vlakern", "commit", "machine", "config"} <= set(written)
+    assert written["tasks"][0] == {
+        "task": "reach-v3",
+        "episodes": 4,
+        "successes": 3,
+        "wilson95": pytest.approx(_wilson(3, 4)),
+    }
+    assert written["mean_success"] == 0.75
+    assert written["mean_success_wilson95"] == pytest.approx(_wilson(6, 8))
+    assert set(written["latency_ms"]) == {*STAGES, "total"}
+    assert set(written["latency_ms"]["ode"]) == {"p50", "p95", "p99", "max", "min"}
+    assert [row["seed"] for row in written["episodes"]] == [0, 1, 2, 3] * 2
+    assert all((tmp_path / "out" / row["video"]).is_file() for row in written["episodes"])
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert json.loads((tmp_path / "out" / "rollout.json").read_text()) == written
+
+
+def test_earlier_report_is_replaced_whole(toy: Callable[..., verb.Args], tmp_path: Path) -> None:
+    """No video of the run before stays, and nothing temporary lies beside the report."""
+    verb.run(toy(episodes=3))
+    verb.run(toy(episodes=1, tasks="push-v3"))
+    videos = [path.name for path in (tmp_path / "out" / "videos").glob("*.mp4")]
+    assert videos == ["push-v3-0000.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupt_leaves_the_earlier_report(
+    toy: Callable[..., verb.Args], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a run touches neither the report nor the JSON of the run before."""
+    options = toy(episodes=2, json=tmp_path / "r.json")
+    verb.run(options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    steps = iter(range(15))
+
+    def interrupted(self: Toy, action: np.ndarray) -> SimpleNamespace:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return SimpleNamespace(success=False)
+
+    monkeypatch.setattr(Toy, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verb.run(options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tasks": "raech-v3"}, r"unknown task 'raech-v3' in --tasks; did you mean reach-v3"),
+        ({"tasks": "mw5,zzzzzzzz"}, r"unknown task 'zzzzzzzz' in --tasks; try mw5"),
+        ({"tasks": ""}, r"unknown task '' in --tasks"),
+        ({"episodes": 0}, r"episodes must be at least 1, found 0"),
+        ({"batch": 0}, r"batch must be at least 1, found 0"),
+        ({"max_steps": 0}, r"max_steps must be at least 1, found 0"),
+        ({"seed": 1_000_000}, r"training uses the rest"),
+    ],
+)
+def test_wrong_options(
+    toy: Callable[..., verb.Args], tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    """The sentence names the option's value; nothing is written."""
+    with pytest.raises(InputError, match=words) as caught:
+        verb.run(toy(**options))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_folder_is_refused(toy: Callable[..., verb.Args], tmp_path: Path) -> None:
+    """A directory that holds something else survives ``--out``."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        verb.run(toy())
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_unusable_paths_are_refused_before_the_work(
+    toy: Callable[..., verb.Args], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of minutes does not end in a path that could never be written."""
+    monkeypatch.setattr(verb, "_load", lambda args: pytest.fail("loaded a policy"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a directory; name a file"):
+        verb.run(toy(json=tmp_path))
+    with pytest.raises(InputError, match="is not a directory you may write to"):
+        verb.run(toy(json=tmp_path / "file" / "r.json"))
+    with pytest.raises(InputError, match="is not a directory you may write to"):
+        verb.run(toy(out=tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("error", [RenderError("no renderer"), CheckpointError("no policy")])
+def test_failures_leave_nothing(
+    toy: Callable[..., verb.Args],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: VlakernError,
+) -> None:
+    """No renderer or no policy: the error passes through and the disk is as it was."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if isinstance(error, RenderError):
+        monkeypatch.setattr(Toy, "observe", fail)
+    else:
+        monkeypatch.setitem(vars(vlakern), "load", fail)
+    with pytest.raises(type(error)):
+        verb.run(toy())
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_simulator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the sentence names the package and the command."""
+    monkeypatch.setattr(verb, "find_spec", lambda name: None if name == "metaworld" else name)
+    with pytest.raises(VlakernError, match=r"'metaworld'.*pip install 'vlakern\[sim\]'"):
+        verb.run(verb.Args())

@@ -1,0 +1,199 @@
+"""``vlakern rollout``: drive simulated robots with a policy and report how often it succeeds."""
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from vlakern.cli._common import console, progress, write_report
+from vlakern.errors import ConfigError, InputError
+from vlakern.files import atomic_directory
+
+__all__ = ["Args", "run"]
+
+
+@dataclass
+class Args:
+    """Drive simulated robots with a policy; report success and latency, with videos."""
+
+    env: Literal["metaworld"] = "metaworld"
+    """Simulator."""
+    tasks: str = "mw5"
+    """A suite (mw5) or task names separated by commas."""
+    episodes: int = 5
+    """Episodes per task; episode e starts from scene seed `seed` + e."""
+    policy: str = "metaworld-small"
+    """Name of a policy that ships with vlakern, or a policy directory."""
+    device: str = "auto"
+    """Device of the policy: auto, cpu, cuda, cuda:1."""
+    dtype: str = "auto"
+    """Number format of the policy: auto, fp32, bf16."""
+    seed: int = 0
+    """First scene seed and root of the policy's noise; below 1,000,000 (training has the rest)."""
+    batch: int = 5
+    """Most episodes running at once."""
+    max_steps: int = 300
+    """Control steps after which an episode has failed."""
+    video: Literal["first", "all", "none"] = "first"
+    """Views that are recorded, side by side."""
+    out: Path = Path("outputs/rollout")
+    """Directory for report.html and the videos; an earlier report there is replaced."""
+    json: Path | None = None
+    """File for the results as JSON."""
+
+
+def run(args: Args) -> int:
+    """Runs the episodes, prints the tables, writes the report and returns 0."""
+    from vlakern.sim.report import PAGE, check_folder, keep_video, write_page
+    from vlakern.sim.rollout import Plan, rollout
+
+    simulator = _simulator()
+    tasks = _task_names(args.tasks, simulator.SUITES, simulator.TASKS)
+    plan = Plan(
+        tasks=tasks,
+        episodes=args.episodes,
+        seed=args.seed,
+        batch=args.batch,
+        max_steps=args.max_steps,
+        video=args.video,
+        control_rate=simulator.CONTROL_RATE,
+    )
+    out = args.out.resolve()
+    check_folder(out)
+    _check_writable(out)
+    _check_json(args.json)
+    policy = _load(args)
+    make_env = _environment(simulator, policy)
+    total = len(tasks) * args.episodes
+    with atomic_directory(out) as folder:
+        keep = functools.partial(keep_video, folder, plan)
+        result = rollout(
+            plan, policy, make_env, keep, lambda rows: progress(rows, total, "rollout")
+        )
+        write_page(folder, result, _settings(args))
+        write_report(folder / "rollout.json", args, result.payload())
+    _show(result)
+    if args.json is not None:
+        write_report(args.json, args, result.payload())
+    print(f"report: {args.out / PAGE}")
+    return 0
+
+
+def _simulator() -> Any:
+    for package in ("mujoco", "metaworld", "av"):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"rollout needs the package {package!r}, which is not installed; "
+                "run: pip install 'vlakern[sim]'"
+            )
+    from vlakern.sim import metaworld
+
+    return metaworld
+
+
+def _load(args: Args) -> Any:
+    import vlakern
+
+    return vlakern.load(args.policy, device=args.device, dtype=args.dtype)
+
+
+def _environment(simulator: Any, policy: Any) -> Callable[[str], Any]:
+    return functools.partial(
+        simulator.MetaWorldEnv, views=policy.views, image_size=policy.image_size
+    )
+
+
+def _task_names(
+    text: str, suites: Mapping[str, Collection[str]], known: Collection[str]
+) -> tuple[str, ...]:
+    """The tasks that ``--tasks`` names, each once, in the order given."""
+    names: dict[str, None] = {}
+    for word in (part.strip() for part in text.split(",")):
+        if word not in suites and word not in known:
+            close = difflib.get_close_matches(word, [*suites, *known], n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(suites)}"
+            raise InputError(f"unknown task {word!r} in --tasks; {hint}")
+        names.update(dict.fromkeys(suites.get(word, (word,))))
+    return tuple(names)
+
+
+def _check_writable(path: Path) -> None:
+    """Finds out before the work, not after it, that ``path`` cannot be created."""
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: {parent} is not a directory you may write to")
+
+
+def _check_json(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"--json {path} is a directory; name a file")
+    _check_writable(path.resolve())
+
+
+def _settings(args: Args) -> dict[str, str]:
+    return {
+        "env": args.env,
+        "device": args.device,
+        "dtype": args.dtype,
+        "seed": str(args.seed),
+        "batch": str(args.batch),
+        "max steps": str(args.max_steps),
+    }
+
+
+def _show(result: Any) -> None:
+    out = console()
+    out.print(_success_table(result))
+    out.print(_latency_table(result))
+    cold = result.cold_start_ms.get("total")
+    first = "not measured" if cold is None else f"{cold:.1f} ms"
+    steps = sum(row.steps for row in result.episodes)
+    out.print(
+        f"cold start (first call, not in the table): {first}\n"
+        f"{len(result.episodes)} episodes, {steps} control steps, {len(result.calls)} policy calls "
+        f"of {result.mean_batch:.1f} episodes on average, {result.seconds:.1f} s",
+        soft_wrap=True,
+    )
+
+
+def _success_table(result: Any) -> Table:
+    table = Table(title=f"success of {escape(result.policy)}", title_justify="left")
+    table.add_column("task")
+    for name in ("successes", "rate", "Wilson 95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task in result.tasks:
+        _success_row(table, task.task, task.successes, task.episodes, task.wilson95)
+    table.add_section()
+    _success_row(table, "mean", result.successes, len(result.episodes), result.wilson95)
+    return table
+
+
+def _success_row(
+    table: Table, name: str, successes: int, episodes: int, interval: tuple[float, float]
+) -> None:
+    low, high = (f"{100 * bound:.1f}" for bound in interval)
+    rate = f"{100 * successes / episodes:.1f} %"
+    table.add_row(name, f"{successes}/{episodes}", rate, f"{low} – {high} %")
+
+
+def _latency_table(result: Any) -> Table:
+    table = Table(title=escape("latency of a policy call [ms]"), title_justify="left")
+    table.add_column("stage")
+    for name in ("p50", "p95", "p99", "max", "p99-p50"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage, value in result.latency_ms.items():
+        shown = (value["p50"], value["p95"], value["p99"], value["max"])
+        row = (*shown, value["p99"] - value["p50"])
+        table.add_row(stage, *(f"{milliseconds:.2f}" for milliseconds in row))
+    if not result.latency_ms:
+        table.add_row("not measured", *["-"] * 5)
+    return table
