@@ -1,0 +1,22 @@
+// vlakern._native: one line per function.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "common/cpu_features.h"
+#include "common/thread_pool.h"
+#include "ode_step/ode_step_python.h"
+
+namespace nb = nanobind;
+namespace py = vlakern::python;
+
+NB_MODULE(_native, m) {
+  using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+  vlakern::register_errors();
+  m.def("isas", &vlakern::isas);
+  m.def("selected_isa", &vlakern::selected_isa, nb::arg("forced") = "");
+  m.def("default_threads", &vlakern::default_threads);
+  m.def("ode_step", &py::ode_step_cpu, Unlocked());
+  m.def("ode_step_place", &py::ode_step_place);
+  m.def("ode_step_launch", &py::ode_step_launch);
+}

@@ -1,0 +1,77 @@
+// Eight fp32 lanes of AVX2 + FMA + F16C; `n` is how many leading lanes of memory may be touched.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/number.h"
+
+namespace vlakern {
+namespace {
+
+struct VecAvx2 {
+  static constexpr int kLanes = 8;
+  using Float = __m256;
+  using Mask = __m256;
+
+  static Float load(const float* p, int n) {
+    if (n == kLanes) return _mm256_loadu_ps(p);
+    return _mm256_maskload_ps(p, leading(n));
+  }
+  static Float load(const bf16* p, int n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p, n)), 16));
+  }
+  static Float load(const f16* p, int n) { return _mm256_cvtph_ps(load16(p, n)); }
+
+  static void store(float* p, Float value, int n) {
+    if (n == kLanes) return _mm256_storeu_ps(p, value);
+    _mm256_maskstore_ps(p, leading(n), value);
+  }
+  static void store(bf16* p, Float value, int n) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i biased = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(biased, odd), 16);
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i wide = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+    // packus works within 128-bit halves: bring the two halves together.
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 0xd8);
+    store16(p, _mm256_castsi256_si128(packed), n);
+  }
+  static void store(f16* p, Float value, int n) {
+    store16(p, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT), n);
+  }
+
+  static Mask nonzero(const std::uint8_t* p, int n) {
+    std::uint64_t bytes = 0;
+    std::memcpy(&bytes, p, static_cast<std::size_t>(n));
+    const __m128i low = _mm_cvtsi64_si128(static_cast<long long>(bytes));
+    return _mm256_castsi256_ps(
+        _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(low), _mm256_setzero_si256()));
+  }
+  static Float splat(float value) { return _mm256_set1_ps(value); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float select(Mask mask, Float yes, Float no) { return _mm256_blendv_ps(no, yes, mask); }
+
+ private:
+  static __m256i leading(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static __m128i load16(const void* p, int n) {
+    if (n == kLanes) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    std::uint16_t lanes[kLanes] = {};
+    std::memcpy(lanes, p, 2 * static_cast<std::size_t>(n));
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes));
+  }
+  static void store16(void* p, __m128i value, int n) {
+    if (n == kLanes) return _mm_storeu_si128(static_cast<__m128i*>(p), value);
+    std::uint16_t lanes[kLanes];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes), value);
+    std::memcpy(p, lanes, 2 * static_cast<std::size_t>(n));
+  }
+};
+
+}  // namespace
+}  // namespace vlakern

@@ -1,0 +1,58 @@
+// Sixteen fp32 lanes of AVX-512 (F, BW, VL, DQ); `n` is how many leading lanes may be touched.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "common/number.h"
+
+namespace vlakern {
+namespace {
+
+struct VecAvx512 {
+  static constexpr int kLanes = 16;
+  using Float = __m512;
+  using Mask = __mmask16;
+
+  static Float load(const float* p, int n) { return _mm512_maskz_loadu_ps(leading(n), p); }
+  static Float load(const bf16* p, int n) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(leading(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static Float load(const f16* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(leading(n), p));
+  }
+
+  static void store(float* p, Float value, int n) { _mm512_mask_storeu_ps(p, leading(n), value); }
+  static void store(bf16* p, Float value, int n) {
+    _mm256_mask_storeu_epi16(p, leading(n), round_bf16(value));
+  }
+  static void store(f16* p, Float value, int n) {
+    _mm256_mask_storeu_epi16(p, leading(n), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  static Mask nonzero(const std::uint8_t* p, int n) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(leading(n), p);
+    return _mm_test_epi8_mask(bytes, bytes);
+  }
+  static Float splat(float value) { return _mm512_set1_ps(value); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float select(Mask mask, Float yes, Float no) {
+    return _mm512_mask_blend_ps(mask, no, yes);
+  }
+
+  static __m256i round_bf16(Float value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i biased = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(biased, odd), 16);
+    const Mask is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_mask_blend_epi32(is_nan, rounded, _mm512_set1_epi32(0x7fc0)));
+  }
+  static Mask leading(int n) { return static_cast<Mask>((1u << n) - 1u); }
+};
+
+}  // namespace
+}  // namespace vlakern

@@ -1,0 +1,73 @@
+// Four fp32 lanes of AArch64 NEON; `n` is how many leading lanes of memory may be touched.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/number.h"
+
+namespace vlakern {
+namespace {
+
+struct VecNeon {
+  static constexpr int kLanes = 4;
+  using Float = float32x4_t;
+  using Mask = uint32x4_t;
+
+  static Float load(const float* p, int n) {
+    if (n == kLanes) return vld1q_f32(p);
+    float lanes[kLanes] = {};
+    std::memcpy(lanes, p, sizeof(float) * static_cast<std::size_t>(n));
+    return vld1q_f32(lanes);
+  }
+  static Float load(const bf16* p, int n) {
+    return vreinterpretq_f32_u32(vshll_n_u16(load16(p, n), 16));
+  }
+  static Float load(const f16* p, int n) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(load16(p, n)));
+  }
+
+  static void store(float* p, Float value, int n) {
+    if (n == kLanes) return vst1q_f32(p, value);
+    float lanes[kLanes];
+    vst1q_f32(lanes, value);
+    std::memcpy(p, lanes, sizeof(float) * static_cast<std::size_t>(n));
+  }
+  static void store(bf16* p, Float value, int n) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(value);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t biased = vaddq_u32(bits, vdupq_n_u32(0x7fff));
+    const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(biased, odd), 16);
+    const uint32x4_t is_number = vceqq_f32(value, value);
+    store16(p, vmovn_u32(vbslq_u32(is_number, rounded, vdupq_n_u32(0x7fc0))), n);
+  }
+  static void store(f16* p, Float value, int n) {
+    store16(p, vreinterpret_u16_f16(vcvt_f16_f32(value)), n);
+  }
+
+  static Mask nonzero(const std::uint8_t* p, int n) {
+    std::uint32_t lanes[kLanes] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i] != 0 ? 0xffffffffu : 0u;
+    return vld1q_u32(lanes);
+  }
+  static Float splat(float value) { return vdupq_n_f32(value); }
+  static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+  static Float select(Mask mask, Float yes, Float no) { return vbslq_f32(mask, yes, no); }
+
+ private:
+  static uint16x4_t load16(const void* p, int n) {
+    std::uint16_t lanes[kLanes] = {};
+    std::memcpy(lanes, p, 2 * static_cast<std::size_t>(n));
+    return vld1_u16(lanes);
+  }
+  static void store16(void* p, uint16x4_t value, int n) {
+    std::uint16_t lanes[kLanes];
+    vst1_u16(lanes, value);
+    std::memcpy(p, lanes, 2 * static_cast<std::size_t>(n));
+  }
+};
+
+}  // namespace
+}  // namespace vlakern
