@@ -1,0 +1,91 @@
+"""``vlakern collect``: demonstrations by scripted experts, as a LeRobot v3.0 dataset."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.table import Table
+
+from vlakern.cli._common import console, progress, write_report
+
+if TYPE_CHECKING:
+    from vlakern.sim.collect import TaskCount
+
+__all__ = ["Args", "run"]
+
+
+@dataclass
+class Args:
+    """Make demonstrations in simulation and write them as a LeRobot v3.0 dataset."""
+
+    out: Path
+    """directory of the new dataset"""
+    env: Literal["metaworld"] = "metaworld"
+    """simulator"""
+    tasks: str = "mw5"
+    """suite or task names, separated by commas"""
+    episodes: int = 100
+    """successful episodes per task"""
+    seed: int = 0
+    """episode seeds are 1000000 + seed * 10^9 + task * 10^7 + episode * 100 + attempt, so never
+    one of the evaluation seeds 0..999999"""
+    noise: float = 0.3
+    """deviation of the correlated noise added to the executed (not the recorded) motion; 0: none"""
+    workers: int = 2
+    """processes that simulate and render"""
+    image_size: int = 96
+    """height and width of a frame [pixels], even"""
+    overwrite: bool = False
+    """replace an existing directory"""
+    json: Path | None = None
+    """write a report for programs to this file"""
+
+
+def run(args: Args) -> int:
+    """Collects; returns the exit code."""
+    from vlakern.sim.collect import Plan, collect, task_names
+    from vlakern.sim.experts import Recipe
+
+    plan = Plan(
+        task_names(args.tasks),
+        args.episodes,
+        args.seed,
+        Recipe(noise=args.noise),
+        args.image_size,
+        args.workers,
+    )
+    start = time.perf_counter()
+    counts = collect(
+        plan,
+        args.out,
+        overwrite=args.overwrite,
+        watch=lambda items, total: progress(items, total, "collect"),
+    )
+    seconds = time.perf_counter() - start
+    console().print(_table(counts))
+    console().print(f"{args.out}: {sum(c.frames for c in counts.values())} frames, {seconds:.0f} s")
+    if args.json is not None:
+        write_report(args.json, args, {"tasks": _rows(counts), "seconds": seconds})
+    return 0
+
+
+def _rows(counts: "dict[str, TaskCount]") -> list[dict[str, object]]:
+    return [
+        {
+            "task": task,
+            "episodes": count.episodes,
+            "attempts": count.episodes + count.failures,
+            "mean_length": count.frames / count.episodes,
+        }
+        for task, count in counts.items()
+    ]
+
+
+def _table(counts: "dict[str, TaskCount]") -> Table:
+    table = Table("task", "attempts", "kept", "mean length [steps]")
+    for task, count in counts.items():
+        mean = count.frames / count.episodes
+        attempts = count.episodes + count.failures
+        table.add_row(task, str(attempts), str(count.episodes), f"{mean:.1f}")
+    return table

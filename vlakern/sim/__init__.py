@@ -1,0 +1,3 @@
+"""Simulated robots: environments, scripted experts and rollouts."""
+
+__all__: list[str] = []
