@@ -59,8 +59,8 @@ Isa select_isa(const std::string& forced) {
     if (forced == isa_name(isa)) return isa;
     have += (have.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw UnsupportedError("instruction set " + forced + " is not available; this CPU and build have " +
-                         have);
+  throw UnsupportedError("instruction set " + forced +
+                         " is not available; this CPU and build have " + have);
 }
 
 std::string selected_isa(const std::string& forced) { return isa_name(select_isa(forced)); }

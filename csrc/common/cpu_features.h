@@ -15,7 +15,8 @@ const char* isa_name(Isa isa);
 const std::vector<Isa>& available_isas();
 std::vector<std::string> isas();
 
-// The best if `forced` is empty, else the one of that name; UnsupportedError if it is not available.
+// The best if `forced` is empty, else the one of that name; UnsupportedError if it is not
+// available.
 Isa select_isa(const std::string& forced);
 std::string selected_isa(const std::string& forced);
 

@@ -1,4 +1,5 @@
-// Launch helpers for host code of CUDA kernels: no allocation, no synchronisation, no device switch.
+// Launch helpers for host code of CUDA kernels: no allocation, no synchronisation, no device
+// switch.
 #pragma once
 
 #include <cuda_runtime.h>

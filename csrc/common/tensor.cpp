@@ -39,7 +39,8 @@ bool overlaps_itself(const Tensor& t) {
   std::vector<std::pair<std::int64_t, std::int64_t>> steps;
   for (int i = 0; i < t.rank; ++i) {
     if (t.shape[i] == 0) return false;
-    if (t.shape[i] > 1) steps.emplace_back(t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]);
+    if (t.shape[i] > 1)
+      steps.emplace_back(t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]);
   }
   std::sort(steps.begin(), steps.end());
   std::int64_t reach = 0;

@@ -85,8 +85,8 @@ class Pool {
 
 std::atomic<Pool*> shared_pool{nullptr};
 
-// The child of a fork has none of the parent's workers and may hold its locks: it starts afresh, and
-// the parent's pool is left untouched in memory.
+// The child of a fork has none of the parent's workers and may hold its locks: it starts afresh,
+// and the parent's pool is left untouched in memory.
 Pool& pool() {
   static const int registered =
       pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });

@@ -1,10 +1,10 @@
 // ode_step: x_out = x + dtau * (c0 * v0 + c1 * v) and tau_out = tau + c_tau * dtau, where leading
 // frozen positions take given values (and tau 1) and absent slots keep x.
 //
-// Arithmetic is fp32: x_out = fma(a1, v, fma(a0, v0, x)) with a1 = dtau * c1 and a0 = dtau * c0, and
-// tau_out = fma(c_tau, dtau, tau), rounded once to x's dtype. Nothing else is contracted, so every
-// instruction set and thread count gives the same bits.
-// Letters: B rows, H positions of the chunk, A slots, T = 1 or H.
+// Arithmetic is fp32: x_out = fma(a1, v, fma(a0, v0, x)) with a1 = dtau * c1 and a0 = dtau * c0,
+// and tau_out = fma(c_tau, dtau, tau), rounded once to x's dtype. Nothing else is contracted, so
+// every instruction set and thread count gives the same bits. Letters: B rows, H positions of the
+// chunk, A slots, T = 1 or H.
 #pragma once
 
 #include <array>
@@ -37,16 +37,16 @@ struct OdeStepCoefficients {
 
 // What a kernel reads; null pointers stand for absent arguments. Strides are in elements.
 struct OdeStepParams {
-  const void* x;                  // [B, H, A]
-  const void* v;                  // [B, H, A]
-  const void* v0;                 // [B, H, A] or null
-  const float* tau;               // [B, T]
-  const float* dtau;              // [B]
-  const void* frozen;             // [B, H, A] or null
+  const void* x;                   // [B, H, A]
+  const void* v;                   // [B, H, A]
+  const void* v0;                  // [B, H, A] or null
+  const float* tau;                // [B, T]
+  const float* dtau;               // [B]
+  const void* frozen;              // [B, H, A] or null
   const std::int32_t* frozen_len;  // [B] or null
-  const std::uint8_t* slot_mask;  // [B, A] or null
-  void* x_out;                    // [B, H, A]
-  float* tau_out;                 // [B, T]
+  const std::uint8_t* slot_mask;   // [B, A] or null
+  void* x_out;                     // [B, H, A]
+  float* tau_out;                  // [B, T]
 
   std::int64_t x_stride[3];
   std::int64_t v_stride[3];

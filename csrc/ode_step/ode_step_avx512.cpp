@@ -3,6 +3,8 @@
 
 namespace vlakern {
 
-OdeStepUpdate ode_step_avx512(const OdeStepVariant& variant) { return pick_update<VecAvx512>(variant); }
+OdeStepUpdate ode_step_avx512(const OdeStepVariant& variant) {
+  return pick_update<VecAvx512>(variant);
+}
 
 }  // namespace vlakern

@@ -3,6 +3,8 @@
 
 namespace vlakern {
 
-OdeStepUpdate ode_step_avx512bf16(const OdeStepVariant& variant) { return pick_update<VecAvx512Bf16>(variant); }
+OdeStepUpdate ode_step_avx512bf16(const OdeStepVariant& variant) {
+  return pick_update<VecAvx512Bf16>(variant);
+}
 
 }  // namespace vlakern

@@ -15,10 +15,10 @@ constexpr std::int64_t kBytesPerThread = 256 * 1024;
 
 struct Plan {
   OdeStepUpdate update;
-  int x_size;            // [bytes]
-  int v_size;            // [bytes]
-  bool slots_adjacent;   // every stride of A is 1
-  bool rows_are_dense;   // positions of a row follow each other without a gap: one segment per row
+  int x_size;           // [bytes]
+  int v_size;           // [bytes]
+  bool slots_adjacent;  // every stride of A is 1
+  bool rows_are_dense;  // positions of a row follow each other without a gap: one segment per row
   int threads;
 };
 
@@ -193,9 +193,8 @@ void ode_step_cpu(const OdeStepTensors& t, bool tau_per_position, const OdeStepC
     return;
   }
   const Plan plan = choose(p, chosen, threads);
-  parallel_for(plan.threads, p.rows * p.positions, [&](std::int64_t begin, std::int64_t end) {
-    run_positions(p, plan, begin, end);
-  });
+  parallel_for(plan.threads, p.rows * p.positions,
+               [&](std::int64_t begin, std::int64_t end) { run_positions(p, plan, begin, end); });
 }
 
 }  // namespace vlakern

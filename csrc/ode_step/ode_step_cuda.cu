@@ -11,7 +11,8 @@ using Kernel = void (*)(OdeStepKernelParams);
 
 template <class X, class V>
 Kernel pick_flags(const OdeStepParams& p, int run) {
-  if (p.v0 != nullptr) return run == 4 ? ode_step_sm80<X, V, 4, true> : ode_step_sm80<X, V, 1, true>;
+  if (p.v0 != nullptr)
+    return run == 4 ? ode_step_sm80<X, V, 4, true> : ode_step_sm80<X, V, 1, true>;
   return run == 4 ? ode_step_sm80<X, V, 4, false> : ode_step_sm80<X, V, 1, false>;
 }
 

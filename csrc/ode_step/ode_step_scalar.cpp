@@ -3,6 +3,8 @@
 
 namespace vlakern {
 
-OdeStepUpdate ode_step_scalar(const OdeStepVariant& variant) { return pick_update<VecScalar>(variant); }
+OdeStepUpdate ode_step_scalar(const OdeStepVariant& variant) {
+  return pick_update<VecScalar>(variant);
+}
 
 }  // namespace vlakern
