@@ -13,7 +13,9 @@ __all__ = ["TextTokenizer", "fit_tokenizer"]
 class TextTokenizer:
     """Encodes prompt text; ids are checked against the model's vocabulary."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, where: str = "tokenizer.json") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, where: str = "tokenizer.json"
+    ) -> None:
         found = tokenizer.get_vocab_size(with_added_tokens=True)
         if found > vocab_size:
             raise CheckpointError(

@@ -38,7 +38,8 @@ def time_embedding(tau: Tensor, width: int, config: TimeConfig) -> Tensor:
     """
     half = width // 2
     t = 1.0 - tau.double() if config.reverse else tau.double()
-    t = (t * config.buckets).floor() if config.buckets else t * config.scale
+    # τ = 0.7 arrives as fp32, a hair below; 1e-4 of a bucket puts it back where it belongs.
+    t = (t * config.buckets + 1e-4).floor() if config.buckets else t * config.scale
     exponent = torch.arange(half, dtype=torch.float64, device=tau.device) * (
         -math.log(config.max_period) / half
     )
@@ -92,8 +93,8 @@ class VLA(nn.Module):
         return semantic.index_select(0, batch.semantic_order), self.state_encoder(batch.state_RS)
 
     def embed_actions(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
-        """Action tokens ``[R · H, M]``; ``tau`` is ``[R]`` or, for frozen positions, ``[R, H]``."""
-        tau_RH = tau if tau.ndim == 2 else tau[:, None].expand(-1, x_RHA.shape[1])
+        """Action tokens ``[R · H, M]``; ``tau`` is ``[R]``, ``[R, 1]`` or per position ``[R, H]``."""
+        tau_RH = (tau if tau.ndim == 2 else tau[:, None]).expand(-1, x_RHA.shape[1])
         return self.action_encoder(x_RHA, tau_RH).flatten(0, 1)
 
     def prefill(self, batch: Batch, views: Tensor | None = None) -> Prefix:

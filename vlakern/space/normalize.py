@@ -102,7 +102,9 @@ class Normalizer:
             )
         if not np.isfinite(x).all():
             slot = int(np.argwhere(~np.isfinite(x))[0][-1])
-            raise InputError(f"{self.name} slot {slot} is not finite; check the sensor or the model")
+            raise InputError(
+                f"{self.name} slot {slot} is not finite; check the sensor or the model"
+            )
 
 
 def _finite(number: Any) -> bool:

@@ -184,7 +184,9 @@ def _json(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; expected a policy directory")
     if path.stat().st_size > JSON_LIMIT:
-        raise CheckpointError(f"{path} is larger than {JSON_LIMIT} bytes; it is not a policy's file")
+        raise CheckpointError(
+            f"{path} is larger than {JSON_LIMIT} bytes; it is not a policy's file"
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,0 +1,84 @@
+"""``vlakern train``: a dataset becomes a policy directory."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlakern.cli._common import Progress, console, write_report
+from vlakern.errors import ConfigError
+
+__all__ = ["Args", "run"]
+
+LOG_EVERY = 20
+
+
+@dataclass
+class Args:
+    """Train a policy from demonstrations."""
+
+    data: Path
+    """LeRobot v3.0 dataset directory, as ``vlakern collect`` writes it."""
+    out: Path = Path("outputs/policy")
+    """Policy directory to write."""
+    recipe: str = "metaworld-small"
+    """Model, optimiser and augmentation by name."""
+    steps: int | None = None
+    """Optimizer steps; the recipe's by default."""
+    batch_size: int | None = None
+    """Prefixes per step; the recipe's by default."""
+    learning_rate: float | None = None
+    """Peak learning rate; the recipe's by default."""
+    seed: int = 0
+    """Seed of weights, data order, noise and dropout."""
+    save_every: int = 500
+    """Write the policy every so many steps; 0 only at the end."""
+    overwrite: bool = False
+    """Replace an existing --out."""
+    json: Path | None = None
+    """Write a summary for programs to this file."""
+
+
+def run(args: Args) -> int:
+    """Trains and writes the policy; returns 0."""
+    if args.out.exists() and not args.overwrite:
+        raise ConfigError(f"{args.out} exists; choose another --out or say --overwrite")
+    from vlakern.data.lerobot import LeRobotDataset
+    from vlakern.models import preset
+    from vlakern.train import loop
+    from vlakern.train.config import recipe
+
+    chosen = recipe(args.recipe)
+    wishes = {
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "learning_rate": args.learning_rate,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
+    chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, **given))
+    dataset = LeRobotDataset(args.data)
+    with Progress(dataset.num_episodes, "decode") as bar:
+        prepared = loop.prepare(
+            dataset, preset(chosen.preset), chosen.processing, lambda done, total: bar.update(1)
+        )
+    log = loop.JsonLines(args.out.parent / f"{args.out.name}.jsonl", chosen)
+    try:
+        with Progress(chosen.train.steps, "train") as bar:
+
+            def on_step(step: int, metrics: dict[str, float]) -> None:
+                bar.update(1, f"loss {metrics['loss']:.4f}")
+                if step % LOG_EVERY == 0:
+                    log.add({"step": step, **metrics})
+
+            summary = loop.train(chosen, prepared, args.out, args.seed, args.save_every, on_step)
+    finally:
+        log.close()
+    out = console()
+    out.print(
+        f"{summary.steps} steps, {summary.samples} samples in {summary.seconds:.0f} s"
+        f" ({summary.samples / summary.seconds:.1f} samples/s), mean loss of the last tenth"
+        f" {summary.loss:.4f}"
+    )
+    out.print(f"policy: {args.out}")
+    if args.json:
+        write_report(args.json, args, {"train": dataclasses.asdict(summary)})
+    return 0

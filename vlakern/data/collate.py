@@ -1,0 +1,150 @@
+"""Random access to training samples and their collation into packed batches.
+
+Dimension letters: B samples, V views of all samples, S image side or state width, H chunk, A action
+width, T frames of an episode.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlakern.errors import DatasetError
+from vlakern.models.config import VLAConfig
+from vlakern.models.sequence import Batch, Document, document, pack
+from vlakern.models.tokenizer import TextTokenizer
+
+__all__ = ["Augment", "Chunks", "ClipStore", "TrainBatch", "collate", "to_pixels"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Prefixes with the chunks that follow them.
+
+    Attributes:
+        prefix: B packed prefixes.
+        action_BHA: normalised actions.
+        mask_BHA: 1 where the action exists, 0 past the end of its episode.
+    """
+
+    prefix: Batch
+    action_BHA: Tensor
+    mask_BHA: Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of a training sample; see :class:`vlakern.train.config.TrainConfig`."""
+
+    drop_state: float = 0.0
+    drop_view: float = 0.0
+    shift: int = 0
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClipStore:
+    """Episodes in memory: decoded frames, normalised states and actions, instructions.
+
+    Attributes:
+        frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
+        states, actions: per episode, normalised float32 ``[T, S]`` and ``[T, A]``.
+        instructions: per episode.
+    """
+
+    frames: Sequence[Mapping[str, np.ndarray]]
+    states: Sequence[np.ndarray]
+    actions: Sequence[np.ndarray]
+    instructions: Sequence[str]
+
+
+class Chunks:
+    """Which (episode, frame) pairs a run draws from: every task equally often."""
+
+    def __init__(self, store: ClipStore) -> None:
+        tasks = sorted(set(store.instructions))
+        self._pairs = []
+        for task in tasks:
+            pairs = [
+                (episode, frame)
+                for episode, words in enumerate(store.instructions)
+                if words == task
+                for frame in range(len(store.actions[episode]))
+            ]
+            self._pairs.append(np.array(pairs))
+        if not self._pairs:
+            raise DatasetError("the dataset has no episodes; nothing to train on")
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """``[count, 2]`` pairs of episode and frame."""
+        tasks = rng.integers(len(self._pairs), size=count)
+        return np.stack([self._pairs[t][rng.integers(len(self._pairs[t]))] for t in tasks])
+
+
+def collate(
+    config: VLAConfig,
+    views: Sequence[str],
+    tokenizer: TextTokenizer,
+    store: ClipStore,
+    pairs: np.ndarray,
+    augment: Augment,
+    rng: np.random.Generator,
+) -> TrainBatch:
+    """Makes one batch; everything random comes from ``rng``."""
+    documents: list[Document] = []
+    images: list[np.ndarray] = []
+    states, actions, masks = [], [], []
+    for episode, frame in pairs:
+        kept = _kept_views(views, augment.drop_view, rng)
+        images += [store.frames[episode][view][frame] for view in kept]
+        words = store.instructions[episode]
+        documents.append(document(config.prompt, tokenizer.encode, words, len(kept)))
+        state = store.states[episode][frame]
+        states.append(np.zeros_like(state) if rng.random() < augment.drop_state else state)
+        action, mask = _chunk(store.actions[episode], frame, config.chunk)
+        actions.append(action)
+        masks.append(mask)
+    pixels = to_pixels(np.stack(images))
+    pixels = _translate(_recolour(pixels, augment.jitter, rng), augment.shift, rng)
+    prefix = pack(config, documents, pixels, torch.from_numpy(np.stack(states)))
+    mask_BH1 = torch.from_numpy(np.stack(masks))[..., None]
+    action_BHA = torch.from_numpy(np.stack(actions))
+    return TrainBatch(prefix, action_BHA, mask_BH1.expand_as(action_BHA))
+
+
+def to_pixels(images_VSS3: np.ndarray) -> Tensor:
+    """uint8 ``[V, S, S, 3]`` to fp32 ``[V, 3, S, S]`` in [-1, 1]."""
+    return torch.from_numpy(images_VSS3).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def _chunk(actions_TA: np.ndarray, frame: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions ``[H, A]`` from ``frame`` on, the last one repeated, and which exist ``[H]``."""
+    index = frame + np.arange(chunk)
+    inside = index < len(actions_TA)
+    return actions_TA[np.minimum(index, len(actions_TA) - 1)], inside.astype(np.float32)
+
+
+def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:
+    kept = [view for view in views if rng.random() >= drop]
+    return kept or [views[rng.integers(len(views))]]
+
+
+def _recolour(pixels_V3SS: Tensor, jitter: float, rng: np.random.Generator) -> Tensor:
+    if not jitter:
+        return pixels_V3SS
+    draws = rng.uniform(-jitter, jitter, size=(2, len(pixels_V3SS), 1, 1, 1)).astype(np.float32)
+    gain, offset = torch.from_numpy(draws)
+    return pixels_V3SS * (1.0 + gain) + offset
+
+
+def _translate(pixels_V3SS: Tensor, shift: int, rng: np.random.Generator) -> Tensor:
+    """Moves each view by whole pixels, the border repeated."""
+    if not shift:
+        return pixels_V3SS
+    side = pixels_V3SS.shape[-1]
+    padded = torch.nn.functional.pad(pixels_V3SS, (shift,) * 4, mode="replicate")
+    moves = rng.integers(0, 2 * shift + 1, size=(len(pixels_V3SS), 2))
+    views = [v[:, y : y + side, x : x + side] for v, (y, x) in zip(padded, moves, strict=True)]
+    return torch.stack(views)

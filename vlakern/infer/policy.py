@@ -1,0 +1,241 @@
+"""Observation to action chunk.
+
+Dimension letters: B observations, V views, S image side or state width, H chunk, A action width.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlakern.data.collate import to_pixels
+from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.flow.solver import integrate
+from vlakern.models.sequence import Batch, document, pack
+from vlakern.models.weights.native import PolicyFiles, read
+from vlakern.types import ActionChunk, Observation
+
+__all__ = ["Policy", "load", "shipped_policies"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies inside the package."""
+    root = resources.files("vlakern") / "policies"
+    if not root.is_dir():
+        return []
+    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
+
+
+def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto") -> "Policy":
+    """Loads a policy that ships with the package, or a policy directory.
+
+    Args:
+        name_or_directory: a name of :func:`shipped_policies` or a path.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        dtype: of weights and products; ``auto`` is fp32 on the CPU and bf16 on a GPU.
+
+    Raises:
+        CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
+        Unsupported: the device or dtype is not there.
+    """
+    device = _device(device)
+    chosen = _dtype(dtype, device)
+    directory = Path(name_or_directory)
+    if str(name_or_directory) in shipped_policies():
+        directory = Path(str(resources.files("vlakern") / "policies" / str(name_or_directory)))
+    elif not directory.is_dir():
+        raise CheckpointError(
+            f"no policy {str(name_or_directory)!r}: neither a directory nor one that ships"
+            f" ({', '.join(shipped_policies()) or 'none'})"
+        )
+    return Policy(read(directory, chosen, device), name=directory.name, device=device, dtype=chosen)
+
+
+class Policy:
+    """A network with everything that surrounds it.
+
+    Attributes:
+        name: of its directory.
+        views: camera names it knows, in the order it sees them.
+        image_size: side of the square images it sees [px]; others are resized with padding.
+        chunk, execute: actions per prediction, and how many to run before the next one.
+        control_rate: of its actions [Hz].
+    """
+
+    def __init__(self, files: PolicyFiles, name: str, device: str, dtype: torch.dtype) -> None:
+        self.name = name
+        self.views = files.embodiment.views
+        self.image_size = files.model.config.vision.image_size
+        self.chunk = files.model.config.chunk
+        self.execute = files.processing.execute
+        self.control_rate = files.embodiment.control_rate
+        self._files = files
+        self._device = device
+        self._dtype = dtype
+        self._state = files.state_normalizer
+        self._action = files.action_normalizer
+
+    def act(self, observation: Observation, seed: int | None = None) -> ActionChunk:
+        """The next chunk for one observation; see :meth:`act_batch`."""
+        return self.act_batch([observation], None if seed is None else [seed])[0]
+
+    @torch.inference_mode()
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None
+    ) -> list[ActionChunk]:
+        """The next chunk for each observation, in one pass through the network.
+
+        Args:
+            observations: they may differ in instruction and, if a camera dropped out, in views.
+            seeds: of each row's noise; the same seed, weights and device give the same actions.
+                Fresh random seeds by default, found in each chunk's ``info``.
+
+        Raises:
+            InputError: an image, state or instruction that the policy cannot take.
+        """
+        if not observations:
+            return []
+        if seeds is None:
+            seeds = [secrets.randbits(63) for _ in observations]
+        if len(seeds) != len(observations):
+            raise InputError(
+                f"{len(observations)} observations need as many seeds, not {len(seeds)}"
+            )
+        clock = _Clock(self._device)
+        model, config = self._files.model, self._files.model.config
+        with clock.stage("preprocess"):
+            batch = self._prepare(observations)
+            noise_BHA = self._noise(seeds)
+        with clock.stage("vision"):
+            views = model.vision(batch.pixels_V3SS)
+        with clock.stage("prefix"):
+            prefix = model.prefill(batch, views)
+        with clock.stage("ode"):
+            x_BHA = integrate(
+                lambda x, tau: model.velocity(prefix, x.to(self._dtype), tau).float(),
+                noise_BHA,
+                steps=config.steps,
+                solver=config.solver,
+            )
+        with clock.stage("postprocess"):
+            actions_BHA = self._action.decode(x_BHA.cpu().numpy())
+        latency = clock.finish()
+        return [
+            ActionChunk(actions, latency, {"seed": seed})
+            for actions, seed in zip(actions_BHA, seeds, strict=True)
+        ]
+
+    def _prepare(self, observations: Sequence[Observation]) -> Batch:
+        config, encode = self._files.model.config, self._files.tokenizer.encode
+        documents, images, states = [], [], []
+        for observation in observations:
+            seen = self._images(observation)
+            images += seen
+            states.append(self._state_vector(observation.state))
+            words = observation.instruction
+            if not isinstance(words, str) or not words.strip():
+                raise InputError(f"instruction is {words!r}, expected words that name the task")
+            documents.append(document(config.prompt, encode, words, len(seen)))
+        pixels = torch.cat(images).to(self._device, self._dtype)
+        state = torch.from_numpy(np.stack(states)).to(self._device, self._dtype)
+        return pack(config, documents, pixels, state)
+
+    def _images(self, observation: Observation) -> list[Tensor]:
+        """The views there are, in the policy's order, each ``[1, 3, S, S]``."""
+        unknown = sorted(set(observation.images) - set(self.views))
+        if unknown:
+            raise InputError(
+                f"view {unknown[0]!r} is unknown to policy {self.name}; its views are"
+                f" {', '.join(self.views)}"
+            )
+        present = [view for view in self.views if view in observation.images]
+        if not present:
+            raise InputError(f"the observation has no view; expected {', '.join(self.views)}")
+        return [_image(observation.images[view], view, self.image_size) for view in present]
+
+    def _state_vector(self, state: np.ndarray) -> np.ndarray:
+        width = self._files.model.config.state_dim
+        state = np.asarray(state)
+        if state.shape != (width,) or state.dtype.kind != "f":
+            names = ", ".join(slot.name for slot in self._files.embodiment.state)
+            raise InputError(
+                f"state is {state.dtype}{list(state.shape)}, expected floating-point [{width}]"
+                f" ({names})"
+            )
+        return self._state.encode(state)
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """``[B, H, A]`` fp32; each row from a generator of its own, so it ignores its neighbours."""
+        shape = (self.chunk, self._files.model.config.action_dim)
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(rows).to(self._device)
+
+
+class _Clock:
+    """Wall time per stage; on a GPU every stage ends with a synchronisation."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._begin = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str):
+        begin = time.perf_counter()
+        yield
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+        self._stages[name] = (time.perf_counter() - begin) * 1e3
+
+    def finish(self) -> dict[str, float]:
+        return {**self._stages, "total": (time.perf_counter() - self._begin) * 1e3}
+
+
+def _image(image: np.ndarray, view: str, side: int) -> Tensor:
+    """Checks a camera image and brings it to ``[1, 3, side, side]`` in [-1, 1]."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
+        )
+    pixels = to_pixels(np.ascontiguousarray(image)[None])
+    return pixels if image.shape[:2] == (side, side) else _letterbox(pixels, side)
+
+
+def _letterbox(pixels_V3HW: Tensor, side: int) -> Tensor:
+    """Resizes with antialiasing, keeps the aspect ratio and pads with black."""
+    height, width = pixels_V3HW.shape[2:]
+    scale = side / max(height, width)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    resized = F.interpolate(pixels_V3HW, size, mode="bilinear", antialias=True)
+    rows, columns = side - size[0], side - size[1]
+    border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return F.pad(resized, border, value=-1.0)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise Unsupported(f"device {name!r} is not supported; use auto, cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("device 'cuda' was asked for, but torch sees no NVIDIA GPU; use cpu")
+    return name
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    if name == "auto":
+        name = "fp32" if device == "cpu" else "bf16"
+    if name not in DTYPES:
+        raise Unsupported(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,218 @@
+"""From a dataset directory to a policy directory."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
+from vlakern.data.lerobot import LeRobotDataset
+from vlakern.errors import DatasetError, VlakernError
+from vlakern.models import VLA, preset
+from vlakern.models.config import VLAConfig
+from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
+from vlakern.models.weights.native import Embodiment, PolicyFiles, Processing, write
+from vlakern.space import Normalizer, Slot, VectorStats
+from vlakern.train.config import Recipe, TrainConfig
+from vlakern.train.step import Average, learning_rate, make_optimizer, train_step
+
+__all__ = ["Progress", "Summary", "prepare", "train"]
+
+# Consecutive updates that may be skipped because loss or gradient was not finite.
+MAX_SKIPPED = 3
+Progress = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset in the model's units, and what a policy directory says about it."""
+
+    store: ClipStore
+    embodiment: Embodiment
+    state_stats: VectorStats
+    action_stats: VectorStats
+    tokenizer: TextTokenizer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: optimizer steps, samples, wall time [s] and the mean loss of the last tenth."""
+
+    steps: int
+    samples: int
+    seconds: float
+    loss: float
+
+
+def prepare(
+    dataset: LeRobotDataset,
+    model: VLAConfig,
+    processing: Processing,
+    on_episode: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
+    """Decodes every episode once into memory and normalises states and actions.
+
+    Raises:
+        DatasetError: when the widths or image sizes are not the model's.
+    """
+    _check_widths(dataset, model)
+    views = tuple(dataset.views)
+    episodes, frames = [], []
+    for i in range(dataset.num_episodes):
+        episodes.append(dataset.episode(i))
+        frames.append({view: dataset.frames(i, view) for view in views})
+        on_episode(i + 1, dataset.num_episodes)
+    state_stats = _stats(np.concatenate([episode.states for episode in episodes]))
+    action_stats = _stats(np.concatenate([episode.actions for episode in episodes]))
+    state = Normalizer("state", processing.state, state_stats)
+    action = Normalizer("action", processing.action, action_stats)
+    words = [episode.task for episode in episodes]
+    store = ClipStore(
+        frames,
+        [state.encode(episode.states) for episode in episodes],
+        [action.encode(episode.actions) for episode in episodes],
+        words,
+    )
+    embodiment = Embodiment(
+        dataset.robot_type,
+        float(dataset.fps),
+        views,
+        _slots(dataset.state_names),
+        _slots(dataset.action_names),
+    )
+    tokenizer = fit_tokenizer(words, model.vocab_size)
+    return Prepared(store, embodiment, state_stats, action_stats, tokenizer)
+
+
+def train(
+    recipe: Recipe,
+    prepared: Prepared,
+    out: Path,
+    seed: int,
+    save_every: int,
+    on_step: Progress = lambda step, metrics: None,
+) -> Summary:
+    """Trains from scratch and leaves a policy directory with the averaged weights in ``out``.
+
+    Args:
+        save_every: optimizer steps between policies on the way, 0 for none.
+        on_step: called after every step with its metrics.
+
+    Raises:
+        VlakernError: after three updates in a row with a loss or gradient that is not finite.
+    """
+    config = recipe.train
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = VLA(preset(recipe.preset))
+    optimizer = make_optimizer(model, config)
+    average = Average(model, config.ema)
+    chunks = Chunks(prepared.store)
+    begin, losses, skipped = time.perf_counter(), [], 0
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        fetched = time.perf_counter()
+        batch = _batch(model.config, prepared, chunks, config, rng)
+        waited = time.perf_counter() - fetched
+        metrics = train_step(model, optimizer, batch, config, generator)
+        skipped = 0 if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all() else skipped + 1
+        if skipped >= MAX_SKIPPED:
+            raise VlakernError(
+                f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} for"
+                f" {skipped} steps in a row; lower learning_rate or check the dataset's statistics"
+            )
+        average.update(model)
+        losses.append(metrics["loss"])
+        on_step(step + 1, {**metrics, "wait_s": waited, "lr": learning_rate(step, config)})
+        if save_every and (step + 1) % save_every == 0 and step + 1 < config.steps:
+            save(out, recipe, prepared, average)
+    save(out, recipe, prepared, average)
+    seconds = time.perf_counter() - begin
+    tail = losses[-max(1, len(losses) // 10) :]
+    return Summary(config.steps, config.steps * config.batch_size, seconds, float(np.mean(tail)))
+
+
+def save(out: Path, recipe: Recipe, prepared: Prepared, average: Average) -> None:
+    """Writes the averaged weights as a policy directory."""
+    model = VLA(preset(recipe.preset))
+    model.load_state_dict(average.weights)
+    files = PolicyFiles(
+        model,
+        prepared.embodiment,
+        recipe.processing,
+        prepared.state_stats,
+        prepared.action_stats,
+        prepared.tokenizer,
+    )
+    write(out, files)
+
+
+class JsonLines:
+    """Appends one JSON object per line, flushed, so that a dead run leaves its curve."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self.add(asdict(recipe))
+
+    def add(self, row: dict[str, object]) -> None:
+        """Writes one row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _batch(
+    model: VLAConfig,
+    prepared: Prepared,
+    chunks: Chunks,
+    config: TrainConfig,
+    rng: np.random.Generator,
+) -> TrainBatch:
+    augment = Augment(config.drop_state, config.drop_view, config.shift, config.jitter)
+    pairs = chunks.draw(config.batch_size, rng)
+    views = prepared.embodiment.views
+    return collate(model, views, prepared.tokenizer, prepared.store, pairs, augment, rng)
+
+
+def _check_widths(dataset: LeRobotDataset, model: VLAConfig) -> None:
+    expected = {
+        "observation.state": (len(dataset.state_names), model.state_dim),
+        "action": (len(dataset.action_names), model.action_dim),
+    }
+    side = model.vision.image_size
+    for view, size in dataset.views.items():
+        if tuple(size) != (side, side):
+            raise DatasetError(
+                f"view {view!r} of {dataset.root} is {tuple(size)} pixels, the model takes"
+                f" {(side, side)}; collect again with --image-size {side}"
+            )
+    for feature, (found, wanted) in expected.items():
+        if found != wanted:
+            raise DatasetError(
+                f"{feature} of {dataset.root} has {found} numbers, the model takes {wanted}"
+            )
+
+
+def _stats(rows: np.ndarray) -> VectorStats:
+    low, high = np.quantile(rows, [0.01, 0.99], axis=0)
+    numbers = (rows.mean(0), rows.std(0), rows.min(0), rows.max(0), low, high)
+    return VectorStats(*(tuple(map(float, column)) for column in numbers))
+
+
+def _slots(names: list[str]) -> tuple[Slot, ...]:
+    """One slot per name; a unit may follow the name in brackets, as in ``hand_x [m]``."""
+    slots = []
+    for i, text in enumerate(names):
+        name, _, unit = text.partition(" [")
+        slots.append(Slot(name, unit.rstrip("]") or "1", i, i + 1))
+    return tuple(slots)
