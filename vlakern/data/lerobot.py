@@ -61,6 +61,21 @@ class LeRobotDataset:
         self._check_totals()
 
     @property
+    def robot_type(self) -> str:
+        """What the dataset calls its robot."""
+        return str(self._info.get("robot_type", "unknown"))
+
+    @property
+    def state_names(self) -> list[str]:
+        """One name per state number."""
+        return self._names("observation.state")
+
+    @property
+    def action_names(self) -> list[str]:
+        """One name per action number."""
+        return self._names("action")
+
+    @property
     def num_episodes(self) -> int:
         """Demonstrations in the dataset."""
         return len(self._episodes)
@@ -111,6 +126,13 @@ class LeRobotDataset:
                 f"{path} has frames {frames.shape[1:3]}, meta/info.json says {self.views[view]}"
             )
         return frames
+
+    def _names(self, key: str) -> list[str]:
+        """The names of a feature's numbers, numbered where the dataset gives none."""
+        names = self._info["features"][key].get("names")
+        if isinstance(names, list) and len(names) == self._widths[key]:
+            return [str(name) for name in names]
+        return [f"{key}.{i}" for i in range(self._widths[key])]
 
     def _row(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self._episodes):

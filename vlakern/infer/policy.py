@@ -108,7 +108,7 @@ class Policy:
             seeds = [secrets.randbits(63) for _ in observations]
         if len(seeds) != len(observations):
             raise InputError(
-                f"{len(observations)} observations need as many seeds, not {len(seeds)}"
+                f"found {len(seeds)} seeds for {len(observations)} observations; give one each"
             )
         clock = _Clock(self._device)
         model, config = self._files.model, self._files.model.config

@@ -4,6 +4,8 @@ Dimension letters: V views, S image side, N patches, W tower width, G patches al
 of a view, M width of the semantic expert.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,8 +49,7 @@ class VisionTower(nn.Module):
         self.config = config
         widths = (3, *config.stem)
         self.stem = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
         )
         side = config.patch_size // 2 ** len(config.stem)
         self.patch = nn.Conv2d(widths[-1], config.hidden, side, stride=side)

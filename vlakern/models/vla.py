@@ -93,7 +93,7 @@ class VLA(nn.Module):
         return semantic.index_select(0, batch.semantic_order), self.state_encoder(batch.state_RS)
 
     def embed_actions(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
-        """Action tokens ``[R · H, M]``; ``tau`` is ``[R]``, ``[R, 1]`` or per position ``[R, H]``."""
+        """Action tokens ``[R · H, M]``; τ is ``[R]``, ``[R, 1]`` or per position ``[R, H]``."""
         tau_RH = (tau if tau.ndim == 2 else tau[:, None]).expand(-1, x_RHA.shape[1])
         return self.action_encoder(x_RHA, tau_RH).flatten(0, 1)
 
@@ -124,7 +124,7 @@ class VLA(nn.Module):
         return self.action_decoder(out).unflatten(0, (rows, chunk))
 
     def velocity_uncached(self, batch: Batch, x_RHA: Tensor, tau: Tensor) -> Tensor:
-        """The same velocity from one pass over whole documents; what the cache is tested against."""
+        """The same velocity from one pass over whole documents, to test the cache against."""
         rows, chunk = x_RHA.shape[:2]
         index = torch.arange(rows, device=x_RHA.device)
         layout = join(batch.layout, action_layout(self.config, batch.cu_prefix, index, chunk))

@@ -1,5 +1,6 @@
 """Named dimensions of a state or action vector, as data."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,6 @@ def check_slots(slots: Sequence[Slot], width: int, where: str) -> None:
         if names.count(slot.name) > 1:
             raise ConfigError(f"{where}: two slots are called {slot.name!r}")
     ordered = sorted(slots, key=lambda slot: slot.start)
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         if right.start < left.stop:
             raise ConfigError(f"{where}: slots {left.name!r} and {right.name!r} overlap")

@@ -40,7 +40,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: optimizer steps, samples, wall time [s] and the mean loss of the last tenth."""
+    """What a run did: steps, samples, wall time [s] and the mean loss of the last tenth."""
 
     steps: int
     samples: int

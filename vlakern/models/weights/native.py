@@ -137,7 +137,7 @@ def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) 
     Every name and shape is checked against the model before anything is allocated.
 
     Raises:
-        CheckpointError: naming the first tensor that is missing, left over, misshapen or not finite.
+        CheckpointError: naming a tensor that is missing, unknown, misshapen or not finite.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; a policy directory needs its weights")
