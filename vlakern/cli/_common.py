@@ -41,7 +41,7 @@ class Progress:
     def __init__(self, total: int, label: str, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._total, self._label = total, label
-        self._done, self._note = 0, ""
+        self._done, self._shown, self._note = 0, -1, ""
         self._start = self._last = time.monotonic()
         terminal = self._stream.isatty()
         self._bar = tqdm(total=total, desc=label, file=self._stream) if terminal else None
@@ -60,7 +60,7 @@ class Progress:
         """Writes the last state; nothing more is written after it."""
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._shown != self._done:
             self._line()
 
     def __enter__(self) -> "Progress":
@@ -70,7 +70,7 @@ class Progress:
         self.close()
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._shown = time.monotonic(), self._done
         note = f", {self._note}" if self._note else ""
         seconds = self._last - self._start
         text = f"{self._label}: {self._done}/{self._total} in {seconds:.0f} s{note}"
