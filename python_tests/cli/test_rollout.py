@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 import vlakern
+from vlakern.cli import main
 from vlakern.cli import rollout as verb
 from vlakern.errors import CheckpointError, InputError, RenderError, VlakernError
 from vlakern.types import ActionChunk, Observation
@@ -47,6 +48,7 @@ class Steady:
     """Stands for the policy."""
 
     name, views, image_size, chunk, execute = "steady", ("left", "right"), 16, 8, 4
+    control_rate = 80.0
 
     def act_batch(self, observations: list[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
         stages = {**STAGES, "total": 15.0}
@@ -198,6 +200,37 @@ def test_failures_leave_nothing(
         monkeypatch.setitem(vars(vlakern), "load", fail)
     with pytest.raises(type(error)):
         verb.run(toy())
+    assert not list(tmp_path.iterdir())
+
+
+def test_policy_of_another_rate_is_refused(
+    toy: Callable[..., verb.Args], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actions for another control rate would move another distance."""
+    monkeypatch.setattr(Steady, "control_rate", 20.0)
+    with pytest.raises(InputError, match="acts at 20 Hz, the simulator expects 80 Hz"):
+        verb.run(toy())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--tasks", "reach-v2"], 1),
+        (["--policy", "no/such/policy"], 1),
+        (["--episodes", "many"], 2),
+        (["--env", "elsewhere"], 2),
+    ],
+)
+def test_exit_codes(
+    words: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line a wrong word is a message, a code and no file."""
+    try:
+        found = main(["rollout", "--out", str(tmp_path / "out"), *words])
+    except SystemExit as stop:
+        found = stop.code
+    assert found == code
+    assert words[1] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

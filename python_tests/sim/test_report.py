@@ -69,7 +69,7 @@ def test_page_needs_nothing_from_elsewhere() -> None:
 
 def test_page_states_the_result() -> None:
     """The counts, the interval, the percentiles and the cold start are on the page."""
-    text = _outline(page(_result(), {"device": "cpu"})).text
+    text = _outline(page(_result(), {"device": "cpu"})).text.replace("\u00a0", " ")
     for fact in ("1/2", "50 %", "9–91 %", "15.0", "80.0 ms", "device cpu", "seed 1 · 300 steps"):
         assert fact in text, fact
 

@@ -3,12 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 
 from vlakern.errors import InputError
+from vlakern.sim import metaworld
+from vlakern.sim.experts import episode_seed
 from vlakern.sim.rollout import (
     TRAINING_SEEDS,
     Call,
@@ -300,3 +303,41 @@ def test_interrupt_closes_environments() -> None:
     with pytest.raises(KeyboardInterrupt):
         rollout(Plan(TASKS), Noisy(), Walk, stop)
     assert sum(Walk.built.values()) == 5
+
+
+def test_training_never_uses_an_evaluation_seed() -> None:
+    """Demonstrations begin where evaluation ends."""
+    assert episode_seed(0, next(iter(metaworld.TASKS)), 0, 0) == TRAINING_SEEDS
+
+
+class Wandering(Noisy):
+    """Random actions of Meta-World's width."""
+
+    name, views = "wandering", ("left", "right")
+
+    def _chunk(self, row: Observation, seed: int) -> ActionChunk:
+        noise = np.random.default_rng(seed).uniform(-1, 1, (self.length, 4))
+        return ActionChunk(noise.astype(np.float32), {"total": 1.0})
+
+
+def test_real_simulator() -> None:
+    """Reused or fresh, alone or side by side: Meta-World shows the same pictures."""
+
+    def run(batch: int) -> tuple[RolloutResult, dict[int, np.ndarray]]:
+        last: dict[int, np.ndarray] = {}
+
+        def keep(row: EpisodeResult, frames: list[np.ndarray]) -> EpisodeResult:
+            last[row.seed] = np.stack(frames)
+            return row
+
+        plan = Plan(("drawer-open-v3",), episodes=2, batch=batch, max_steps=30)
+        make = partial(metaworld.MetaWorldEnv, image_size=48)
+        return rollout(plan, Wandering(), make, keep), last
+
+    (alone, reused), (together, fresh) = run(1), run(2)
+    assert alone.episodes == together.episodes
+    assert [row.steps for row in alone.episodes] == [30, 30]
+    for seed in (0, 1):
+        assert reused[seed].shape == (5, 48, 48, 3)
+        np.testing.assert_array_equal(reused[seed], fresh[seed])
+    assert (reused[0] != reused[1]).any()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
+import vlakern
 from vlakern.cli._common import console, progress, write_report
 from vlakern.errors import ConfigError, InputError
 from vlakern.files import atomic_directory
@@ -77,7 +78,7 @@ def run(args: Args) -> int:
         result = rollout(
             plan, policy, make_env, keep, lambda rows: progress(rows, total, "rollout")
         )
-        write_page(folder, result, _settings(args))
+        write_page(folder, result, _settings(args, policy))
         write_report(folder / "rollout.json", args, result.payload())
     _show(result)
     if args.json is not None:
@@ -99,12 +100,15 @@ def _simulator() -> Any:
 
 
 def _load(args: Args) -> Any:
-    import vlakern
-
     return vlakern.load(args.policy, device=args.device, dtype=args.dtype)
 
 
 def _environment(simulator: Any, policy: Any) -> Callable[[str], Any]:
+    if policy.control_rate != simulator.CONTROL_RATE:
+        raise InputError(
+            f"policy {policy.name} acts at {policy.control_rate:g} Hz, the simulator expects "
+            f"{simulator.CONTROL_RATE:g} Hz; use a policy that was trained for this simulator"
+        )
     return functools.partial(
         simulator.MetaWorldEnv, views=policy.views, image_size=policy.image_size
     )
@@ -139,14 +143,18 @@ def _check_json(path: Path | None) -> None:
     _check_writable(path.resolve())
 
 
-def _settings(args: Args) -> dict[str, str]:
+def _settings(args: Args, policy: Any) -> dict[str, str]:
+    """The line that says what the numbers on the page were measured with."""
     return {
         "env": args.env,
-        "device": args.device,
-        "dtype": args.dtype,
+        "views": str(len(policy.views)),
+        "chunk": f"{policy.chunk} (runs {policy.execute})",
         "seed": str(args.seed),
         "batch": str(args.batch),
         "max steps": str(args.max_steps),
+        "device": args.device,
+        "dtype": args.dtype,
+        "vlakern": vlakern.__version__,
     }
 
 

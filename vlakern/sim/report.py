@@ -132,18 +132,22 @@ def _write_poster(path: Path, pixels: np.ndarray, size: Mapping[str, int]) -> No
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}\u00a0%"
 
 
 def _range(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f} %"
+    return f"{100 * interval[0]:.0f}–{100 * interval[1]:.0f}\u00a0%"
 
 
 def _cards(result: RolloutResult) -> str:
     steps = sum(row.steps for row in result.episodes)
     total = result.latency_ms.get("total")
     cards = [
-        ("Mean success", _percent(result.mean_success), f"95 % interval {_range(result.wilson95)}"),
+        (
+            "Mean success",
+            _percent(result.mean_success),
+            f"95\u00a0% interval <span>{_range(result.wilson95)}</span>",
+        ),
         ("Episodes", f"{result.successes} / {len(result.episodes)}", "reached the goal"),
         (
             "Time to a chunk",
@@ -172,7 +176,7 @@ def _task_row(name: str, successes: int, episodes: int, interval: tuple[float, f
     )
     return (
         f"<tr><th scope=row>{escape(name)}</th><td>{successes}/{episodes}</td>"
-        f"<td>{rate:.0f} %</td><td>{_range(interval)}</td><td class=wide>{bar}</td></tr>"
+        f"<td>{rate:.0f}\u00a0%</td><td>{_range(interval)}</td><td class=wide>{bar}</td></tr>"
     )
 
 
@@ -183,7 +187,7 @@ def _task_table(result: RolloutResult) -> str:
     mean = _task_row("mean", result.successes, len(result.episodes), result.wilson95)
     return (
         "<section><h2>Success</h2><div class=scroll><table><thead><tr><th>Task<th>Done<th>Rate"
-        "<th>95 % interval<th class=wide>0 – 100 %</tr></thead><tbody>"
+        "<th>95\u00a0% interval<th class=wide>0 – 100\u00a0%</tr></thead><tbody>"
         + "".join(map(row, result.tasks))
         + f"</tbody><tfoot>{mean}</tfoot></table></div></section>"
     )
@@ -229,7 +233,7 @@ def _tile(row: EpisodeResult) -> str:
         f'<figure class="{outcome}" data-outcome="{outcome}" data-task="{escape(row.task)}">'
         f"{_player(row)}<figcaption><b>{escape(row.task)}</b>"
         f"<span class=mark>{mark} {outcome}</span>"
-        f"<small>seed {row.seed} · {row.steps} steps · {row.seconds:.1f} s</small>"
+        f"<small>seed\u00a0{row.seed} · {row.steps}\u00a0steps · {row.seconds:.1f}\u00a0s</small>"
         "</figcaption></figure>"
     )
 
@@ -242,8 +246,9 @@ def _player(row: EpisodeResult) -> str:
         escape(quote(row.video.removesuffix(".mp4") + ".jpg")),
     )
     return (
-        f'<video muted loop controls playsinline preload="none" poster="{poster}">'
-        f'<source src="{source}" type="video/mp4"></video>'
+        '<div class="view"><video muted loop controls playsinline preload="none" '
+        f'poster="{poster}">'
+        f'<source src="{source}" type="video/mp4"></video></div>'
     )
 
 
@@ -266,15 +271,17 @@ section{margin:20px 0}
 .card,.tables section,figure{background:var(--box);border:1px solid var(--line);border-radius:12px}
 .card{padding:14px 16px;display:flex;flex-direction:column}
 .card span,.card small,figcaption small{color:var(--quiet);font-size:13px}
+.card small span{white-space:nowrap}
 .card b{font-size:26px;line-height:1.3;font-weight:650}
 .tables{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr));gap:12px}
 .tables section{margin:0;padding:16px;min-width:0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:6px 8px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
+th:last-child,td:last-child{padding-right:0}
 thead th{border:0;color:var(--quiet);font-weight:500;font-size:13px}
 th:first-child{text-align:left;font-weight:500;padding-left:0}
-tfoot th,tfoot td{font-weight:650}
+tfoot th:first-child,tfoot td{font-weight:650}
 td.wide{width:34%;min-width:90px}
 .bar{position:relative;height:14px;border-radius:7px;background:var(--line)}
 .bar i{position:absolute;top:4px;height:6px;border-radius:3px;background:var(--mark);opacity:.5}
@@ -283,7 +290,7 @@ background:var(--mark)}
 .filter{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin-bottom:12px}
 .filter .quiet{margin:0}
 select,button{font:inherit;color:inherit;background:var(--box);border:1px solid var(--line);
-border-radius:8px;padding:6px 12px;min-height:38px}
+border-radius:8px;padding:6px 10px;min-height:38px;max-width:190px}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:12px}
 figure{margin:0;overflow:hidden;border-width:2px}
 figure[hidden]{display:none}
@@ -291,25 +298,46 @@ figure[hidden]{display:none}
 .success .mark{color:var(--good)}.failure .mark{color:var(--bad)}
 video,.none{display:block;width:100%;background:#000}
 .none{padding:48px 0;text-align:center;background:var(--line);color:var(--quiet)}
-figcaption{padding:8px 10px;display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 8px}
+figcaption{padding:8px 10px;display:flex;flex-direction:column;line-height:1.4}
 figcaption b{overflow-wrap:anywhere;font-weight:600}
-figcaption small{width:100%}
-@media(max-width:480px){.cards{grid-template-columns:1fr 1fr}.card b{font-size:21px}
+.view{position:relative;cursor:pointer}
+.view:focus-visible{outline:3px solid var(--mark);outline-offset:-3px}
+.view.still::after{content:"";position:absolute;right:10px;bottom:10px;width:30px;height:30px;
+border-radius:15px;pointer-events:none;background:#000a conic-gradient(at 66% 50%,#0000 240deg,
+#fff 240deg 300deg,#0000 300deg) 8px 8px/14px 14px no-repeat}
+@media(max-width:560px){.cards{grid-template-columns:1fr 1fr}.card b{font-size:21px}
 .grid{grid-template-columns:1fr 1fr}header,main{padding-left:12px;padding-right:12px}
-td.wide,th.wide{display:none}th,td{padding:6px 5px}}
+td.wide,th.wide{display:none}th,td{padding:6px 4px;font-size:13px}
+th:first-child{white-space:normal}figcaption{padding:6px 8px}}
 """
 
+# The controls hide a small picture, so with scripts a tap on the picture replaces them.
 _SCRIPT = """
 const tiles=[...document.querySelectorAll("figure")];
 const outcome=document.getElementById("outcome"),task=document.getElementById("task");
 const button=document.getElementById("play"),count=document.getElementById("count");
 let playing=false;
+function set(video,on){if(on)video.play().catch(()=>{});else video.pause();}
+for(const video of document.querySelectorAll("video")){
+  const view=video.parentElement,toggle=()=>set(video,video.paused);
+  video.controls=false;
+  view.tabIndex=0;
+  view.setAttribute("role","button");
+  view.setAttribute("aria-label","play or pause");
+  view.classList.add("still");
+  video.onplay=()=>view.classList.remove("still");
+  video.onpause=()=>view.classList.add("still");
+  view.onclick=toggle;
+  view.onkeydown=event=>{
+    if(event.key===" "||event.key==="Enter"){event.preventDefault();toggle();}
+  };
+}
 function update(){
   for(const tile of tiles){
-    tile.hidden=(outcome.value&&tile.dataset.outcome!==outcome.value)
-      ||(task.value&&tile.dataset.task!==task.value);
+    tile.hidden=Boolean((outcome.value&&tile.dataset.outcome!==outcome.value)
+      ||(task.value&&tile.dataset.task!==task.value));
     const video=tile.querySelector("video");
-    if(video){if(playing&&!tile.hidden)video.play().catch(()=>{});else video.pause();}
+    if(video)set(video,playing&&!tile.hidden);
   }
   count.textContent=tiles.filter(tile=>!tile.hidden).length+" of "+tiles.length+" episodes";
   button.textContent=playing?"Pause all":"Play all";
