@@ -1,3 +1,3 @@
 """Demonstrations on disk: LeRobot v3.0 in and out, and their statistics."""
 
-__all__: list[str] = []
+__all__ = []

@@ -170,7 +170,7 @@ class LeRobotWriter:
     def _add_video(self, view: str, frames: np.ndarray) -> dict[str, Any]:
         """Appends to the view's current file, or to the next one when that is full."""
         root, key = self._open_root(), IMAGE_PREFIX + view
-        if view not in self._videos or self._video_path(root, view).stat().st_size > self._limit:
+        if view not in self._videos or self._videos[view].bytes >= self._limit:
             if view in self._videos:
                 self._videos.pop(view).close()
             self._file_index[view] += 1

@@ -18,7 +18,10 @@ _ENCODER = {"crf": "8", "g": "10", "bf": "0", "preset": "veryfast", "forced-idr"
 
 
 class VideoWriter:
-    """Appends frames to one MP4 file; the file is playable only after ``close()``."""
+    """Appends frames to one MP4 file; the file is playable only after ``close()``.
+
+    ``frames`` counts what was appended, ``bytes`` what the encoder has given out so far.
+    """
 
     def __init__(
         self, path: Path, fps: float, height: int, width: int, pixel_format: str = "yuv420p"
@@ -35,6 +38,7 @@ class VideoWriter:
         self._av = av
         self._shape = (height, width, 3)
         self.frames = 0
+        self.bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container: Any = av.open(str(path), "w")
         self._stream: Any = self._container.add_stream("libx264", rate=_rate(fps), options=_ENCODER)
@@ -54,15 +58,21 @@ class VideoWriter:
             frame.time_base = 1 / _rate_fraction(self._stream)
             if k == 0:
                 frame.pict_type = self._av.video.frame.PictureType.I
-            self._container.mux(self._stream.encode(frame))
+            self._mux(frame)
             self.frames += 1
 
     def close(self) -> None:
         """Writes what the encoder still holds and the index."""
         if self._container is not None:
-            self._container.mux(self._stream.encode(None))
+            self._mux(None)
             self._container.close()
             self._container = None
+
+    def _mux(self, frame: Any) -> None:
+        """Encodes a frame, or with None what the encoder still holds."""
+        packets = self._stream.encode(frame)
+        self.bytes += sum(packet.size for packet in packets)
+        self._container.mux(packets)
 
 
 def read_frames(path: Path, first: int, count: int, fps: float) -> np.ndarray:

@@ -1,3 +1,3 @@
 """Simulated robots: environments, scripted experts and rollouts."""
 
-__all__: list[str] = []
+__all__ = []

@@ -132,10 +132,11 @@ class MetaWorldEnv:
 
     def expert_action(self) -> np.ndarray:
         """float32 ``[4]`` of the scripted expert, which reads the whole simulator state."""
+        scene = self._full()
         with warnings.catch_warnings():
             # The expert warns of its own gains whenever it is far from its target.
             warnings.simplefilter("ignore", UserWarning)
-            action = self._expert.get_action(self._full())
+            action = self._expert.get_action(scene)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def close(self) -> None:

@@ -1,0 +1,54 @@
+"""The choice of an off-screen renderer."""
+
+import pytest
+
+from vlakern.errors import ConfigError, RenderError
+from vlakern.sim import gl
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    """No choice made yet, and the environment variable free to be set."""
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.delenv("MUJOCO_GL")
+    gl.choose_renderer.cache_clear()
+    yield monkeypatch
+    gl.choose_renderer.cache_clear()
+
+
+def test_a_renderer_works_here():
+    """This machine renders, which the other tests of this room need."""
+    assert gl.choose_renderer() in ("egl", "osmesa", "glfw")
+
+
+def test_user_wins(fresh: pytest.MonkeyPatch):
+    """A renderer named by MUJOCO_GL is taken without asking what works."""
+    fresh.setenv("MUJOCO_GL", "osmesa")
+    fresh.setattr(gl, "_egl_works", lambda: True)
+    assert gl.choose_renderer() == "osmesa"
+
+
+def test_unknown_renderer(fresh: pytest.MonkeyPatch):
+    """A word that is no renderer is named."""
+    fresh.setenv("MUJOCO_GL", "vulkan")
+    with pytest.raises(ConfigError, match="vulkan"):
+        gl.choose_renderer()
+
+
+@pytest.mark.parametrize(("egl", "osmesa", "chosen"), [(1, 1, "egl"), (0, 1, "osmesa")])
+def test_order(fresh: pytest.MonkeyPatch, egl: int, osmesa: int, chosen: str):
+    """EGL before OSMesa."""
+    fresh.setattr(gl, "_egl_works", lambda: bool(egl))
+    fresh.setattr(gl, "_osmesa_loads", lambda: bool(osmesa))
+    assert gl.choose_renderer() == chosen
+
+
+def test_libraries_that_do_not_load(fresh: pytest.MonkeyPatch):
+    """Without libraries the message says what to install."""
+
+    def refuse(name: str) -> None:
+        raise OSError(name)
+
+    fresh.setattr(gl.ctypes, "CDLL", refuse)
+    with pytest.raises(RenderError, match=r"apt-get install libegl1.*libosmesa6"):
+        gl.choose_renderer()
