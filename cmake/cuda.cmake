@@ -36,7 +36,6 @@ target_compile_options(vlakern_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--fmad=fa
 target_link_libraries(vlakern_cuda PUBLIC vlakern_core)
 
 nanobind_add_module(_native_cuda NB_STATIC csrc/bindings_cuda.cpp)
-list(JOIN archs "," archs_text)
-target_compile_definitions(_native_cuda PRIVATE VLAKERN_CUDA_ARCHS_TEXT="${archs_text}")
+set(VLAKERN_CUDA_ARCHS_BUILT ${archs})
 target_link_libraries(_native_cuda PRIVATE vlakern_cuda)
 install(TARGETS _native_cuda LIBRARY DESTINATION vlakern)

@@ -13,6 +13,7 @@ namespace py = vlakern::python;
 NB_MODULE(_native, m) {
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   vlakern::register_errors();
+  m.attr("cuda_archs") = VLAKERN_CUDA_ARCHS_TEXT;
   m.def("isas", &vlakern::isas);
   m.def("selected_isa", &vlakern::selected_isa, nb::arg("forced") = "");
   m.def("default_threads", &vlakern::default_threads);

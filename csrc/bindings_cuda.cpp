@@ -9,6 +9,5 @@ namespace py = vlakern::python;
 NB_MODULE(_native_cuda, m) {
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   vlakern::register_errors();
-  m.attr("archs") = VLAKERN_CUDA_ARCHS_TEXT;
   m.def("ode_step", &py::ode_step_cuda, Unlocked());
 }

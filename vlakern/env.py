@@ -15,6 +15,7 @@ __all__ = [
     "default_renderer",
     "no_native",
     "renderer",
+    "triton_interpret",
 ]
 
 Renderer = Literal["egl", "osmesa", "glfw"]
@@ -49,6 +50,12 @@ VARIABLES = (
         "0, 1",
         "0",
         "1 behaves as if the native module were not built",
+    ),
+    Variable(
+        "TRITON_INTERPRET",
+        "0, 1",
+        "0",
+        "1 lets the triton backend, asked for by name, run on the CPU in Triton's interpreter",
     ),
     Variable(
         "MUJOCO_GL",
@@ -86,6 +93,11 @@ def cpu_isa() -> str:
 def no_native() -> bool:
     """Whether ``VLAKERN_NO_NATIVE`` hides the native module."""
     return _choice("VLAKERN_NO_NATIVE", ("0", "1"), "0") == "1"
+
+
+def triton_interpret() -> bool:
+    """Whether ``TRITON_INTERPRET`` makes Triton interpret its kernels on the CPU."""
+    return _choice("TRITON_INTERPRET", ("0", "1"), "0") == "1"
 
 
 def renderer() -> str:

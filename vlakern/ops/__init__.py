@@ -1,0 +1,72 @@
+"""The ops: each a function with several backends behind one dispatch; imported on first use."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vlakern.ops._native import native_info
+from vlakern.ops._table import OPS
+
+if TYPE_CHECKING:
+    from vlakern.ops._dispatch import Key, resolve
+    from vlakern.ops.ode_step import ode_step, ode_step_out
+
+__all__ = [
+    "Key",
+    "explain",
+    "native_info",
+    "ode_step",
+    "ode_step_out",
+    "resolve",
+    "verdicts",
+]
+
+_HOMES = {
+    "Key": "vlakern.ops._dispatch",
+    "resolve": "vlakern.ops._dispatch",
+    **OPS,
+    **{f"{op}_out": home for op, home in OPS.items()},
+}
+
+
+class _Ops(ModuleType):
+    """Lets ``vlakern.ops.<op>`` be the function although a sub-package has the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in OPS:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Ops
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlakern.ops' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def verdicts(device: str = "cpu") -> dict[str, dict[str, str]]:
+    """Op -> backend -> ``"ok"`` or the reason why it cannot run on ``device``."""
+    from vlakern.ops._dispatch import refusals
+    from vlakern.ops._torch import key_for
+
+    found = {op: refusals(op, key_for(device)) for op in OPS}
+    return {
+        op: {name: reason or "ok" for name, reason in reasons.items()}
+        for op, reasons in found.items()
+    }
+
+
+def explain(device: str = "cpu") -> Mapping[str, Mapping[str, str]]:
+    """Prints and returns every verdict: op, backend, ``ok`` or the reason."""
+    found = verdicts(device)
+    for op, backends in found.items():
+        for name, verdict in backends.items():
+            print(f"{op:<20} {name:<10} {verdict}")
+    return found
