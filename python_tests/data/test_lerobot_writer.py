@@ -128,9 +128,14 @@ def test_full_video_file_is_followed_by_the_next(tmp_path: Path):
 
 def test_exception_leaves_nothing(tmp_path: Path):
     """A run that breaks leaves no directory, neither whole nor half."""
-    with pytest.raises(KeyboardInterrupt), writer(tmp_path / "set") as out:
-        out.add_episode(*parts(4), "push")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writer(tmp_path / "set") as out:
+            out.add_episode(*parts(4), "push")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

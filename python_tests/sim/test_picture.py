@@ -51,7 +51,7 @@ def test_stale_frame(check: FrameCheck):
     """The bytes of before raise once the arm has moved, and only then."""
     check.check(picture(1), REST)
     check.check(picture(1), REST + 0.01)
-    with pytest.raises(RenderError, match="arm moved by 0.030"):
+    with pytest.raises(RenderError, match=r"arm moved by 0\.030"):
         check.check(picture(1), REST + 0.03)
 
 

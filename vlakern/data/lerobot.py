@@ -270,7 +270,7 @@ def _read_parquet(path: Path) -> Any:
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.read_table(path, partitioning=None)
+        return parquet.ParquetFile(path).read()
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:

@@ -28,6 +28,7 @@ class VideoWriter:
     ) -> None:
         """Args: fps: [Hz]; height, width: [pixels], even where colour is stored at half size."""
         import av
+        import av.video.frame
 
         if pixel_format not in PIXEL_FORMATS:
             raise InputError(
@@ -82,11 +83,12 @@ def read_frames(path: Path, first: int, count: int, fps: float) -> np.ndarray:
         DatasetError: the file cannot be decoded or a frame is missing.
     """
     import av
+    import av.error
 
     try:
         with av.open(str(path)) as container:
             found = _decode(container, first, count, fps)
-    except (av.FFmpegError, IndexError) as error:
+    except (av.error.FFmpegError, IndexError) as error:
         raise DatasetError(f"{path} cannot be decoded ({error}); make the dataset again") from error
     missing = [first + k for k in range(count) if k not in found]
     if missing:

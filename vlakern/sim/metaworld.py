@@ -162,6 +162,7 @@ def _library() -> SimpleNamespace:
     """MuJoCo and Meta-World, imported after the renderer has been chosen."""
     renderer = choose_renderer()
     import mujoco
+    import mujoco.gl_context
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     from metaworld.policies import ENV_POLICY_MAP
 
