@@ -39,7 +39,7 @@ WITHOUT_TEST = {
     "vlakern/errors.py": "class statements; test_public.py resolves the names",
     "vlakern/types.py": "records without behaviour",
 }
-OP_FILES = ("__init__.py", "reference.py", "cases.py")
+OP_FILES = ("__init__.py", "reference.py")
 CODE = ("vlakern", "python_tests", "benchmarks", "examples")
 BUDGETS = {".py": 400, ".cpp": 400, ".h": 400, ".hpp": 400, ".cu": 600, ".cuh": 600}
 EXAMPLE_BUDGET = 120
@@ -75,21 +75,29 @@ def missing_mirrors(root: Path) -> list[str]:
 
 def incomplete_ops(root: Path) -> list[str]:
     """Every op has its files in every room that it says it has a backend for."""
-    needed = {}
+    found = []
     for folder in sorted((root / "vlakern/ops").glob("[a-z]*/")):
-        op = folder.name
-        wanted = [folder / name for name in OP_FILES]
-        wanted += [root / f"python_tests/ops/test_{op}.py", root / f"benchmarks/ops/bench_{op}.py"]
-        backends = declared_backends(folder / "__init__.py")
-        if backends & {"cpu", "cuda"}:
-            wanted.append(root / f"csrc/{op}/{op}.h")
-        wanted += [root / f"csrc/{op}/{op}_cpu.cpp"] if "cpu" in backends else []
-        wanted += [root / f"csrc/{op}/{op}_cuda.cu"] if "cuda" in backends else []
-        wanted += [folder / "triton_kernels.py"] if "triton" in backends else []
-        needed[op] = [path for path in wanted if not path.exists()]
-    return [
-        f"op {op} has no {path.relative_to(root)}" for op, paths in needed.items() for path in paths
-    ]
+        inside = folder.relative_to(root)
+        found += [
+            f"op {folder.name} has no {name}"
+            for name in op_files(inside, declared_backends(folder / "__init__.py"))
+            if not (root / name).exists()
+        ]
+    return found
+
+
+def op_files(folder: Path, backends: set[str]) -> list[str]:
+    """What an op with these backends consists of; a reference alone has nothing to compare."""
+    op, inside = folder.name, folder.as_posix()
+    names = [f"{inside}/{name}" for name in OP_FILES] + [f"python_tests/ops/test_{op}.py"]
+    if backends - {"reference"}:
+        names += [f"{inside}/cases.py", f"benchmarks/ops/bench_{op}.py"]
+    if backends & {"cpu", "cuda"}:
+        names.append(f"csrc/{op}/{op}.h")
+    names += [f"csrc/{op}/{op}_cpu.cpp"] if "cpu" in backends else []
+    names += [f"csrc/{op}/{op}_cuda.cu"] if "cuda" in backends else []
+    names += [f"{inside}/triton_kernels.py"] if "triton" in backends else []
+    return names
 
 
 def declared_backends(path: Path) -> set[str]:
@@ -269,16 +277,17 @@ RULES: tuple[Rule, ...] = (
     readme_table,
     forbidden,
 )
-OP = {f"vlakern/ops/twice/{name}": "" for name in OP_FILES} | {
-    "python_tests/ops/test_twice.py": "",
-    "benchmarks/ops/bench_twice.py": "",
-}
 VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
     (missing_mirrors, {"vlakern/data/new.py": ""}, "has no python_tests/data/test_new.py"),
     (missing_mirrors, {"vlakern/top.py": ""}, "has no python_tests/test_top.py"),
-    (incomplete_ops, {"vlakern/ops/twice/__init__.py": ""}, "has no vlakern/ops/twice/cases.py"),
-    (incomplete_ops, {**OP, "vlakern/ops/twice/__init__.py": "Backend('cpu')"}, "twice_cpu.cpp"),
-    (incomplete_ops, {**OP, "vlakern/ops/twice/__init__.py": "Backend('cuda')"}, "twice_cuda.cu"),
+    (incomplete_ops, {"vlakern/ops/a/cases.py": ""}, "has no vlakern/ops/a/reference.py"),
+    (incomplete_ops, {"vlakern/ops/a/reference.py": ""}, "has no python_tests/ops/test_a.py"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('cpu')"}, "no csrc/a/a_cpu.cpp"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('cuda')"}, "no csrc/a/a_cuda.cu"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('cuda')"}, "no csrc/a/a.h"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('triton')"}, "a/triton_kernels.py"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('triton')"}, "a/cases.py"),
+    (incomplete_ops, {"vlakern/ops/a/__init__.py": "Backend('cpu')"}, "ops/bench_a.py"),
     (wrong_arrows, {"vlakern/ops/x.py": "import vlakern.models.mot"}, "ops may not import"),
     (wrong_arrows, {"vlakern/files.py": "from vlakern import ops"}, "the base may not import"),
     (wrong_arrows, {"vlakern/trials/x.py": "from vlakern.testing import y"}, "may not import"),
@@ -313,6 +322,9 @@ FINE = {
     "python_tests/test_env.py": "",
     "vlakern/models/mot.py": '"""Doc."""\n__all__ = ["f"]\nimport vlakern.ops\ndef f(): m.eval()',
     "python_tests/models/test_mot.py": "",
+    "vlakern/ops/a/__init__.py": '"""Doc."""\n__all__ = []\nBackend("reference")',
+    "vlakern/ops/a/reference.py": '"""Doc."""\n__all__ = []',
+    "python_tests/ops/test_a.py": "",
 }
 
 
