@@ -89,7 +89,7 @@ def collect(
         action_names=ACTION_NAMES,
         robot_type="metaworld_sawyer",
         overwrite=overwrite,
-        # At 96 pixels yuv420p returns frames at 33 dB, yuv444p at 40 dB, for the same bytes.
+        # At 96 pixels yuv420p returns frames at 33 dB, yuv444p at 40 dB for 10 % more bytes.
         pixel_format="yuv444p",
     )
     with writer, _workers(plan, jobs) as demonstrations:
