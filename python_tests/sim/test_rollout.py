@@ -194,6 +194,15 @@ def test_success_ends_an_episode() -> None:
     assert result.mean_success == 1.0
 
 
+def test_rounds_are_reported() -> None:
+    """Somebody who waits hears after every policy call how many steps were made in all."""
+    heard: list[int] = []
+    result = rollout(Plan(TASKS, episodes=3), Noisy(), Walk, on_round=heard.append)
+    assert len(heard) == len(result.calls)
+    assert heard == sorted(heard)
+    assert heard[-1] == sum(row.steps for row in result.episodes)
+
+
 def test_frames() -> None:
     """Ten frames a simulated second plus the last step; replanning instants cost no render."""
     envs: list[Walk] = []

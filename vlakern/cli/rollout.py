@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vlakern
-from vlakern.cli._common import console, progress, write_report
+from vlakern.cli._common import Progress, console, write_report
 from vlakern.errors import ConfigError, InputError
 from vlakern.files import atomic_directory
 
@@ -72,12 +72,10 @@ def run(args: Args) -> int:
     _check_json(args.json)
     policy = _load(args)
     make_env = _environment(simulator, policy)
-    total = len(tasks) * args.episodes
     with atomic_directory(out) as folder:
-        keep = functools.partial(keep_video, folder, plan)
-        result = rollout(
-            plan, policy, make_env, keep, lambda rows: progress(rows, total, "rollout")
-        )
+        with Progress(len(tasks) * args.episodes, "episodes") as bar:
+            watch = _Watch(bar, functools.partial(keep_video, folder, plan))
+            result = rollout(plan, policy, make_env, watch.keep, watch.on_round)
         write_page(folder, result, _settings(args, policy))
         write_report(folder / "rollout.json", args, result.payload())
     _show(result)
@@ -85,6 +83,27 @@ def run(args: Args) -> int:
         write_report(args.json, args, result.payload())
     print(f"report: {args.out / PAGE}")
     return 0
+
+
+@dataclass
+class _Watch:
+    """Moves the progress bar: every round says how many steps, every episode counts one."""
+
+    bar: Progress
+    write: Callable[..., Any]
+    steps: int = 0
+
+    def keep(self, row: Any, frames: Any) -> Any:
+        kept = self.write(row, frames)
+        self.bar.update(1, self._note())
+        return kept
+
+    def on_round(self, steps: int) -> None:
+        self.steps = steps
+        self.bar.update(0, self._note())
+
+    def _note(self) -> str:
+        return f"{self.steps} control steps"
 
 
 def _simulator() -> Any:

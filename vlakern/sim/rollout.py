@@ -8,7 +8,7 @@ batch stays full and every call is in step.
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -242,7 +242,7 @@ def rollout(
     policy: PolicyLike,
     make_env: Callable[[str], Environment],
     keep: Callable[[EpisodeResult, Frames], EpisodeResult] | None = None,
-    watch: Callable[[Iterable[Ended]], Iterable[Ended]] = iter,
+    on_round: Callable[[int], None] = lambda steps: None,
 ) -> RolloutResult:
     """Runs the plan to its end.
 
@@ -252,7 +252,7 @@ def rollout(
         make_env: builds the simulator of a task by name; it is reused for the task's episodes.
         keep: receives each ended episode with its frames (uint8 ``[H, W, 3]``) and returns the
             row to report, for example with the path of the video that it wrote.
-        watch: wraps the stream of ended episodes, for example in a progress bar.
+        on_round: called after every round with the control steps executed so far.
 
     Raises:
         InputError: the policy returned actions that are not finite or not one chunk per row.
@@ -260,8 +260,8 @@ def rollout(
     start = time.perf_counter()
     calls: list[Call] = []
     rows: list[EpisodeResult] = []
-    with closing(play(plan, policy, make_env, calls)) as stream:
-        for row, frames in watch(stream):
+    with closing(play(plan, policy, make_env, calls, on_round)) as stream:
+        for row, frames in stream:
             rows.append(keep(row, frames) if keep else row)
     order = {task: index for index, task in enumerate(plan.tasks)}
     rows.sort(key=lambda row: (order[row.task], row.episode))
@@ -274,14 +274,17 @@ def play(
     policy: PolicyLike,
     make_env: Callable[[str], Environment],
     calls: list[Call],
+    on_round: Callable[[int], None] = lambda steps: None,
 ) -> Generator[Ended, None, None]:
     """Yields each episode as it ends, with its frames; appends every policy call to ``calls``."""
     views = {"first": policy.views[:1], "all": policy.views, "none": ()}[plan.video]
     waiting = {task: deque(range(plan.episodes)) for task in plan.tasks}
     lanes: list[_Lane] = []
+    steps = 0
     try:
         while _fill(lanes, waiting, plan, make_env):
-            _round(lanes, plan, policy, views, calls)
+            steps += _round(lanes, plan, policy, views, calls)
+            on_round(steps)
             for lane in [lane for lane in lanes if lane.over(plan)]:
                 yield lane.result(plan), lane.frames
                 _next_episode(lane, lanes, waiting, plan)
@@ -347,8 +350,9 @@ def _round(
     policy: PolicyLike,
     views: tuple[str, ...],
     calls: list[Call],
-) -> None:
-    """One observation of every lane, one policy call, and the execution of its chunks."""
+) -> int:
+    """One observation of every lane, one policy call, its chunks executed; returns the steps."""
+    before = sum(lane.steps for lane in lanes)
     observations = [lane.env.observe() for lane in lanes]
     seeds = [noise_seed(plan.seed, lane.task, lane.episode, lane.calls) for lane in lanes]
     chunks = policy.act_batch(observations, seeds)
@@ -360,6 +364,7 @@ def _round(
         if views and lane.steps % plan.frame_every == 0:
             lane.frames.append(np.hstack([observation.images[view] for view in views]))
         _execute(lane, _checked(chunk.actions[: policy.execute], lane, policy), plan, views)
+    return sum(lane.steps for lane in lanes) - before
 
 
 def _execute(lane: _Lane, actions: np.ndarray, plan: Plan, views: tuple[str, ...]) -> None:
