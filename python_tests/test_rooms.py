@@ -202,8 +202,8 @@ def bad_exports(root: Path) -> list[str]:
         if len(values) != 1 or not isinstance(values[0], (ast.List, ast.Tuple)):
             found.append(f"{where} has no literal __all__")
             continue
-        names = {dotted(e) if not isinstance(e, ast.Constant) else e.value for e in values[0].elts}
-        lost = sorted(names - bound_names(module))
+        names = [e.value if isinstance(e, ast.Constant) else dotted(e) for e in values[0].elts]
+        lost = sorted(set(map(str, names)) - bound_names(module))
         found += [f"{where}: __all__ names {name}, which it does not bind" for name in lost]
     return found
 

@@ -220,7 +220,8 @@ def _show(found: Mapping[str, Any]) -> None:
     if not found["gpus"]:
         computer["gpu"] = "none found"
     computer |= {f"renderer {name}": verdict for name, verdict in found["renderers"].items()}
-    computer |= {f"native {key}": _words(value) for key, value in found["native"].items()}
+    native = {key: value for key, value in found["native"].items() if value is not None}
+    computer |= {f"native {key}": _words(value) for key, value in native.items()}
     _table("Versions", ("what", "version"), versions.items())
     _table("Machine", ("what", "found"), computer.items())
     _table("Backends", ("op", "backend", "verdict"), _backend_rows(found["backends"]))
