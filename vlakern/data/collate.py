@@ -96,7 +96,7 @@ def collate(
     documents: list[Document] = []
     images: list[np.ndarray] = []
     states, actions, masks = [], [], []
-    for episode, frame in pairs:
+    for episode, frame in pairs.tolist():
         kept = _kept_views(views, augment.drop_view, rng)
         images += [store.frames[episode][view][frame] for view in kept]
         words = store.instructions[episode]
@@ -128,7 +128,7 @@ def _chunk(actions_TA: np.ndarray, frame: int, chunk: int) -> tuple[np.ndarray, 
 
 def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:
     kept = [view for view in views if rng.random() >= drop]
-    return kept or [views[rng.integers(len(views))]]
+    return kept or [views[int(rng.integers(len(views)))]]
 
 
 def _recolour(pixels_V3SS: Tensor, jitter: float, rng: np.random.Generator) -> Tensor:

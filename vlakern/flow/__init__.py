@@ -1,12 +1,11 @@
 """Flow matching: the path, its target and its solvers."""
 
 from vlakern.flow.path import TauConfig, interpolate, masked_loss, sample_tau, target
-from vlakern.flow.solver import SOLVERS, Frozen, Stage, integrate
+from vlakern.flow.solver import SOLVERS, Frozen, integrate
 
 __all__ = [
     "SOLVERS",
     "Frozen",
-    "Stage",
     "TauConfig",
     "integrate",
     "interpolate",

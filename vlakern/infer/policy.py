@@ -110,6 +110,8 @@ class Policy:
             raise InputError(
                 f"found {len(seeds)} seeds for {len(observations)} observations; give one each"
             )
+        for seed in seeds:
+            _check_seed(seed)
         clock = _Clock(self._device)
         model, config = self._files.model, self._files.model.config
         with clock.stage("preprocess"):
@@ -174,9 +176,10 @@ class Policy:
         return self._state.encode(state)
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """``[B, H, A]`` fp32; each row from a generator of its own, so it ignores its neighbours."""
+        """``[B, H, A]`` fp32; a generator per row, so that no row depends on its neighbours."""
         shape = (self.chunk, self._files.model.config.action_dim)
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        rows = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.stack(rows).to(self._device)
 
 
@@ -200,6 +203,12 @@ class _Clock:
         return {**self._stages, "total": (time.perf_counter() - self._begin) * 1e3}
 
 
+def _check_seed(seed: int) -> None:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 1 << 63:
+        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
+
+
 def _image(image: np.ndarray, view: str, side: int) -> Tensor:
     """Checks a camera image and brings it to ``[1, 3, side, side]`` in [-1, 1]."""
     image = np.asarray(image)
@@ -207,7 +216,8 @@ def _image(image: np.ndarray, view: str, side: int) -> Tensor:
         raise InputError(
             f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
         )
-    pixels = to_pixels(np.ascontiguousarray(image)[None])
+    # A copy: a camera's buffer may be read-only or run backwards, which torch does not take.
+    pixels = to_pixels(np.array(image, order="C")[None])
     return pixels if image.shape[:2] == (side, side) else _letterbox(pixels, side)
 
 
@@ -225,11 +235,15 @@ def _letterbox(pixels_V3HW: Tensor, side: int) -> Tensor:
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise Unsupported(f"device {name!r} is not supported; use auto, cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise Unsupported("device 'cuda' was asked for, but torch sees no NVIDIA GPU; use cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise Unsupported(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise Unsupported(f"device {name!r} was asked for, but torch sees no NVIDIA GPU; use cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise Unsupported(f"device {name!r} is not there; torch sees {torch.cuda.device_count()}")
     return name
 
 

@@ -1,6 +1,7 @@
 """What a model is made of, as frozen records that read and write plain JSON."""
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,34 @@ __all__ = [
 
 C = TypeVar("C")
 Solver = Literal["euler", "midpoint", "heun"]
+# A damaged file must fail here, not by filling the memory or overflowing a product of sizes.
+MOST_LAYERS = 1 << 10
+MOST_HEADS = 1 << 12
+MOST_PIXELS = 1 << 13
+MOST_WIDTH = 1 << 16
+
+
+def _counts(config: Any, **most: int) -> None:
+    """Refuses fields of ``config`` that are not counts from 1 to the given number."""
+    for name, limit in most.items():
+        _count(f"{type(config).__name__}.{name}", getattr(config, name), limit)
+
+
+def _count(what: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise ConfigError(f"{what} is {value}, expected 1 to {most}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            found = getattr(config, name)
+            raise ConfigError(f"{type(config).__name__}.{name} is {found}, expected more than 0")
+
+
+def _divides(what: str, value: int, by_what: str, by: int) -> None:
+    if value <= 0 or by <= 0 or value % by:
+        raise ConfigError(f"{what} = {value} is not a positive multiple of {by_what} = {by}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,11 @@ class VisionConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        _counts(self, hidden=MOST_WIDTH, mlp=MOST_WIDTH, heads=MOST_WIDTH, layers=MOST_LAYERS)
+        _counts(self, image_size=MOST_PIXELS, patch_size=MOST_PIXELS, pixel_shuffle=MOST_PIXELS)
+        _positive(self, "eps")
+        for i, width in enumerate(self.stem):
+            _count(f"VisionConfig.stem[{i}]", width, MOST_WIDTH)
         _divides("image_size", self.image_size, "patch_size", self.patch_size)
         _divides("image_size / patch_size", self.grid, "pixel_shuffle", self.pixel_shuffle)
         _divides("hidden", self.hidden, "heads", self.heads)
@@ -77,6 +111,9 @@ class ExpertConfig:
     hidden: int
     mlp: int
 
+    def __post_init__(self) -> None:
+        _counts(self, hidden=MOST_WIDTH, mlp=MOST_WIDTH)
+
 
 @dataclass(frozen=True)
 class MoTConfig:
@@ -92,6 +129,9 @@ class MoTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        _counts(self, layers=MOST_LAYERS, q_heads=MOST_HEADS, kv_heads=MOST_HEADS)
+        _counts(self, head_dim=MOST_HEADS)
+        _positive(self, "rope_theta", "norm_eps")
         _divides("q_heads", self.q_heads, "kv_heads", self.kv_heads)
         _divides("head_dim", self.head_dim, "the halves of RoPE", 2)
 
@@ -111,6 +151,11 @@ class TimeConfig:
     scale: float = 1000.0
     max_period: float = 1e4
     reverse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.buckets is not None:
+            _count("TimeConfig.buckets", self.buckets, 1 << 30)
+        _positive(self, "scale", "max_period")
 
 
 @dataclass(frozen=True)
@@ -177,6 +222,11 @@ class VLAConfig:
     mask: MaskConfig = MaskConfig()
     prompt: PromptConfig = PromptConfig()
 
+    def __post_init__(self) -> None:
+        _counts(self, vocab_size=1 << 24, state_dim=MOST_WIDTH, action_dim=MOST_WIDTH)
+        _counts(self, chunk=MOST_WIDTH, steps=MOST_WIDTH)
+        _divides("mot.action.hidden", self.mot.action.hidden, "the halves of the time embedding", 2)
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The record as plain JSON values."""
@@ -205,9 +255,11 @@ def from_dict(cls: type[C], values: Any, where: str = "config") -> C:
         )
         if required and name not in values:
             raise ConfigError(f"{where}: key {name!r} of {cls.__name__} is missing")
-    return cls(
-        **{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
-    )
+    found = {name: _convert(hints[name], values[name], f"{where}.{name}") for name in values}
+    try:
+        return cls(**found)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -228,13 +280,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in get_args(hint):
             return None
         return _convert(next(a for a in get_args(hint) if a is not type(None)), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        # JSON's integers have no limit, and Python's reader takes NaN and Infinity.
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ConfigError(f"{where}: expected a finite number, found {str(value)[:20]}")
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
     return value
-
-
-def _divides(what: str, value: int, by_what: str, by: int) -> None:
-    if value <= 0 or by <= 0 or value % by:
-        raise ConfigError(f"{what} = {value} is not a positive multiple of {by_what} = {by}")

@@ -90,8 +90,16 @@ def pack(
     """Packs prefixes one after the other.
 
     Raises:
-        InputError: when the documents' views or states are not as many as the pixels or states.
+        InputError: no document, or pixels or states that do not fit the documents or the model.
     """
+    side, state_dim = config.vision.image_size, config.state_dim
+    if tuple(pixels_V3SS.shape[1:]) != (3, side, side) or state_RS.shape[1:] != (state_dim,):
+        raise InputError(
+            f"found pixels {list(pixels_V3SS.shape)} and states {list(state_RS.shape)}; expected"
+            f" [V, 3, {side}, {side}] and [R, {state_dim}]"
+        )
+    if not documents:
+        raise InputError("a batch needs at least one document, found none")
     views = sum(segment.kind == "view" for doc in documents for segment in doc)
     if views != pixels_V3SS.shape[0] or len(documents) != state_RS.shape[0]:
         raise InputError(

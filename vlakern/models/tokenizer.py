@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vlakern.errors import CheckpointError
+from vlakern.errors import CheckpointError, InputError
 
 __all__ = ["TextTokenizer", "fit_tokenizer"]
 
@@ -33,21 +34,48 @@ class TextTokenizer:
         """
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; a policy directory needs its tokenizer")
-        try:
+        with _Reading(path):
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception for whatever it cannot read
-            raise CheckpointError(
-                f"{path} is not a tokenizer of the tokenizers library ({error}); copy it again"
-            ) from error
         return cls(tokenizer, vocab_size, str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, no special tokens added."""
+        """Token ids of ``text``, no special tokens added.
+
+        Raises:
+            InputError: the text holds half a surrogate pair, which has no UTF-8.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{text!r} is not text: it holds half a surrogate pair")
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
         return self._tokenizer.to_str(pretty=False)
+
+
+class _Reading:
+    """Turns what goes wrong inside the block into a CheckpointError.
+
+    The library raises plain ``Exception`` for whatever it cannot read, so its exact class is asked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is Exception or isinstance(error, UnicodeDecodeError):
+            raise CheckpointError(
+                f"{self._path} is not a tokenizer of the tokenizers library ({error}); copy it"
+                " again"
+            ) from error
 
 
 def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -5,6 +5,7 @@ of a view, M width of the semantic expert.
 """
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,10 @@ class Block(nn.Module):
     def forward(self, x_VNW: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x_VNW)).unflatten(-1, (3, self.heads, -1))
         q_VHND, k_VHND, v_VHND = qkv.permute(2, 0, 3, 1, 4)
-        attention = F.scaled_dot_product_attention(q_VHND, k_VHND, v_VHND)
-        x_VNW = x_VNW + _scaled(self.proj(attention.transpose(1, 2).flatten(2)), self.scale1)
+        # Two products and a softmax: torch's fused attention is 5x slower backwards at 36 patches.
+        weights_VHNN = (q_VHND @ k_VHND.mT * q_VHND.shape[-1] ** -0.5).softmax(dim=-1)
+        attention_VHND = weights_VHNN.to(v_VHND.dtype) @ v_VHND
+        x_VNW = x_VNW + _scaled(self.proj(attention_VHND.transpose(1, 2).flatten(2)), self.scale1)
         hidden = F.gelu(self.fc1(self.norm2(x_VNW)))
         return x_VNW + _scaled(self.fc2(hidden), self.scale2)
 
@@ -87,7 +90,7 @@ def pixel_shuffle(x_VNW: Tensor, side: int) -> Tensor:
 
     ``[V, N, W]`` to ``[V, N / side², W · side²]``; N is a square number.
     """
-    grid = int(x_VNW.shape[1] ** 0.5)
+    grid = math.isqrt(x_VNW.shape[1])
     x = x_VNW.unflatten(1, (grid // side, side, grid // side, side))
     return x.transpose(2, 3).flatten(3).flatten(1, 2)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlakern.errors import InputError
 from vlakern.models.config import TimeConfig, VLAConfig
 from vlakern.models.mot import KeyValues, MoT
 from vlakern.models.sequence import Batch, action_layout, join
@@ -113,9 +114,17 @@ class VLA(nn.Module):
             x_RHA: the noisy chunks.
             tau: flow time ``[R]`` or per position ``[R, H]``; 0 is noise and 1 the action.
             prefix_index: int64 ``[R]``, the prefix of each row; one each, in order, by default.
+
+        Raises:
+            InputError: no ``prefix_index`` and not as many rows as prefixes.
         """
         rows, chunk = x_RHA.shape[:2]
         if prefix_index is None:
+            if rows != len(prefix.cu_prefix) - 1:
+                raise InputError(
+                    f"{rows} rows for {len(prefix.cu_prefix) - 1} prefixes; say with prefix_index"
+                    " which one each row continues"
+                )
             prefix_index = torch.arange(rows, device=x_RHA.device)
         layout = action_layout(self.config, prefix.cu_prefix, prefix_index, chunk)
         tokens = self.embed_actions(x_RHA, tau)

@@ -1,9 +1,9 @@
 """Normalisation of state and action vectors from dataset statistics."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -68,21 +68,29 @@ class Normalizer:
     mode: Mode
     stats: VectorStats
 
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConfigError(
+                f"{self.name}: no normalisation {self.mode!r}; use one of"
+                f" {', '.join(get_args(Mode))}"
+            )
+
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Native units to normalised, float32 ``[..., S]``.
 
         Raises:
-            InputError: on a width other than the statistics' or a value that is not finite.
+            InputError: on a width other than the statistics' or a value that is not finite, before
+                or after.
         """
         self._check(x)
         offset, scale = self._affine()
-        return ((x - offset) / scale).astype(np.float32)
+        return self._narrow((x - offset) / scale)
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """Normalised to native units, float32 ``[..., S]``."""
+        """Normalised to native units, float32 ``[..., S]``; raises as :meth:`encode`."""
         self._check(x)
         offset, scale = self._affine()
-        return (x * scale + offset).astype(np.float32)
+        return self._narrow(x * scale + offset)
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         stats = self.stats
@@ -94,10 +102,19 @@ class Normalizer:
         half = (np.array(high) - np.array(low)) / 2
         return np.array(low) + half, np.maximum(half, SMALLEST_SCALE)
 
+    def _narrow(self, wide: np.ndarray) -> np.ndarray:
+        """float32 of float64; a finite number can leave its range."""
+        limit = np.finfo(np.float32).max
+        if (np.abs(wide) > limit).any():
+            slot = int(np.argwhere(np.abs(wide) > limit)[0][-1])
+            raise InputError(f"{self.name} slot {slot} is too large for the policy's statistics")
+        return wide.astype(np.float32)
+
     def _check(self, x: np.ndarray) -> None:
-        if x.shape[-1] != self.stats.width:
+        found = x.shape[-1] if x.ndim else 0
+        if found != self.stats.width:
             raise InputError(
-                f"{self.name} has {x.shape[-1]} slots, expected {self.stats.width}: the policy's"
+                f"{self.name} has {found} slots, expected {self.stats.width}: the policy's"
                 " statistics were made for another embodiment"
             )
         if not np.isfinite(x).all():
@@ -108,4 +125,7 @@ class Normalizer:
 
 
 def _finite(number: Any) -> bool:
-    return isinstance(number, (int, float)) and math.isfinite(number)
+    """Whether a JSON value is a number that fits a float."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    return abs(number) <= sys.float_info.max

@@ -1,5 +1,6 @@
 """What a training run is made of, and the recipes that ship."""
 
+import math
 from dataclasses import dataclass, field
 
 from vlakern.errors import ConfigError
@@ -27,12 +28,12 @@ class TrainConfig:
         bf16: products in bfloat16; weights, norms and loss stay fp32.
     """
 
-    steps: int = 6000
+    steps: int = 3600
     batch_size: int = 64
     flow_samples: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    warmup: int = 200
+    warmup: int = 100
     final_lr: float = 0.02
     clip: float = 1.0
     ema: float = 0.998
@@ -47,9 +48,15 @@ class TrainConfig:
         for name in ("steps", "batch_size", "flow_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("drop_state", "drop_view"):
+        for name in ("drop_state", "drop_view", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected [0, 1)")
+        for name in ("warmup", "weight_decay", "final_lr", "shift", "jitter"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("learning_rate", "clip"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}, expected more than 0")
 
 
 @dataclass(frozen=True)

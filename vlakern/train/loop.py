@@ -15,12 +15,19 @@ from vlakern.errors import DatasetError, VlakernError
 from vlakern.models import VLA, preset
 from vlakern.models.config import VLAConfig
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
-from vlakern.models.weights.native import Embodiment, PolicyFiles, Processing, write
+from vlakern.models.weights.native import (
+    Embodiment,
+    PolicyFiles,
+    Processing,
+    check_parts,
+    check_target,
+    write,
+)
 from vlakern.space import Normalizer, Slot, VectorStats
 from vlakern.train.config import Recipe, TrainConfig
 from vlakern.train.step import Average, learning_rate, make_optimizer, train_step
 
-__all__ = ["Progress", "Summary", "prepare", "train"]
+__all__ = ["JsonLines", "Prepared", "Progress", "Summary", "prepare", "save", "train"]
 
 # Consecutive updates that may be skipped because loss or gradient was not finite.
 MAX_SKIPPED = 3
@@ -40,7 +47,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: steps, samples, wall time [s] and the mean loss of the last tenth."""
+    """What a run did: steps, samples, wall time [s] and the mean finite loss of the last tenth."""
 
     steps: int
     samples: int
@@ -58,9 +65,19 @@ def prepare(
 
     Raises:
         DatasetError: when the widths or image sizes are not the model's.
+        ConfigError: when the policy could not be loaded again, because two slots share a name, a
+            unit is unknown or there is no view.
     """
     _check_widths(dataset, model)
     views = tuple(dataset.views)
+    embodiment = Embodiment(
+        dataset.robot_type,
+        float(dataset.fps),
+        views,
+        _slots(dataset.state_names),
+        _slots(dataset.action_names),
+    )
+    check_parts(model, embodiment, processing, str(dataset.root))
     episodes, frames = [], []
     for i in range(dataset.num_episodes):
         episodes.append(dataset.episode(i))
@@ -76,13 +93,6 @@ def prepare(
         [state.encode(episode.states) for episode in episodes],
         [action.encode(episode.actions) for episode in episodes],
         words,
-    )
-    embodiment = Embodiment(
-        dataset.robot_type,
-        float(dataset.fps),
-        views,
-        _slots(dataset.state_names),
-        _slots(dataset.action_names),
     )
     tokenizer = fit_tokenizer(words, model.vocab_size)
     return Prepared(store, embodiment, state_stats, action_stats, tokenizer)
@@ -104,7 +114,9 @@ def train(
 
     Raises:
         VlakernError: after three updates in a row with a loss or gradient that is not finite.
+        CheckpointError: ``out`` exists and is not a policy directory.
     """
+    check_target(out)
     config = recipe.train
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -121,17 +133,22 @@ def train(
         batch = _batch(model.config, prepared, chunks, config, rng)
         waited = time.perf_counter() - fetched
         metrics = train_step(model, optimizer, batch, config, generator)
-        skipped = 0 if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all() else skipped + 1
+        if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+            skipped = 0
+            losses.append(metrics["loss"])
+        else:
+            skipped += 1
         if skipped >= MAX_SKIPPED:
             raise VlakernError(
                 f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} for"
                 f" {skipped} steps in a row; lower learning_rate or check the dataset's statistics"
             )
         average.update(model)
-        losses.append(metrics["loss"])
         on_step(step + 1, {**metrics, "wait_s": waited, "lr": learning_rate(step, config)})
         if save_every and (step + 1) % save_every == 0 and step + 1 < config.steps:
             save(out, recipe, prepared, average)
+    if not losses:
+        raise VlakernError(f"none of {config.steps} steps had a finite loss; no policy was written")
     save(out, recipe, prepared, average)
     seconds = time.perf_counter() - begin
     tail = losses[-max(1, len(losses) // 10) :]

@@ -17,11 +17,21 @@ from vlakern.models.tokenizer import TextTokenizer
 from vlakern.models.vla import VLA
 from vlakern.space import Normalizer, Slot, VectorStats, check_slots
 
-__all__ = ["Embodiment", "PolicyFiles", "Processing", "load_weights", "read", "write"]
+__all__ = [
+    "Embodiment",
+    "PolicyFiles",
+    "Processing",
+    "check_parts",
+    "check_target",
+    "load_weights",
+    "read",
+    "write",
+]
 
 FAMILY = "vlakern"
 FORMAT = 1
 JSON_LIMIT = 1 << 20
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 Mode = Literal["zscore", "quantile", "min_max", "none"]
 
 
@@ -86,7 +96,14 @@ class PolicyFiles:
 
 
 def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes the directory in one step; an older one stays until the new one is on disk."""
+    """Writes the directory in one step; an older one stays until the new one is on disk.
+
+    Raises:
+        CheckpointError: ``directory`` is something else than a policy directory.
+        ConfigError: the parts contradict each other.
+    """
+    check_target(directory)
+    check_parts(files.model.config, files.embodiment, files.processing, str(directory))
     config = PolicyConfig(FAMILY, FORMAT, files.model.config, files.embodiment, files.processing)
     stats = {"state": files.state_stats.to_json(), "action": files.action_stats.to_json()}
     weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
@@ -95,6 +112,8 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
         (temporary / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        # safetensors creates files for their owner alone; the directory decides who reads a policy.
+        (temporary / "model.safetensors").chmod(0o644)
 
 
 def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PolicyFiles:
@@ -106,17 +125,9 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; expected a policy directory")
-    config = from_dict(PolicyConfig, _json(directory / "config.json"), "config.json")
-    if config.format != FORMAT:
-        raise ConfigError(f"config.json.format is {config.format}, this version reads {FORMAT}")
+    config = _config(directory / "config.json")
     model, embodiment = config.model, config.embodiment
-    check_slots(embodiment.state, model.state_dim, "config.json.embodiment.state")
-    check_slots(embodiment.action, model.action_dim, "config.json.embodiment.action")
-    if not 1 <= config.processing.execute <= model.chunk:
-        raise ConfigError(
-            f"config.json.processing.execute is {config.processing.execute}, expected 1 to the"
-            f" chunk length {model.chunk}"
-        )
+    check_parts(model, embodiment, config.processing, "config.json")
     stats = _json(directory / "stats.json")
     if not isinstance(stats, dict) or set(stats) != {"state", "action"}:
         raise ConfigError("stats.json: expected an object with the keys state and action")
@@ -129,6 +140,43 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     return PolicyFiles(
         network.eval(), embodiment, config.processing, state_stats, action_stats, tokenizer
     )
+
+
+def check_target(directory: Path) -> None:
+    """Refuses to replace anything but a policy directory, an empty one or nothing.
+
+    Raises:
+        CheckpointError: naming the directory.
+    """
+    if not directory.exists() or (directory / "config.json").is_file():
+        return
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise CheckpointError(
+            f"{directory} exists and is not a policy directory; choose another one, because writing"
+            " would delete it"
+        )
+
+
+def check_parts(model: VLAConfig, embodiment: Embodiment, processing: Processing, at: str) -> None:
+    """Checks what the records of a policy say about each other.
+
+    Raises:
+        ConfigError: naming the key below ``at``.
+    """
+    check_slots(embodiment.state, model.state_dim, f"{at}.embodiment.state")
+    check_slots(embodiment.action, model.action_dim, f"{at}.embodiment.action")
+    if not 1 <= processing.execute <= model.chunk:
+        raise ConfigError(
+            f"{at}.processing.execute is {processing.execute}, expected 1 to the chunk length"
+            f" {model.chunk}"
+        )
+    views = embodiment.views
+    if not views or len(set(views)) < len(views):
+        raise ConfigError(f"{at}.embodiment.views is {list(views)}, expected names that differ")
+    if not embodiment.control_rate > 0:
+        raise ConfigError(
+            f"{at}.embodiment.control_rate is {embodiment.control_rate}, expected more than 0 Hz"
+        )
 
 
 def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) -> None:
@@ -152,6 +200,12 @@ def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) 
                         f"{path}: tensor {name!r} has shape {found}, the model in config.json needs"
                         f" {shape}"
                     )
+                dtype_found = file.get_slice(name).get_dtype()
+                if dtype_found not in WEIGHT_DTYPES:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} is {dtype_found}, expected one of"
+                        f" {', '.join(WEIGHT_DTYPES)}"
+                    )
             tensors = {name: file.get_tensor(name).to(device, dtype) for name in expected}
     except SafetensorError as error:
         raise CheckpointError(
@@ -173,6 +227,16 @@ def _check_names(path: Path, expected: dict[str, Any], found: set[str]) -> None:
         )
 
 
+def _config(path: Path) -> PolicyConfig:
+    values = _json(path)
+    # Asked first: a newer format may have keys that this version would call unknown.
+    if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"config.json.format is {values['format']!r}, this version reads {FORMAT}"
+        )
+    return from_dict(PolicyConfig, values, "config.json")
+
+
 def _stats(stats: dict[str, Any], key: str, width: int) -> VectorStats:
     found = VectorStats.from_json(stats[key], f"stats.json.{key}")
     if found.width != width:
@@ -189,5 +253,5 @@ def _json(path: Path) -> Any:
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
