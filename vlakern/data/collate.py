@@ -96,7 +96,7 @@ def collate(
     documents: list[Document] = []
     images: list[np.ndarray] = []
     states, actions, masks = [], [], []
-    for episode, frame in pairs.tolist():
+    for episode, frame in ((int(e), int(f)) for e, f in pairs):
         kept = _kept_views(views, augment.drop_view, rng)
         images += [store.frames[episode][view][frame] for view in kept]
         words = store.instructions[episode]
