@@ -137,9 +137,9 @@ def launch(t: Tensors, stage: str) -> None:
         "HAS_MASK": mask is not None,
         "PER_POSITION": per_position,
     }
-    scalars = (positions, slots, tiles, *STAGES[stage])
+    arguments: list[Any] = [*pointers, positions, slots, tiles, *STAGES[stage], *strides]
     with torch.cuda.device_of(t.x):
-        ode_step_kernel[(rows * tiles,)](*pointers, *scalars, *strides, **flags, **OPTIONS)
+        ode_step_kernel[(rows * tiles,)](*arguments, **flags, **OPTIONS)
 
 
 def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""Interleaved timing, on a clock that the test winds."""
+
+from vlakern.testing.timing import Timing, interleave
+
+
+def test_interleaves_and_takes_medians() -> None:
+    """Contenders take turns, the first run of each is not counted, nor is what comes before."""
+    now, order = [0.0], []
+
+    def spend(name: str, seconds: float) -> None:
+        order.append(name)
+        now[0] += seconds * (100 if len(order) <= 2 else 1)
+
+    found = interleave(
+        {"a": lambda: spend("a", 1.0), "b": lambda: spend("b", 3.0)},
+        repeats=2,
+        before_each=lambda: now.__setitem__(0, now[0] + 50.0),
+        clock=lambda: now[0],
+    )
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert found["a"].seconds == (1.0, 1.0)
+    assert found["b"].median == 3.0
+
+
+def test_timing() -> None:
+    """Median and best of sorted times."""
+    assert Timing((1.0, 2.0, 9.0)).median == 2.0
+    assert Timing((1.0, 2.0, 9.0)).best == 1.0
