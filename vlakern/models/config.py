@@ -61,7 +61,7 @@ class VisionConfig:
     Attributes:
         image_size: side of the square input [px].
         patch_size: side of one patch [px]; with a stem, the stem's total stride.
-        stem: widths of 3x3 stride-2 convolutions in front of the patch projection; empty for a
+        stem: widths of 3x3 stride-2 convolutions with ReLU before the patch projection; empty for a
             plain patch projection. A stem learns from little data where plain patches do not.
         layers, hidden, heads, mlp: the transformer's depth and widths.
         class_token: a leading token that the connector drops (InternViT).

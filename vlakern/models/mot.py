@@ -6,7 +6,7 @@ heads, D head dim.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -149,12 +149,16 @@ class MoT(nn.Module):
             Stream(self.action, layout.action_rows, action_EM),
         )
         streams = tuple(stream for stream in streams if stream.x_EM.shape[0])
-        # Joint row t is row order[t] of the experts' rows laid end to end.
-        order = torch.cat([stream.rows for stream in streams]).argsort()
+        # Joint row t is row order[t] of the experts' rows laid end to end; a lone expert owns all.
+        order = None
+        if len(streams) > 1:
+            order = torch.cat([stream.rows for stream in streams]).argsort()
+        else:
+            streams = tuple(replace(stream, rows=None) for stream in streams)
         made = []
         for i in range(config.layers):
             parts = [stream.qkv(i, cos, sin) for stream in streams]
-            q, k, v = (torch.cat(part).index_select(0, order) for part in zip(*parts, strict=True))
+            q, k, v = (_select(torch.cat(part), order) for part in zip(*parts, strict=True))
             made.append(KeyValues(k, v))
             cached = prefix[i] if prefix is not None else None
             out_THD = shared_attention(
@@ -176,19 +180,23 @@ class MoT(nn.Module):
 
 @dataclass(frozen=True)
 class Stream:
-    """One expert's residual stream and the joint rows it owns."""
+    """One expert's residual stream and the joint rows it owns, None for all of them."""
 
     expert: Expert
-    rows: Tensor
+    rows: Tensor | None
     x_EM: Tensor
 
     def qkv(self, layer: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         block = self.expert.layers[layer]
         assert isinstance(block, ExpertLayer)
-        return block.qkv(self.x_EM, cos[self.rows], sin[self.rows])
+        return block.qkv(self.x_EM, _select(cos, self.rows), _select(sin, self.rows))
 
     def advance(self, layer: int, attention_THD: Tensor) -> "Stream":
         block = self.expert.layers[layer]
         assert isinstance(block, ExpertLayer)
-        x_EM = block.output(self.x_EM, attention_THD.index_select(0, self.rows))
+        x_EM = block.output(self.x_EM, _select(attention_THD, self.rows))
         return Stream(self.expert, self.rows, x_EM)
+
+
+def _select(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
