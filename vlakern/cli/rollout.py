@@ -171,8 +171,8 @@ def _settings(args: Args, policy: Any) -> dict[str, str]:
         "seed": str(args.seed),
         "batch": str(args.batch),
         "max steps": str(args.max_steps),
-        "device": args.device,
-        "dtype": args.dtype,
+        "device": policy.device,
+        "dtype": str(policy.dtype).removeprefix("torch."),
         "vlakern": vlakern.__version__,
     }
 

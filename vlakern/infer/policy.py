@@ -69,6 +69,7 @@ class Policy:
         image_size: side of the square images it sees [px]; others are resized with padding.
         chunk, execute: actions per prediction, and how many to run before the next one.
         control_rate: of its actions [Hz].
+        device, dtype: where it runs and what its weights and products are.
     """
 
     def __init__(self, files: PolicyFiles, name: str, device: str, dtype: torch.dtype) -> None:
@@ -79,8 +80,8 @@ class Policy:
         self.execute = files.processing.execute
         self.control_rate = files.embodiment.control_rate
         self._files = files
-        self._device = device
-        self._dtype = dtype
+        self.device = device
+        self.dtype = dtype
         self._state = files.state_normalizer
         self._action = files.action_normalizer
 
@@ -112,7 +113,7 @@ class Policy:
             )
         for seed in seeds:
             _check_seed(seed)
-        clock = _Clock(self._device)
+        clock = _Clock(self.device)
         model, config = self._files.model, self._files.model.config
         with clock.stage("preprocess"):
             batch = self._prepare(observations)
@@ -123,7 +124,7 @@ class Policy:
             prefix = model.prefill(batch, views)
         with clock.stage("ode"):
             x_BHA = integrate(
-                lambda x, tau: model.velocity(prefix, x.to(self._dtype), tau).float(),
+                lambda x, tau: model.velocity(prefix, x.to(self.dtype), tau).float(),
                 noise_BHA,
                 steps=config.steps,
                 solver=config.solver,
@@ -147,8 +148,8 @@ class Policy:
             if not isinstance(words, str) or not words.strip():
                 raise InputError(f"instruction is {words!r}, expected words that name the task")
             documents.append(document(config.prompt, encode, words, len(seen)))
-        pixels = torch.cat(images).to(self._device, self._dtype)
-        state = torch.from_numpy(np.stack(states)).to(self._device, self._dtype)
+        pixels = torch.cat(images).to(self.device, self.dtype)
+        state = torch.from_numpy(np.stack(states)).to(self.device, self.dtype)
         return pack(config, documents, pixels, state)
 
     def _images(self, observation: Observation) -> list[Tensor]:
@@ -180,7 +181,7 @@ class Policy:
         shape = (self.chunk, self._files.model.config.action_dim)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         rows = [torch.randn(shape, generator=generator) for generator in generators]
-        return torch.stack(rows).to(self._device)
+        return torch.stack(rows).to(self.device)
 
 
 class _Clock:
