@@ -75,7 +75,9 @@ def test_gradients(backend: str, isa: str, case: Case, rng: torch.Generator) -> 
     weights = [torch.randn(inputs[name].shape, generator=rng) for name in ("x", "tau")]
 
     def gradients(step: Callable[..., tuple[Tensor, Tensor]], arguments: dict) -> dict[str, Tensor]:
-        leaves = {n: arguments[n].detach().requires_grad_() for n in FLOATS if n in arguments}
+        leaves: dict[str, Any] = {
+            n: arguments[n].detach().requires_grad_() for n in FLOATS if n in arguments
+        }
         found = step(**arguments | leaves)
         loss = sum((w.to(f.dtype) * f).sum() for w, f in zip(weights, found, strict=True))
         assert isinstance(loss, Tensor)
@@ -391,7 +393,7 @@ def test_gpu_values(backend: str, case: Case, request: pytest.FixtureRequest) ->
 def test_gpu_gives_the_bits_of_the_cpu(backend: str, case: Case, rng: torch.Generator) -> None:
     """The GPU kernels fuse where the CPU kernels do."""
     inputs = make_inputs(case, rng)
-    moved = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    moved: dict[str, Any] = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in inputs.items()}
     for ours, theirs in zip(
         ops.ode_step(**moved, backend=backend), ops.ode_step(**inputs, backend="cpu"), strict=True
     ):

@@ -1,0 +1,107 @@
+"""Longer proofs of the native code: sanitizers, another processor, every CUDA target."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlakern.ops.ode_step.cases import BENCH, CASES, Case
+from vlakern.ops.ode_step.reference import STAGES
+
+pytestmark = pytest.mark.ci
+
+ROOT = Path(__file__).parents[2]
+CUDA_ARCHS = (80, 87, 90, 100, 110, 120)
+CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*/*.cu"))
+
+
+def line(case: Case) -> str:
+    """A case as the host test program reads it."""
+    stage = STAGES[case.stage]
+    dtypes = [str(one).removeprefix("torch.") for one in (case.x_dtype, case.v_dtype)]
+    gap, step = {"dense": (0, 1), "padded": (3, 1), "slots apart": (0, 2)}[case.layout]
+    flags = [bool(case.frozen), bool(case.mask), case.per_position]
+    sizes = [case.rows, case.positions, case.slots]
+    return " ".join(map(str, [*sizes, *dtypes, *stage, *map(int, flags), gap, step]))
+
+
+LARGE = tuple(case for case in BENCH if case.rows == 64)  # enough for several threads
+INPUT = "\n".join(line(case) for case in (*CASES, *LARGE))
+
+
+def tool(name: str, *packages: str) -> str:
+    """Path of a program; Debian's packages are installed if it is not there."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name) or (str(beside) if beside.exists() else None)
+    if found is None and packages and shutil.which("apt-get"):
+        prefix = [] if os.getuid() == 0 else ["sudo", "-n"]
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-yqq", *packages]):
+            subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL)
+        found = shutil.which(name)
+    if found is None:
+        pytest.fail(f"{name} is not installed; install {' '.join(packages) or name}")
+    return found
+
+
+def build_host_test(folder: Path, *options: str) -> Path:
+    """The C++ test program, with warnings as errors."""
+    cmake = tool("cmake", "cmake")
+    configure = ["-DVLAKERN_PYTHON=OFF", "-DVLAKERN_TESTS=ON", "-DVLAKERN_WERROR=ON", *options]
+    for command in (["-S", str(ROOT), "-B", str(folder), *configure], ["--build", str(folder)]):
+        done = subprocess.run([cmake, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "vlakern_host_test"
+
+
+def run_host_test(*command: str) -> str:
+    done = subprocess.run(command, input=INPUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
+    """Every instruction set of this machine runs every case clean, on one and three threads."""
+    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g"
+    program = build_host_test(
+        tmp_path, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={flags}"
+    )
+    listed = run_host_test(str(program))
+    assert listed.startswith(f"{len(CASES) + len(LARGE)} cases:")
+    assert listed.split()[-1] == "scalar"
+
+
+def test_aarch64_under_emulation(tmp_path: Path) -> None:
+    """The NEON kernels give the scalar kernel's bits on an emulated AArch64."""
+    compiler = tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+    emulator = tool("qemu-aarch64-static", "qemu-user-static")
+    program = build_host_test(
+        tmp_path,
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )
+    listed = run_host_test(emulator, str(program))
+    assert listed.split(":")[1].split() == ["neon", "scalar"]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")
+@pytest.mark.parametrize("source", CUDA_SOURCES)
+def test_cuda_compiles_without_spills(source: str, tmp_path: Path) -> None:
+    """Every CUDA file compiles for every target, and no kernel uses local memory."""
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+    warnings = ["-Xptxas", "-v", "-Xcompiler", "-Wall", "--Werror", "all-warnings"]
+    options = ["-std=c++17", "-O3", "--fmad=false", "-I", str(ROOT / "csrc"), *warnings]
+    output = ["-c", str(ROOT / source), "-o", str(tmp_path / "object.o")]
+    done = subprocess.run(["nvcc", *options, *targets, *output], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
+    built = set(re.findall(r"for 'sm_(\d+)'", done.stderr))
+    assert built == {str(arch) for arch in CUDA_ARCHS}
+    assert len(spills) >= len(CUDA_ARCHS)
+    assert set(spills) == {("0", "0")}
