@@ -11,7 +11,7 @@ namespace vlakern {
 namespace {
 
 // Below this many bytes of traffic a second thread costs more than it saves.
-constexpr std::int64_t kBytesPerThread = 256 * 1024;
+constexpr std::int64_t kBytesPerThread = 1 << 20;
 
 struct Plan {
   OdeStepUpdate update;

@@ -1,6 +1,6 @@
 """Interleaved timing, on a clock that the test winds."""
 
-from vlakern.testing.timing import Timing, interleave
+from vlakern.testing.timing import Timing, clock_of, copy_bandwidth, interleave
 
 
 def test_interleaves_and_takes_medians() -> None:
@@ -26,3 +26,14 @@ def test_timing() -> None:
     """Median and best of sorted times."""
     assert Timing((1.0, 2.0, 9.0)).median == 2.0
     assert Timing((1.0, 2.0, 9.0)).best == 1.0
+
+
+def test_copy_bandwidth() -> None:
+    """A copy counts what it reads and what it writes."""
+    assert 1e8 < copy_bandwidth(size=1 << 22, passes=3) < 1e13
+
+
+def test_clock_goes_forward() -> None:
+    """Two readings are in order."""
+    clock = clock_of("cpu")
+    assert clock() <= clock()

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Timing", "interleave"]
+import torch
+
+__all__ = ["Timing", "clock_of", "copy_bandwidth", "interleave"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,23 @@ def interleave(
             run()
             seconds[name].append(clock() - begin)
     return {name: Timing(tuple(sorted(times))) for name, times in seconds.items()}
+
+
+def copy_bandwidth(device: str = "cpu", size: int = 256 << 20, passes: int = 10) -> float:
+    """Bytes read and written per second [B/s] by a copy that no cache holds, best of ``passes``."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    copied = interleave({"copy": lambda: target.copy_(source)}, passes, clock=clock_of(device))
+    return 2 * size / copied["copy"].best
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """A clock [s] that waits until the device has done what it was asked."""
+    if device == "cpu":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
