@@ -1,5 +1,8 @@
 """The choice of an off-screen renderer."""
 
+import subprocess
+import sys
+
 import pytest
 
 from vlakern.errors import ConfigError, RenderError
@@ -52,3 +55,18 @@ def test_libraries_that_do_not_load(fresh: pytest.MonkeyPatch):
     fresh.setattr(gl.ctypes, "CDLL", refuse)
     with pytest.raises(RenderError, match=r"apt-get install libegl1.*libosmesa6"):
         gl.choose_renderer()
+
+
+def test_triton_survives_a_renderer():
+    """Rendering first and Triton's kernels afterwards is one process without a crash."""
+    code = (
+        "from vlakern.sim import gl\n"
+        "gl.choose_renderer()\n"
+        "from mujoco import GLContext\n"
+        "context = GLContext(8, 8)\n"
+        "context.make_current()\n"
+        "import triton\n"
+        "print(triton.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "triton\n"), done.stderr

@@ -3,6 +3,8 @@
 import ctypes
 import ctypes.util
 import functools
+import importlib
+import importlib.util
 
 from vlakern import env
 from vlakern.errors import RenderError
@@ -27,6 +29,7 @@ def choose_renderer() -> str:
         RenderError: neither EGL nor OSMesa works; the message names the packages to install.
     """
     forced = env.renderer()
+    _load_triton_first()
     if forced:
         return forced
     if _egl_works():
@@ -34,6 +37,12 @@ def choose_renderer() -> str:
     if _osmesa_loads():
         return env.default_renderer("osmesa")
     raise RenderError(_INSTALL)
+
+
+def _load_triton_first() -> None:
+    """Loads Triton where it is installed: after Mesa, which brings an LLVM too, it would crash."""
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def _egl_works() -> bool:
