@@ -115,8 +115,10 @@ def test_gradients_reach_all_inputs_exactly(case: Case) -> None:
         tensors += [given.prefix_k_PGD, given.prefix_v_PGD]
     leaves = [tensor.requires_grad_() for tensor in tensors]
 
-    def call(q: Tensor, k: Tensor, v: Tensor, *prefix: Tensor) -> Tensor:
-        return shared_attention(q, k, v, given.who, *prefix)
+    def call(
+        q: Tensor, k: Tensor, v: Tensor, pk: Tensor | None = None, pv: Tensor | None = None
+    ) -> Tensor:
+        return shared_attention(q, k, v, given.who, pk, pv)
 
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
     run(given).square().sum().backward()
@@ -130,7 +132,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients() -> None:
     cu = torch.tensor([0, 3, 5])
     q, k, v = (torch.randn(5, n, 4, generator=generator("none")) for n in (4, 2, 2))
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = shared_attention(*leaves, KvEnd(cu, cu, torch.tensor([0, 2, 3, 0, 0])))
+    out = shared_attention(q, k, v, KvEnd(cu, cu, torch.tensor([0, 2, 3, 0, 0])))
     out.sum().backward()
     blind = torch.tensor([0, 3, 4])
     assert bool((out[blind] == 0).all())

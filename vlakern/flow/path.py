@@ -4,7 +4,7 @@ Dimension letters: R rows, H chunk, A action width.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from vlakern.errors import ConfigError
 
 __all__ = ["TauConfig", "interpolate", "masked_loss", "sample_tau", "target"]
+
+Kind = Literal["uniform", "beta", "logit_normal"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class TauConfig:
         alpha, s: of the beta kind.
     """
 
-    kind: Literal["uniform", "beta", "logit_normal"] = "beta"
+    kind: Kind = "beta"
     alpha: float = 1.5
     s: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.alpha <= 0 or not 0 < self.s <= 1:
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"tau: kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
+        if not self.alpha > 0 or not 0 < self.s <= 1:
             raise ConfigError(f"tau: alpha > 0 and 0 < s <= 1 expected, found {self}")
 
 

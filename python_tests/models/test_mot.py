@@ -1,0 +1,176 @@
+"""The Mixture-of-Transformers against a model that goes token by token, and RoPE's own laws."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlakern.models import VLA, VLAConfig, preset
+from vlakern.models.mot import Expert, ExpertLayer, KeyValues, MoT, _rotate, rotary
+from vlakern.models.sequence import Batch, action_layout
+from vlakern.testing import generator
+
+Network = Callable[[VLAConfig], VLA]
+MakeBatch = Callable[[VLAConfig, Sequence[tuple[str, int]]], Batch]
+Same = Callable[[Tensor, Tensor], None]
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def turn(x_HD: Tensor, position: int, theta: float) -> Tensor:
+    """RoPE as complex numbers: the pair (i, i + D/2) times exp(j · position · theta^(-2i/D))."""
+    half = x_HD.shape[-1] // 2
+    angle = position * theta ** (-torch.arange(half, dtype=torch.float64) * 2 / x_HD.shape[-1])
+    pair = torch.complex(x_HD[..., :half], x_HD[..., half:])
+    pair = pair * torch.complex(angle.cos(), angle.sin())
+    return torch.cat([pair.real, pair.imag], dim=-1)
+
+
+def plain(model: MoT, tokens: list[Tensor], owners: list[Expert], ends: list[int]) -> list[Tensor]:
+    """One document in fp64, one token and one head at a time; ``owners`` is each token's expert."""
+    config, n = model.config, len(tokens)
+    group = config.q_heads // config.kv_heads
+    x = list(tokens)
+    for layer in range(config.layers):
+        qs, ks, vs, blocks = [], [], [], []
+        for i in range(n):
+            block = owners[i].layers[layer]
+            assert isinstance(block, ExpertLayer)
+            h = rms(x[i], block.input_norm.weight, config.norm_eps)
+            q = (block.q_proj.weight @ h).view(config.q_heads, config.head_dim)
+            k = (block.k_proj.weight @ h).view(config.kv_heads, config.head_dim)
+            q, k = (rms(q, block.q_norm.weight, 1e-6), rms(k, block.k_norm.weight, 1e-6))
+            qs.append(turn(q, i, config.rope_theta))
+            ks.append(turn(k, i, config.rope_theta))
+            vs.append((block.v_proj.weight @ h).view(config.kv_heads, config.head_dim))
+            blocks.append(block)
+        for i in range(n):
+            heads = []
+            for head in range(config.q_heads):
+                g, visible = head // group, range(ends[i])
+                scores = torch.stack([qs[i][head] @ ks[j][g] for j in visible])
+                weights = torch.softmax(scores / math.sqrt(config.head_dim), 0)
+                heads.append(sum(weights[j] * vs[j][g] for j in visible))
+            x[i] = x[i] + blocks[i].o_proj.weight @ torch.cat([torch.as_tensor(h) for h in heads])
+            h = rms(x[i], blocks[i].post_norm.weight, config.norm_eps)
+            gate, up = blocks[i].gate_proj.weight @ h, blocks[i].up_proj.weight @ h
+            x[i] = x[i] + blocks[i].down_proj.weight @ (gate * torch.sigmoid(gate) * up)
+    return [rms(t, o.norm.weight, config.norm_eps) for t, o in zip(x, owners, strict=True)]
+
+
+def embed(model: VLA, batch: Batch) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return model.embed_prefix(batch)
+
+
+@torch.no_grad()
+def test_equals_a_token_by_token_model(
+    config: VLAConfig, network: Network, batch: MakeBatch, same: Same
+) -> None:
+    """Under every mask: residuals, norms, RoPE, head mapping, SwiGLU and who owns which token."""
+    model, given = network(config), batch(config, [("go", 1), ("push it", 2)])
+    semantic, state = embed(model, given)
+    found_semantic, found_action, _ = model.mot(semantic, state, given.layout)
+    wide = network(config).double().mot
+    layout, end = given.layout, given.cu_prefix.tolist()
+    for document in range(2):
+        rows = range(end[document], end[document + 1])
+        tokens, owners, found = [], [], []
+        for row in rows:
+            in_action = (layout.action_rows == row).nonzero().flatten().tolist()
+            in_semantic = (layout.semantic_rows == row).nonzero().flatten().tolist()
+            assert len(in_action) + len(in_semantic) == 1
+            source, output, owner, place = (
+                (state, found_action, wide.action, in_action)
+                if in_action
+                else (semantic, found_semantic, wide.semantic, in_semantic)
+            )
+            tokens.append(source[place[0]].double())
+            found.append(output[place[0]])
+            owners.append(owner)
+        expected = plain(wide, tokens, owners, layout.who.kv_end[list(rows)].tolist())
+        for one, other in zip(found, expected, strict=True):
+            same(one, other.float())
+
+
+def test_rotary_depends_on_distance_alone() -> None:
+    """q at p + 3 against k at p has one product for every p, and norms stay."""
+    x_THD = torch.randn(2, 1, 8, generator=generator("rope"))
+    products = []
+    for p in (0, 5, 1000):
+        q, k = _rotate(x_THD, *rotary(torch.tensor([p + 3, p]), 8, 1e4)).flatten(1)
+        products.append(q @ k)
+        torch.testing.assert_close(q.norm(), x_THD[0].norm())
+    torch.testing.assert_close(torch.stack(products), products[0].expand(3), rtol=0, atol=1e-6)
+    assert abs(float(products[0] - x_THD[0, 0] @ x_THD[1, 0])) > 0.1
+
+
+def test_rotary_angles_are_exact_at_large_positions() -> None:
+    """At position 100,003 the table still has fp32's precision: its angles are made in fp64."""
+    cos, sin = rotary(torch.tensor([0, 1, 100_003]), 8, 1e6)
+    for i, exponent in enumerate((0.0, 0.25, 0.5, 0.75)):
+        for row, position in enumerate((0, 1, 100_003)):
+            angle = position * 1e6**-exponent
+            assert float(cos[row, i]) == pytest.approx(math.cos(angle), abs=6e-8)
+            assert float(sin[row, i]) == pytest.approx(math.sin(angle), abs=6e-8)
+
+
+@torch.no_grad()
+def test_action_rows_do_not_influence_the_prefix(
+    network: Network, batch: MakeBatch, same: Same
+) -> None:
+    """Cached keys and values are those of a pass without actions, whatever the actions are."""
+    config = preset("tiny")
+    model, given = network(config), batch(config, [("go", 1)])
+    prefix = model.prefill(given)
+    before = [(layer.k_TGD.clone(), layer.v_TGD.clone()) for layer in prefix.layers]
+    rng, shape = generator("actions"), (1, config.chunk, config.action_dim)
+    outs = [
+        model.velocity(prefix, torch.randn(shape, generator=rng), torch.full((1,), 0.3))
+        for _ in range(2)
+    ]
+    assert not torch.equal(*outs)
+    for layer, (k, v) in zip(prefix.layers, before, strict=True):
+        assert torch.equal(layer.k_TGD, k)
+        assert torch.equal(layer.v_TGD, v)
+
+
+@torch.no_grad()
+def test_each_expert_may_be_alone(network: Network, batch: MakeBatch) -> None:
+    """No semantic rows (an ODE step) and no prefix at all run, and give the action rows alone."""
+    config = preset("tiny")
+    model = network(config).mot
+    cu = torch.zeros(2, dtype=torch.int64)
+    layout = action_layout(config, cu, torch.zeros(1, dtype=torch.int64))
+    x = torch.randn(config.chunk, config.mot.action.hidden, generator=generator("alone"))
+    none = torch.zeros(0, config.mot.semantic.hidden)
+    empty = [
+        KeyValues(*(torch.zeros(0, config.mot.kv_heads, config.mot.head_dim) for _ in "kv"))
+        for _ in range(config.mot.layers)
+    ]
+    semantic, action, made = model(none, x, layout, empty)
+    assert semantic.shape == (0, config.mot.semantic.hidden)
+    assert action.shape == x.shape
+    assert [layer.k_TGD.shape[0] for layer in made] == [config.chunk] * config.mot.layers
+
+
+def test_gradients_flow_from_actions_into_both_experts(network: Network, batch: MakeBatch) -> None:
+    """A loss on the velocity reaches every weight that some action can see through the prefix."""
+    config = preset("tiny")
+    model, given = network(config), batch(config, [("go", 1), ("push", 2)])
+    x = torch.randn(2, config.chunk, config.action_dim, generator=generator("gradients"))
+    model.velocity(model.prefill(given), x, torch.tensor([0.2, 0.8])).square().sum().backward()
+    unreached = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.grad is None or not bool(weight.grad.abs().sum() > 0)
+    ]
+    last = config.mot.layers - 1
+    # Nothing reads the prefix after its last layer's keys and values.
+    parts = ("q_proj", "q_norm", "o_proj", "post_norm", "gate_proj", "up_proj", "down_proj")
+    expected = [f"mot.semantic.layers.{last}.{part}.weight" for part in parts]
+    assert sorted(unreached) == sorted([*expected, "mot.semantic.norm.weight"])
