@@ -24,7 +24,7 @@ from vlakern.types import Observation
 __all__ = ["CAMERAS", "CONTROL_RATE", "SUITES", "TASKS", "Camera", "MetaWorldEnv", "Step", "Task"]
 
 CONTROL_RATE = 80.0  # [Hz]
-STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
+STATE_NAMES = ("hand_x [m]", "hand_y [m]", "hand_z [m]", "gripper_opening")
 ACTION_NAMES = ("hand_dx", "hand_dy", "hand_dz", "gripper_effort")
 _ARM_JOINTS = 7
 _open_renderers: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -1,0 +1,118 @@
+"""``vlakern train``: from a dataset to a policy that loads, and what it says when it cannot."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vlakern
+from vlakern.cli import main
+from vlakern.data.lerobot import LeRobotWriter
+
+SIDE, FRAMES = 96, 12
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short episodes of noise in the shape that ``metaworld-small`` takes."""
+    root = tmp_path_factory.mktemp("data") / "noise"
+    random = np.random.default_rng(0)
+    writer = LeRobotWriter(
+        root,
+        fps=80.0,
+        views={"left": (SIDE, SIDE), "right": (SIDE, SIDE)},
+        state_names=("x [m]", "y [m]", "z [m]", "grip"),
+        action_names=("dx", "dy", "dz", "effort"),
+        robot_type="noise_arm",
+    )
+    with writer:
+        for task in ("push the puck", "open the drawer"):
+            images = {
+                view: random.integers(0, 255, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+                for view in ("left", "right")
+            }
+            vectors = random.normal(size=(2, FRAMES, 4)).astype(np.float32)
+            writer.add_episode(images, vectors[0], vectors[1], task)
+    return root
+
+
+def run(*words: str | Path) -> int:
+    """The command line's exit code."""
+    return main(["train", *map(str, words)])
+
+
+def test_two_steps_leave_a_policy_that_acts(dataset: Path, tmp_path: Path) -> None:
+    """The directory loads, knows its embodiment, and the log and report say what happened."""
+    out, report = tmp_path / "policy", tmp_path / "train.json"
+    words = ("--steps", "2", "--batch-size", "2", "--json", report)
+    assert run("--data", dataset, "--out", out, *words) == 0
+    policy = vlakern.load(out)
+    assert policy.views == ("left", "right")
+    assert policy.control_rate == 80.0
+    images = {view: np.zeros((SIDE, SIDE, 3), np.uint8) for view in policy.views}
+    observation = vlakern.Observation(images, np.zeros(4, np.float32), "push the puck")
+    assert policy.act(observation, seed=0).actions.shape == (policy.chunk, 4)
+    slots = json.loads((out / "config.json").read_text())["embodiment"]["state"]
+    assert [slot["unit"] for slot in slots] == ["m", "m", "m", "1"]
+    summary = json.loads(report.read_text())["train"]
+    assert (summary["steps"], summary["samples"]) == (2, 4)
+    rows = (tmp_path / "policy.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["train"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "huge"), "no recipe 'huge'; the recipes are metaworld-small"),
+        (("--steps", "0"), "train.steps is 0, expected at least 1"),
+        (("--batch-size", "-3"), "train.batch_size is -3"),
+    ],
+)
+def test_a_wrong_wish_is_one_sentence(
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    """It is refused before the dataset is decoded, and nothing is written."""
+    assert run("--data", dataset, "--out", tmp_path / "policy", *words) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_dataset_and_an_existing_policy_are_refused(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the path and what to do."""
+    assert run("--data", tmp_path / "nowhere", "--out", tmp_path / "policy") == 1
+    assert "nowhere" in capsys.readouterr().err
+    out = tmp_path / "kept"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me")
+    assert run("--data", dataset, "--out", out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "mine.txt").read_text() == "keep me"
+
+
+def test_a_dataset_of_another_picture_size_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence says both sizes and how to collect again."""
+    root = tmp_path / "small"
+    writer = LeRobotWriter(
+        root,
+        fps=80.0,
+        views={"left": (32, 32)},
+        state_names=tuple("abcd"),
+        action_names=tuple("abcd"),
+        robot_type="noise_arm",
+    )
+    with writer:
+        vectors = np.zeros((5, 4), np.float32)
+        random = np.random.default_rng(0)
+        images = {"left": random.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)}
+        writer.add_episode(images, vectors, vectors, "push")
+    assert run("--data", root, "--out", tmp_path / "policy") == 1
+    assert "(32, 32) pixels, the model takes (96, 96)" in capsys.readouterr().err
