@@ -1,7 +1,6 @@
 """vlakern._native by itself: it computes without torch, and its own border checks."""
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,33 +40,6 @@ def test_computes_without_torch() -> None:
     """The module alone, on memory from ctypes."""
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def other_interpreters() -> list[str]:
-    """Other supported CPythons on PATH or installed by pyenv."""
-    found = {}
-    for version in ("3.10", "3.11", "3.12", "3.13"):
-        places = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-        path = shutil.which(f"python{version}") or next(map(str, places), None)
-        if path is not None and version != f"3.{sys.version_info.minor}":
-            found[version] = path
-    return list(found.values())
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize("python", other_interpreters())
-def test_other_pythons_build_and_compute(python: str, tmp_path: Path) -> None:
-    """Each builds the wheel with the build requirements alone, and computes without torch."""
-    environment = tmp_path / "v"
-    inside = str(environment / "bin/python")
-    build = f"--config-settings=build-dir={tmp_path / 'build'}"
-    for command in (
-        [python, "-m", "venv", str(environment)],
-        [inside, "-m", "pip", "install", "-q", "--no-deps", build, str(ROOT)],
-        [inside, "-c", STEP],
-    ):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ops_tell_about_the_native_module_without_torch() -> None:
