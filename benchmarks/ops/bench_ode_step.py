@@ -40,7 +40,7 @@ class Row:
 
 def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
     """Raises AssertionError if the op is wrong on the very inputs that are timed."""
-    wide = {
+    wide: dict[str, Any] = {
         name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
@@ -55,7 +55,7 @@ def in_place(inputs: dict[str, Any], backend: str) -> Callable[[], None]:
     inputs = inputs | {"dtau": torch.zeros_like(inputs["dtau"])}
     x, tau = inputs["x"].clone(), inputs["tau"].clone()
     given = inputs | {"x": x, "tau": tau, "x_out": x, "tau_out": tau, "backend": backend}
-    return lambda: ops.ode_step_out(**given)
+    return ops.ode_step_out(**given)
 
 
 def measure(case: Case, device: str, backend: str, repeats: int) -> Row:

@@ -16,7 +16,6 @@ from vlakern.ops import _native
 from vlakern.ops.ode_step.cases import CASES, Case, make_inputs, plain_ode_step
 from vlakern.ops.ode_step.reference import STAGES, ode_step_reference
 from vlakern.testing import assert_accurate, generator, poison, poisoned_allocations
-from vlakern.testing.aot import ARCHS, compile_for
 
 INTERPRETED = env.triton_interpret()
 ISAS: list[str] = _native.native_info()["isas"]
@@ -156,6 +155,17 @@ def test_in_place(backend: str, isa: str, layout: str, rng: torch.Generator) -> 
     ops.ode_step_out(**inputs, x_out=inputs["x"], tau_out=inputs["tau"], backend=backend)
     assert torch.equal(inputs["x"], x_next)
     assert torch.equal(inputs["tau"], tau_next)
+
+
+@every_way
+def test_bound_step_repeats(backend: str, isa: str, rng: torch.Generator) -> None:
+    """The step that ode_step_out returns goes on from where the memory stands."""
+    inputs = make_inputs(Case(2, 3, 5), rng)
+    x, tau = inputs["x"], inputs["tau"]
+    twice = [x + 2 * inputs["dtau"][:, None, None] * inputs["v"], tau + 2 * inputs["dtau"]]
+    step = ops.ode_step_out(**inputs, x_out=x, tau_out=tau, backend=backend)
+    step()
+    torch.testing.assert_close([x, tau], twice)
 
 
 @every_way
@@ -336,47 +346,6 @@ def test_works_from_many_threads(rng: torch.Generator) -> None:
 def test_in_interpreter(run_interpreted: Callable[[str], int]) -> None:
     """The Triton kernel obeys every law above in Triton's interpreter."""
     assert run_interpreted(__file__) >= 2 * len(CASES)
-
-
-def test_cuda_index_arithmetic() -> None:
-    """The CUDA threads cover every element once, tau's threads included, and stay inside."""
-    native = _native.cpu_module()
-    shapes = {(2, 3, 8, 64): 4, (2, 3, 8, 68): 1, (3, 5, 13, 64): 1, (2, 3, 0, 64): 4}
-    for (rows, positions, slots, address), expected in shapes.items():
-        run, block, grid, threads = native.ode_step_launch(rows, positions, slots, address)
-        assert run == expected
-        assert (grid - 1) * block < threads <= grid * block
-        places = [native.ode_step_place(i, positions, max(slots, 1), run) for i in range(threads)]
-        covered = [(b, h, a + i) for b, h, a in places for i in range(run) if a + i < slots]
-        assert sorted(covered) == [
-            (b, h, a) for b in range(rows) for h in range(positions) for a in range(slots)
-        ]
-        assert sum(a == 0 for _, _, a in places) == rows * positions
-
-
-def triton_signature(kernel: Any, x: str, v: str) -> dict[str, str]:
-    """Types of the kernel's arguments: pointers by name, strides 64-bit where rows step far."""
-    pointers = {"x_ptr": x, "v_ptr": v, "v0_ptr": v, "frozen_ptr": x, "x_out_ptr": x}
-    pointers |= {"frozen_len_ptr": "*i32", "mask_ptr": "*u8"}
-    pointers |= dict.fromkeys(("tau_ptr", "dtau_ptr", "tau_out_ptr"), "*fp32")
-    scalars = dict.fromkeys(("c0", "c1", "c_tau"), "fp32")
-    names = [name for name in kernel.arg_names if not name.isupper()]
-    return {name: (pointers | scalars).get(name, "i32") for name in names}
-
-
-@pytest.mark.skipif(INTERPRETED, reason="kernels made for the interpreter do not compile")
-@pytest.mark.parametrize("arch", ARCHS)
-def test_triton_compiles_without_spills(arch: int) -> None:
-    """Ahead of time, with everything on, nothing lives in local memory."""
-    from vlakern.ops.ode_step.triton_kernels import BLOCK, OPTIONS, ode_step_kernel
-
-    options = {name: value for name, value in OPTIONS.items() if name != "BLOCK"}
-    flags = ("HAS_V0", "HAS_FROZEN", "HAS_MASK", "PER_POSITION")
-    constants = dict.fromkeys(flags, True) | {"BLOCK": BLOCK}
-    signature = triton_signature(ode_step_kernel, "*fp32", "*bf16")
-    used = compile_for(ode_step_kernel, arch, signature, constants, options)
-    assert (used.stack, used.local) == (0, 0)
-    assert used.registers <= 128
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 from vlakern import env
 from vlakern.errors import ConfigError, Unsupported
@@ -14,7 +15,7 @@ __all__ = ["Backend", "Key", "backends_of", "made_by", "refusals", "resolve"]
 
 log = logging.getLogger("vlakern.ops")
 
-Kernel = Callable[..., None]
+Kernel = Callable[..., Any]  # what its arguments and result are is each op's own affair
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The fused batched flow-matching update: one stage of an ODE step for every row at once."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from vlakern.ops._torch import key_for
 from vlakern.ops.ode_step._check import Tensors, check
 from vlakern.ops.ode_step.reference import ode_step_gradients
 
-__all__ = ["BACKENDS", "ode_step", "ode_step_out"]
+__all__ = ["BACKENDS", "BoundStep", "ode_step", "ode_step_out"]
 
 KERNELS = "vlakern.ops.ode_step._kernels"
 FLOATS = only_dtypes("float32", "bfloat16", "float16")
@@ -21,6 +23,17 @@ BACKENDS = (
     Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, FLOATS)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A checked and resolved ``ode_step_out`` on fixed memory; calling it does the step again."""
+
+    tensors: Tensors  # kept alive, since native kernels hold only their addresses
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.run()
 
 
 def ode_step(
@@ -80,13 +93,16 @@ def ode_step_out(
     frozen_len: Tensor | None = None,
     slot_mask: Tensor | None = None,
     backend: str = "auto",
-) -> None:
+) -> BoundStep:
     """``ode_step`` into given tensors, without torch.library's overhead and without gradients.
 
-    ``x_out`` may be ``x`` and ``tau_out`` may be ``tau``; no other overlap is allowed.
+    ``x_out`` may be ``x`` and ``tau_out`` may be ``tau``; no other overlap is allowed. Returns the
+    step that was done: an engine whose buffers stay in place calls it again, without any checks.
     """
     tensors = Tensors(x, v, v0, tau, dtau, frozen, frozen_len, slot_mask, x_out, tau_out)
-    _run(tensors, stage, backend)
+    bound = _bind(tensors, stage, backend)
+    bound()
+    return bound
 
 
 @torch.library.custom_op("vlakern::ode_step", mutates_args=())
@@ -104,14 +120,14 @@ def _ode_step(
 ) -> tuple[Tensor, Tensor]:
     outputs = _empty(x, tau)
     tensors = Tensors(x, v, v0, tau, dtau, frozen, frozen_len, slot_mask, *outputs)
-    _run(tensors, stage, backend)
+    _bind(tensors, stage, backend)()
     return outputs
 
 
-def _run(tensors: Tensors, stage: str, backend: str) -> None:
+def _bind(tensors: Tensors, stage: str, backend: str) -> BoundStep:
     check(tensors, stage)
-    dtypes = (tensors.x.dtype, tensors.v.dtype)
-    resolve("ode_step", key_for(tensors.x.device, dtypes), backend)(tensors, stage)
+    key = key_for(tensors.x.device, (tensors.x.dtype, tensors.v.dtype))
+    return BoundStep(tensors, resolve("ode_step", key, backend)(tensors, stage))
 
 
 def _empty(x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,11 @@
-"""The backends of ``ode_step`` under one signature; each function here makes one kernel."""
+"""The backends of ``ode_step`` under one signature; each function here makes one kernel.
+
+A kernel binds tensors and stage to a call without arguments, which may be made again and again on
+the same memory.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -12,7 +17,7 @@ from vlakern.ops.ode_step.reference import STAGES, ode_step_reference
 
 __all__ = ["cpu", "cuda", "reference", "triton"]
 
-Kernel = Callable[[Tensors, str], None]
+Kernel = Callable[[Tensors, str], Callable[[], None]]
 
 
 def _views(t: Tensors) -> list[_native.View | None]:
@@ -29,39 +34,45 @@ def cpu() -> Kernel:
     native, isa = _native.cpu_module(), env.cpu_isa()
     native.selected_isa(isa)  # raises Unsupported here and not in the first call
 
-    def run(t: Tensors, stage: str) -> None:
+    def bind(t: Tensors, stage: str) -> Callable[[], None]:
         threads = torch.get_num_threads()
-        native.ode_step(*_views(t), t.tau.ndim == 2, STAGES[stage], isa, threads)
+        return partial(native.ode_step, *_views(t), t.tau.ndim == 2, STAGES[stage], isa, threads)
 
-    return run
+    return bind
 
 
 def cuda() -> Kernel:
     """The native CUDA kernel, on the current stream of x's device."""
     native = _native.cuda_module()
 
-    def run(t: Tensors, stage: str) -> None:
-        with torch.cuda.device(t.x.device):
-            native.ode_step(*_views(t), t.tau.ndim == 2, STAGES[stage], stream_of(t.x))
+    def bind(t: Tensors, stage: str) -> Callable[[], None]:
+        step = partial(native.ode_step, *_views(t), t.tau.ndim == 2, STAGES[stage])
 
-    return run
+        def run() -> None:
+            with torch.cuda.device(t.x.device):
+                step(stream_of(t.x))
+
+        return run
+
+    return bind
 
 
 def triton() -> Kernel:
     """The Triton kernel."""
     from vlakern.ops.ode_step.triton_kernels import launch
 
-    return launch
+    return partial(partial, launch)
 
 
 def reference() -> Kernel:
     """The definition."""
 
-    def run(t: Tensors, stage: str) -> None:
-        x_next, tau_next = ode_step_reference(
-            t.x, t.v, t.tau, t.dtau, stage, t.v0, t.frozen, t.frozen_len, t.slot_mask
-        )
-        t.x_out.copy_(x_next)
-        t.tau_out.copy_(tau_next)
+    return partial(partial, _reference)
 
-    return run
+
+def _reference(t: Tensors, stage: str) -> None:
+    x_next, tau_next = ode_step_reference(
+        t.x, t.v, t.tau, t.dtau, stage, t.v0, t.frozen, t.frozen_len, t.slot_mask
+    )
+    t.x_out.copy_(x_next)
+    t.tau_out.copy_(tau_next)
