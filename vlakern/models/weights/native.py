@@ -99,14 +99,19 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
     """Writes the directory in one step; an older one stays until the new one is on disk.
 
     Raises:
-        CheckpointError: ``directory`` is something else than a policy directory.
+        CheckpointError: ``directory`` is something else than a policy directory, or a weight is not
+            finite.
         ConfigError: the parts contradict each other.
     """
+    model = files.model.config
     check_target(directory)
-    check_parts(files.model.config, files.embodiment, files.processing, str(directory))
-    config = PolicyConfig(FAMILY, FORMAT, files.model.config, files.embodiment, files.processing)
+    check_parts(model, files.embodiment, files.processing, str(directory))
+    _check_width(files.state_stats, model.state_dim, "state statistics")
+    _check_width(files.action_stats, model.action_dim, "action statistics")
+    config = PolicyConfig(FAMILY, FORMAT, model, files.embodiment, files.processing)
     stats = {"state": files.state_stats.to_json(), "action": files.action_stats.to_json()}
     weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
+    _check_finite(weights, directory)
     with atomic_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
@@ -211,9 +216,7 @@ def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) 
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
         ) from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+    _check_finite(tensors, path)
     model.load_state_dict(tensors, assign=True)
 
 
@@ -239,9 +242,19 @@ def _config(path: Path) -> PolicyConfig:
 
 def _stats(stats: dict[str, Any], key: str, width: int) -> VectorStats:
     found = VectorStats.from_json(stats[key], f"stats.json.{key}")
-    if found.width != width:
-        raise ConfigError(f"stats.json.{key} has {found.width} slots, config.json says {width}")
+    _check_width(found, width, f"stats.json.{key}")
     return found
+
+
+def _check_width(stats: VectorStats, width: int, what: str) -> None:
+    if stats.width != width:
+        raise ConfigError(f"{what} has {stats.width} slots, the model's config says {width}")
+
+
+def _check_finite(tensors: dict[str, torch.Tensor], where: Path) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where}: tensor {name!r} holds values that are not finite")
 
 
 def _json(path: Path) -> Any:
