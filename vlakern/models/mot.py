@@ -152,7 +152,7 @@ class MoT(nn.Module):
         # Joint row t is row order[t] of the experts' rows laid end to end; a lone expert owns all.
         order = None
         if len(streams) > 1:
-            order = torch.cat([stream.rows for stream in streams]).argsort()
+            order = torch.cat([layout.semantic_rows, layout.action_rows]).argsort()
         else:
             streams = tuple(replace(stream, rows=None) for stream in streams)
         made = []

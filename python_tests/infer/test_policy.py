@@ -1,0 +1,327 @@
+"""A policy turns observations into chunks, repeats exactly, and refuses what it cannot take."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vlakern
+from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.infer import Policy, load, shipped_policies
+from vlakern.infer.policy import _device, _dtype, _image
+from vlakern.models import VLA, preset
+from vlakern.models.tokenizer import fit_tokenizer
+from vlakern.models.weights import Embodiment, PolicyFiles, Processing, write
+from vlakern.space import Slot, VectorStats
+from vlakern.types import STAGES, Observation
+
+VIEWS = ("front", "wrist")
+
+
+def stats(width: int) -> VectorStats:
+    means = tuple(0.1 * i for i in range(width))
+    ones = (2.0,) * width
+    return VectorStats(
+        means, ones, (-5.0,) * width, (5.0,) * width, (-4.0,) * width, (4.0,) * width
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest policy on disk, with weights large enough to matter."""
+    torch.manual_seed(1)
+    model = VLA(preset("tiny"))
+    slots = (Slot("hand", "m", 0, 3), Slot("joints", "rad", 3, 7))
+    files = PolicyFiles(
+        model,
+        Embodiment("arm", 20.0, VIEWS, slots, (Slot("hand", "m", 0, 3),)),
+        Processing(execute=3),
+        stats(7),
+        stats(5),
+        fit_tokenizer(["push the puck", "open"], 300),
+    )
+    path = tmp_path_factory.mktemp("policies") / "tiny-arm"
+    write(path, files)
+    return path
+
+
+@pytest.fixture(scope="module")
+def policy(directory: Path) -> Policy:
+    """That policy, loaded on the CPU."""
+    return load(directory, device="cpu")
+
+
+def look(row: int = 0, words: str = "push the puck", views: tuple[str, ...] = VIEWS) -> Observation:
+    rng = np.random.default_rng(row)
+    images = {view: rng.integers(0, 256, (28, 28, 3), dtype=np.uint8) for view in VIEWS}
+    state = rng.normal(size=7).astype(np.float32)
+    return Observation({view: images[view] for view in views}, state, words)
+
+
+def test_a_policy_says_what_it_is(policy: Policy) -> None:
+    """Views in its order, chunk, how much to execute and how fast."""
+    assert (policy.name, policy.views) == ("tiny-arm", VIEWS)
+    assert (policy.chunk, policy.execute) == (6, 3)
+    assert (policy.control_rate, policy.image_size) == (20.0, 28)
+
+
+def test_act_gives_a_chunk_with_every_stage(policy: Policy) -> None:
+    """float32 [H, A], finite, the seed in its info and wall times that add up to the total."""
+    chunk = policy.act(look(), seed=3)
+    assert chunk.actions.dtype == np.float32
+    assert chunk.actions.shape == (6, 5)
+    assert np.isfinite(chunk.actions).all()
+    assert tuple(chunk.latency_ms) == STAGES
+    parts = [chunk.latency_ms[stage] for stage in STAGES[:-1]]
+    assert min(parts) > 0
+    assert sum(parts) <= chunk.latency_ms["total"] < sum(parts) + 100
+    assert chunk.info["seed"] == 3
+
+
+def test_the_same_seed_gives_the_same_bits(policy: Policy, directory: Path) -> None:
+    """Again, and from a second copy of the policy; another seed gives other actions."""
+    found = policy.act(look(), seed=7).actions
+    assert np.array_equal(policy.act(look(), seed=7).actions, found)
+    assert np.array_equal(load(directory, device="cpu").act(look(), seed=7).actions, found)
+    assert not np.array_equal(policy.act(look(), seed=8).actions, found)
+
+
+def test_without_a_seed_every_call_draws_its_own(policy: Policy) -> None:
+    """The seed that was drawn is in the info and gives the chunk again."""
+    one, two = policy.act(look()), policy.act(look())
+    assert one.info["seed"] != two.info["seed"]
+    assert np.array_equal(policy.act(look(), seed=one.info["seed"]).actions, one.actions)
+
+
+def test_global_generators_neither_matter_nor_move(policy: Policy) -> None:
+    """torch's and numpy's global random state are not the policy's business."""
+    torch.manual_seed(0)
+    found, before = policy.act(look(), seed=1).actions, torch.get_rng_state()
+    torch.manual_seed(99)
+    assert np.array_equal(policy.act(look(), seed=1).actions, found)
+    torch.manual_seed(0)
+    policy.act(look())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["front", "wrist", "state", "words"],
+)
+def test_every_part_of_an_observation_matters(policy: Policy, change: str) -> None:
+    """Another picture of either view, state or instruction gives other actions."""
+    seen, other = look(0), look(1)
+    if change in VIEWS:
+        moved = dataclasses.replace(seen, images={**seen.images, change: other.images[change]})
+    elif change == "state":
+        moved = dataclasses.replace(seen, state=other.state)
+    else:
+        moved = dataclasses.replace(seen, instruction="open")
+    difference = policy.act(seen, seed=0).actions - policy.act(moved, seed=0).actions
+    assert np.abs(difference).max() > 1e-4
+
+
+def test_a_batch_row_equals_the_row_alone(policy: Policy) -> None:
+    """Rows with other words and fewer views beside it change only the last bits."""
+    rows = [look(0), look(1, "open"), look(2, views=("wrist",)), look(3)]
+    seeds = [5, 6, 7, 2**63 - 1]
+    together = policy.act_batch(rows, seeds)
+    for row, seed, chunk in zip(rows, seeds, together, strict=True):
+        alone = policy.act(row, seed).actions
+        np.testing.assert_allclose(chunk.actions, alone, rtol=0, atol=2e-5)
+        assert chunk.info["seed"] == seed
+
+
+def test_no_observation_gives_no_chunk(policy: Policy) -> None:
+    """An empty batch is legal."""
+    assert policy.act_batch([]) == []
+
+
+def test_a_missing_camera_is_a_dropped_view(policy: Policy) -> None:
+    """One view is enough, and which one matters; the mapping's order does not."""
+    seen = look()
+    front = policy.act(look(views=("front",)), seed=0).actions
+    wrist = policy.act(look(views=("wrist",)), seed=0).actions
+    both = policy.act(seen, seed=0).actions
+    assert not np.array_equal(front, wrist)
+    assert not np.array_equal(front, both)
+    turned = dataclasses.replace(seen, images=dict(reversed(list(seen.images.items()))))
+    assert np.array_equal(policy.act(turned, seed=0).actions, both)
+
+
+def test_actions_are_in_native_units(policy: Policy) -> None:
+    """The chunk is the decoded end of the flow: mean plus std times the normalised value."""
+    files = policy._files
+    recoded = files.action_normalizer.encode(policy.act(look(), seed=0).actions)
+    unscaled = dataclasses.replace(files, processing=Processing("zscore", "none", execute=3))
+    raw = Policy(unscaled, "raw", "cpu", torch.float32).act(look(), seed=0).actions
+    np.testing.assert_allclose(recoded, raw, rtol=0, atol=1e-5)
+    assert np.abs(recoded - policy.act(look(), seed=0).actions).max() > 0.1
+
+
+def image(change: Callable[[np.ndarray], Any]) -> Callable[[Observation], Observation]:
+    def wrong(seen: Observation) -> Observation:
+        return dataclasses.replace(
+            seen, images={**seen.images, "wrist": change(seen.images["wrist"])}
+        )
+
+    return wrong
+
+
+def state(change: Callable[[np.ndarray], Any]) -> Callable[[Observation], Observation]:
+    return lambda seen: dataclasses.replace(seen, state=change(seen.state))
+
+
+def words(value: Any) -> Callable[[Observation], Observation]:
+    return lambda seen: dataclasses.replace(seen, instruction=value)
+
+
+def with_nan(values: np.ndarray, slot: int, value: float) -> np.ndarray:
+    out = values.copy()
+    out[slot] = value
+    return out
+
+
+WRONG = {
+    "float image": (image(lambda i: i / 255.0), r"view 'wrist' is float64\[28, 28, 3\], expected"),
+    "grey image": (image(lambda i: i[..., 0]), r"view 'wrist' is uint8\[28, 28\], expected uint8"),
+    "planes first": (image(lambda i: i.transpose(2, 0, 1)), r"is uint8\[3, 28, 28\], expected"),
+    "with alpha": (image(lambda i: np.dstack([i, i[..., :1]])), r"is uint8\[28, 28, 4\]"),
+    "empty image": (image(lambda i: i[:0]), r"is uint8\[0, 28, 3\]"),
+    "no image": (image(lambda i: None), r"view 'wrist' is object\[\], expected uint8"),
+    "short state": (state(lambda s: s[:6]), r"state is float32\[6\], expected .* \[7\] \(hand, jo"),
+    "state row": (state(lambda s: s[None]), r"state is float32\[1, 7\], expected floating-point"),
+    "whole state": (state(lambda s: s.astype(int)), r"state is int64\[7\], expected floating"),
+    "words state": (state(lambda s: ["a"] * 7), r"state is <U1\[7\], expected floating-point"),
+    "NaN state": (state(lambda s: with_nan(s, 4, math.nan)), "state slot 4 is not finite"),
+    "infinite state": (state(lambda s: with_nan(s, 0, -math.inf)), "state slot 0 is not finite"),
+    "huge state": (
+        state(lambda s: with_nan(s.astype(float), 2, 1e300)),
+        "state slot 2 is too large for the policy's statistics",
+    ),
+    "unknown view": (
+        lambda seen: dataclasses.replace(seen, images={**seen.images, "top": seen.images["front"]}),
+        "view 'top' is unknown to policy tiny-arm; its views are front, wrist",
+    ),
+    "no view": (
+        lambda seen: dataclasses.replace(seen, images={}),
+        "the observation has no view; expected front, wrist",
+    ),
+    "no words": (words(""), "instruction is '', expected words"),
+    "blank words": (words(" \n"), "instruction is ' .n', expected words"),
+    "no text": (words(None), "instruction is None, expected words"),
+    "broken text": (words("push \ud83e"), "half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_observations_are_refused(policy: Policy, name: str) -> None:
+    """One sentence naming the thing, the expected and the found, also beside good rows."""
+    change, sentence = WRONG[name]
+    for rows in ([change(look())], [look(1), change(look())]):
+        with pytest.raises(InputError, match=sentence) as caught:
+            policy.act_batch(rows, list(range(len(rows))))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", True, None, math.nan])
+def test_bad_seeds_are_refused(policy: Policy, seed: Any) -> None:
+    """A whole number from 0 to 2^63 - 1; numpy's integers are whole numbers too."""
+    with pytest.raises(InputError, match=r"seed is .*, expected a whole number from 0"):
+        policy.act_batch([look()], [seed])
+    one = policy.act_batch([look()], [np.uint64(2**62)])  # pyright: ignore[reportArgumentType]
+    assert np.array_equal(one[0].actions, policy.act(look(), seed=2**62).actions)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_there_is_one_seed_for_each_observation(policy: Policy, count: int) -> None:
+    """Neither fewer nor more."""
+    with pytest.raises(InputError, match=f"found {count} seeds for 2 observations; give one each"):
+        policy.act_batch([look(), look(1)], list(range(count)))
+
+
+def test_a_camera_buffer_may_be_read_only_or_mirrored(policy: Policy) -> None:
+    """Neither warns, fails nor changes the result of the same pixels."""
+    seen = look()
+    plain = policy.act(seen, seed=0).actions
+    locked = seen.images["front"].copy()
+    locked.flags.writeable = False
+    mirrored = np.ascontiguousarray(seen.images["wrist"][:, ::-1])[:, ::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved = dataclasses.replace(seen, images={"front": locked, "wrist": mirrored})
+        assert np.array_equal(policy.act(moved, seed=0).actions, plain)
+
+
+def test_other_sizes_are_resized_with_black_borders() -> None:
+    """A grey 2:1 picture becomes a grey band over the full width between black bands."""
+    picture = np.full((20, 40, 3), 128, np.uint8)
+    found = _image(picture, "front", 28)
+    assert found.shape == (1, 3, 28, 28)
+    torch.testing.assert_close(found[:, :, 7:21], torch.full((1, 3, 14, 28), 128 / 127.5 - 1))
+    assert bool((found[:, :, :7] == -1).all())
+    assert bool((found[:, :, 21:] == -1).all())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (29, 28), (27, 31)])
+def test_any_size_becomes_the_policys(policy: Policy, size: tuple[int, int]) -> None:
+    """Extreme and odd shapes included."""
+    seen = look()
+    picture = np.zeros((*size, 3), np.uint8)
+    moved = dataclasses.replace(seen, images={**seen.images, "front": picture})
+    assert np.isfinite(policy.act(moved, seed=0).actions).all()
+
+
+def test_bfloat16_is_near_fp32(policy: Policy, directory: Path) -> None:
+    """On the CPU too; the same weights, so only rounding differs."""
+    low = load(directory, device="cpu", dtype="bf16").act(look(), seed=0).actions
+    exact = policy.act(look(), seed=0).actions
+    assert 0 < np.abs(low - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    """Neither a directory nor a shipped name."""
+    with pytest.raises(CheckpointError, match="no policy 'no-such': neither a directory nor one"):
+        load("no-such")
+
+
+def test_shipped_policies_load_by_name() -> None:
+    """Every policy inside the package is whole."""
+    for name in shipped_policies():
+        assert vlakern.load(name, device="cpu").name == name
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:-1", "", "CPU"])
+def test_an_unknown_device_is_refused(directory: Path, name: str) -> None:
+    """The sentence names those there are."""
+    with pytest.raises(Unsupported, match=r"is not supported; use auto, cpu, cuda"):
+        load(directory, device=name)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, and with fewer than asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _device("auto") == "cpu"
+    with pytest.raises(Unsupported, match="'cuda:1' was asked for, but torch sees no NVIDIA GPU"):
+        _device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _device("auto") == "cuda"
+    assert _device("cuda:0") == "cuda:0"
+    with pytest.raises(Unsupported, match="'cuda:1' is not there; torch sees 1"):
+        _device("cuda:1")
+
+
+def test_dtypes_follow_the_device() -> None:
+    """fp32 on the CPU and bf16 on a GPU unless asked otherwise; unknown names are refused."""
+    assert _dtype("auto", _device("cpu:0")) == torch.float32
+    assert _dtype("auto", "cuda:0") == torch.bfloat16
+    assert _dtype("bf16", "cpu") == torch.bfloat16
+    with pytest.raises(Unsupported, match="dtype 'fp64' is not supported; use auto, fp32 or bf16"):
+        _dtype("fp64", "cpu")
