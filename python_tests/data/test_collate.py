@@ -13,7 +13,7 @@ from vlakern.models import VLAConfig, preset
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
 
 CONFIG: VLAConfig = preset("tiny")
-VIEWS = ("front", "wrist")
+VIEWS: tuple[str, ...] = ("front", "wrist")
 LENGTHS = (9, 4, 7)
 WORDS = ("push", "open", "push")
 
