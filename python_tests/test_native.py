@@ -3,7 +3,6 @@
 import ctypes
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from vlakern.errors import InputError, Unsupported
 
 native = pytest.importorskip("vlakern._native", reason="the native module is not built")
 
-ROOT = Path(__file__).parents[1]
 STEP = """
 import ctypes, sys
 import vlakern._native as native
