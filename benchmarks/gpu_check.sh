@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in one call of under ten minutes: build for this GPU, GPU tests,
-# compute-sanitizer on a reduced list, op benchmarks. Uses this machine's python3, torch, Triton and
-# nvcc, and no network. Writes JSON lines and logs to $OUT, or to ./outputs.
+# compute-sanitizer on a reduced list, op benchmarks. Uses this machine's python3, torch, Triton,
+# nanobind, CMake and nvcc, and no network. Writes JSON lines and logs to $OUT, or to ./outputs.
 # Duration and results: not measured yet.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -37,17 +37,11 @@ print(json.dumps({
 PYTHON
 }
 
-# pip where the build requirements are installed; plain CMake into the checkout where they are not.
+# Into the checkout, which is what Python finds first when it is started here.
 build() {
-  if "$PYTHON" -c 'import scikit_build_core, nanobind' 2>/dev/null; then
-    "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --no-index .
-  elif "$PYTHON" -c 'import nanobind' 2>/dev/null; then
-    cmake -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$PYTHON")" &&
-      cmake --build build/gpu --parallel && cp build/gpu/_native*.so vlakern/
-  else
-    echo "nanobind is not installed: put its wheel on PYTHONPATH"
-    return 1
-  fi
+  "$PYTHON" -c 'import nanobind' || return
+  cmake -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$PYTHON")" &&
+    cmake --build build/gpu --parallel && cp build/gpu/_native*.so vlakern/
 }
 
 built_for_this_gpu() {
@@ -70,8 +64,7 @@ export PYTHON
 
 machine >>"$REPORT" || exit 1
 step build 240 bash -c build
-# A plain CMake build leaves the module in the checkout, so Python must look there.
-"$PYTHON" -c 'import vlakern._native' 2>/dev/null || export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 step backends 60 bash -c built_for_this_gpu
 step tests 150 "$PYTHON" -m pytest -q -m gpu python_tests
 step sanitizer 120 bash -c sanitize
