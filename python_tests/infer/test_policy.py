@@ -216,6 +216,7 @@ WRONG = {
     "no words": (words(""), "instruction is '', expected words"),
     "blank words": (words(" \n"), "instruction is ' .n', expected words"),
     "no text": (words(None), "instruction is None, expected words"),
+    "endless words": (words("go " * 2000), "instruction has 6000 characters, expected at most"),
     "broken text": (words("push \ud83e"), "half a surrogate pair"),
 }
 

@@ -139,6 +139,17 @@ def test_a_loss_that_is_not_finite_updates_nothing(
     assert changed(model, before)
 
 
+def test_a_gradient_that_is_not_finite_updates_nothing(model: VLA, batch: TrainBatch) -> None:
+    """Also where the loss itself is finite."""
+    before = snapshot(model)
+    hook = model.vision.position.register_hook(lambda gradient: gradient * math.inf)
+    metrics = train_step(model, make_optimizer(model, FP32), batch, FP32, rng())
+    hook.remove()
+    assert math.isfinite(metrics["loss"])
+    assert not math.isfinite(metrics["grad_norm"])
+    assert not changed(model, before)
+
+
 def test_gradients_are_clipped_to_the_norm(model: VLA, batch: TrainBatch) -> None:
     """The metric is the norm before; the gradients have the norm after."""
     config = dataclasses.replace(FP32, clip=0.01)

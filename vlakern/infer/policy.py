@@ -24,6 +24,8 @@ from vlakern.types import ActionChunk, Observation
 
 __all__ = ["Policy", "load", "shipped_policies"]
 
+# Attention grows with the square of the prompt: longer text would fill the memory, not be obeyed.
+MOST_CHARACTERS = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -147,6 +149,10 @@ class Policy:
             words = observation.instruction
             if not isinstance(words, str) or not words.strip():
                 raise InputError(f"instruction is {words!r}, expected words that name the task")
+            if len(words) > MOST_CHARACTERS:
+                raise InputError(
+                    f"instruction has {len(words)} characters, expected at most {MOST_CHARACTERS}"
+                )
             documents.append(document(config.prompt, encode, words, len(seen)))
         pixels = torch.cat(images).to(self.device, self.dtype)
         state = torch.from_numpy(np.stack(states)).to(self.device, self.dtype)
