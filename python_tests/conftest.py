@@ -1,12 +1,23 @@
-"""What every test shares: a seed from the test's name, and property tests that repeat exactly."""
+"""What every test shares: a seed, a place to stand, and property tests that repeat exactly."""
 
+import os
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Away from the checkout: a Python started by a test must import the installed package."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture
