@@ -48,7 +48,7 @@ class Steady:
     """Stands for the policy."""
 
     name, views, image_size, chunk, execute = "steady", ("left", "right"), 16, 8, 4
-    control_rate = 80.0
+    control_rate, device, dtype = 80.0, "cpu", "torch.float32"
 
     def act_batch(self, observations: list[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
         stages = {**STAGES, "total": 15.0}
@@ -105,7 +105,9 @@ def test_report_and_json(
     assert [row["seed"] for row in written["episodes"]] == [0, 1, 2, 3] * 2
     assert all((tmp_path / "out" / row["video"]).is_file() for row in written["episodes"])
     assert (tmp_path / "out" / "report.html").is_file()
-    assert json.loads((tmp_path / "out" / "rollout.json").read_text()) == written
+    beside = json.loads((tmp_path / "out" / "rollout.json").read_text())
+    # The machine's load may have changed between the two files.
+    assert {**beside, "machine": None} == {**written, "machine": None}
 
 
 def test_earlier_report_is_replaced_whole(toy: Callable[..., verb.Args], tmp_path: Path) -> None:
