@@ -186,3 +186,11 @@ def test_bad_episode_changes_nothing(tmp_path: Path):
                 out.add_episode(pictures, some_states, some_actions, "other")
     dataset = LeRobotDataset(tmp_path / "set")
     assert (dataset.num_episodes, dataset.num_frames, dataset.tasks) == (1, 4, {0: "push"})
+
+
+def test_overwriting_spares_what_is_not_a_dataset(tmp_path: Path) -> None:
+    """A mistyped directory keeps its files."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DatasetError, match="is not a dataset"):
+        writer(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

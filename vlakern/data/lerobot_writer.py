@@ -49,10 +49,15 @@ class LeRobotWriter:
             the videos, see ``vlakern.data.video``.
 
         Raises:
-            DatasetError: ``root`` exists and ``overwrite`` is not set.
+            DatasetError: ``root`` exists and ``overwrite`` is not set, or is not a dataset.
         """
         if Path(root).exists() and not overwrite:
             raise DatasetError(f"{root} exists; choose another directory or allow overwriting")
+        if Path(root).exists() and not (Path(root) / "meta/info.json").is_file():
+            raise DatasetError(
+                f"{root} exists and is not a dataset, so it is not overwritten; choose another"
+                " directory"
+            )
         self._target = Path(root)
         self._fps = fps
         self._pixel_format = pixel_format
