@@ -141,3 +141,17 @@ def test_views_do_not_see_each_other(config: VisionConfig) -> None:
 def test_no_view_gives_no_token() -> None:
     """A batch whose every camera dropped out runs."""
     assert tower(PLAIN)(pictures(PLAIN, 0)).shape == (0, PLAIN.tokens, 24)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fresh_tower_sees_a_small_object(seed: int) -> None:
+    """A puck of 8 pixels in an even scene is at least a tenth of the tokens before any training."""
+    config = preset("metaworld-small").vision
+    torch.manual_seed(seed)
+    model = VisionTower(config, 192)
+    scene = torch.rand(3, 1, 1, generator=generator("scene")).expand(3, 96, 96) - 0.5
+    puck = scene.clone()
+    puck[:, 40:48, 40:48] = torch.tensor([0.9, -0.9, -0.9])[:, None, None]
+    with torch.no_grad():
+        without, with_puck = model(torch.stack([scene, puck]))
+    assert (with_puck - without).std() > 0.1 * without.std()

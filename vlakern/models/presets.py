@@ -37,7 +37,15 @@ def _metaworld_small() -> VLAConfig:
     """Small enough to train on a CPU and to ship in the wheel; two 96 px views."""
     return VLAConfig(
         vision=VisionConfig(
-            96, 16, hidden=192, layers=3, heads=6, mlp=768, stem=(32, 64, 128), pixel_shuffle=2
+            96,
+            16,
+            hidden=192,
+            layers=3,
+            heads=6,
+            mlp=768,
+            stem=(32, 64, 128),
+            pixel_shuffle=2,
+            layer_scale=0.1,
         ),
         mot=MoTConfig(
             layers=4,

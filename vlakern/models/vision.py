@@ -67,6 +67,7 @@ class VisionTower(nn.Module):
             nn.GELU(),
             nn.Linear(out_width, out_width),
         )
+        self.apply(_keep_signal)
 
     def forward(self, pixels_V3SS: Tensor) -> Tensor:
         """Normalised pixels ``[V, 3, S, S]`` to tokens ``[V, K, M]``."""
@@ -93,6 +94,21 @@ def pixel_shuffle(x_VNW: Tensor, side: int) -> Tensor:
     grid = math.isqrt(x_VNW.shape[1])
     x = x_VNW.unflatten(1, (grid // side, side, grid // side, side))
     return x.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def _keep_signal(module: nn.Module) -> None:
+    """Starting weights that pass a picture on as strongly as it came.
+
+    He's rule (arXiv 1502.01852) for convolutions, Glorot's for products, zero biases: torch's
+    defaults halve the signal in each convolution and drown the rest in biases, and a policy that
+    cannot see at the start learns from state and words alone.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
