@@ -28,7 +28,7 @@ class TrainConfig:
         bf16: products in bfloat16; weights, norms and loss stay fp32.
     """
 
-    steps: int = 3200
+    steps: int = 1900
     batch_size: int = 64
     flow_samples: int = 4
     learning_rate: float = 1e-3
