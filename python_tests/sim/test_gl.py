@@ -24,11 +24,35 @@ def test_a_renderer_works_here():
     assert gl.choose_renderer() in ("egl", "osmesa", "glfw")
 
 
-def test_user_wins(fresh: pytest.MonkeyPatch):
-    """A renderer named by MUJOCO_GL is taken without asking what works."""
-    fresh.setenv("MUJOCO_GL", "osmesa")
+WORKS = {"egl": "_egl_works", "osmesa": "_osmesa_loads", "glfw": "_glfw_starts"}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_user_wins(fresh: pytest.MonkeyPatch, name: str):
+    """A renderer named by MUJOCO_GL is taken although another one comes first."""
+    fresh.setenv("MUJOCO_GL", name)
     fresh.setattr(gl, "_egl_works", lambda: True)
-    assert gl.choose_renderer() == "osmesa"
+    fresh.setattr(gl, WORKS[name], lambda: True)
+    assert gl.choose_renderer() == name
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_forced_renderer_that_does_not_work(fresh: pytest.MonkeyPatch, name: str):
+    """It is refused by name with the way out, although others work."""
+    for question in WORKS.values():
+        fresh.setattr(gl, question, lambda: True)
+    fresh.setenv("MUJOCO_GL", name)
+    fresh.setattr(gl, WORKS[name], lambda: False)
+    with pytest.raises(RenderError, match=f"MUJOCO_GL={name} does not work here; unset it, or "):
+        gl.choose_renderer()
+
+
+def test_no_display_is_no_glfw(fresh: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder):
+    """Without a display GLFW says no, quietly."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        fresh.delenv(name, raising=False)
+    assert gl._glfw_starts() is False
+    assert not recwarn.list
 
 
 def test_unknown_renderer(fresh: pytest.MonkeyPatch):

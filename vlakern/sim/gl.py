@@ -5,6 +5,7 @@ import ctypes.util
 import functools
 import importlib
 import importlib.util
+import warnings
 
 from vlakern import env
 from vlakern.errors import RenderError
@@ -19,6 +20,11 @@ _INSTALL = (
     "no off-screen renderer works; on Debian or Ubuntu run "
     "`apt-get install libegl1 libgl1-mesa-dri` (EGL) or `apt-get install libosmesa6` (OSMesa)"
 )
+_NEEDS = {
+    "egl": "run `apt-get install libegl1 libgl1-mesa-dri`",
+    "osmesa": "run `apt-get install libosmesa6`",
+    "glfw": "start a display: GLFW needs one",
+}
 
 
 @functools.cache
@@ -26,11 +32,17 @@ def choose_renderer() -> str:
     """The renderer MuJoCo will use, decided once per process; the user's ``MUJOCO_GL`` wins.
 
     Raises:
-        RenderError: neither EGL nor OSMesa works; the message names the packages to install.
+        RenderError: the forced renderer, or neither EGL nor OSMesa, works; the message names the
+            packages to install.
     """
     forced = env.renderer()
     _load_triton_first()
     if forced:
+        # MuJoCo would end in a traceback of its own where the library or the display is missing.
+        if not {"egl": _egl_works, "osmesa": _osmesa_loads, "glfw": _glfw_starts}[forced]():
+            raise RenderError(
+                f"MUJOCO_GL={forced} does not work here; unset it, or {_NEEDS[forced]}"
+            )
         return forced
     if _egl_works():
         return env.default_renderer("egl")
@@ -98,3 +110,12 @@ def _osmesa_loads() -> bool:
     except OSError:
         return False
     return True
+
+
+def _glfw_starts() -> bool:
+    import glfw
+
+    with warnings.catch_warnings():
+        # Its only way to say why, and the answer says enough.
+        warnings.simplefilter("ignore")
+        return bool(glfw.init())
