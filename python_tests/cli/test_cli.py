@@ -119,6 +119,18 @@ def test_command_in_its_own_process(tmp_path: Path) -> None:
     assert len(failed.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("verb", ["doctor", "collect", "train", "rollout"])
+def test_json_is_refused_before_the_work(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every verb finds out at once that its ``--json`` cannot be written, also as root."""
+    words = {"doctor": [], "train": ["--data", str(tmp_path / "none")]}
+    given = words.get(verb, []) + ([] if verb == "doctor" else ["--out", str(tmp_path / "out")])
+    assert cli.main([verb, *given, "--json", "/proc/no.json"]) == 1
+    assert capsys.readouterr().err.startswith("vlakern: cannot write /proc/no.json: /proc: ")
+    assert not list(tmp_path.iterdir())
+
+
 @dataclasses.dataclass
 class Options:
     """Options as a verb has them."""

@@ -58,15 +58,11 @@ class Steady:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., verb.Args]:
     """Options of a run in ``tmp_path`` with a simulator and a policy that cost nothing."""
-    simulator = SimpleNamespace(
-        TASKS={"reach-v3": None, "push-v3": None, "door-open-v3": None},
-        SUITES={"mw5": ("reach-v3", "push-v3")},
-        CONTROL_RATE=80.0,
-        MetaWorldEnv=Toy,
-    )
+    simulator = SimpleNamespace(CONTROL_RATE=80.0, MetaWorldEnv=Toy)
+    usual = {"out": tmp_path / "out", "tasks": "reach-v3,push-v3", "max_steps": 12}
     monkeypatch.setattr(verb, "_simulator", lambda: simulator)
     monkeypatch.setitem(vars(vlakern), "load", lambda name, device, dtype: Steady())
-    return lambda **options: verb.Args(**{"out": tmp_path / "out", "max_steps": 12, **options})
+    return lambda **options: verb.Args(**(usual | options))
 
 
 def _wilson(successes: int, n: int) -> list[float]:
@@ -143,8 +139,6 @@ def test_interrupt_leaves_the_earlier_report(
     ("options", "words"),
     [
         ({"tasks": "raech-v3"}, r"unknown task 'raech-v3' in --tasks; did you mean reach-v3"),
-        ({"tasks": "mw5,zzzzzzzz"}, r"unknown task 'zzzzzzzz' in --tasks; try mw5"),
-        ({"tasks": ""}, r"unknown task '' in --tasks"),
         ({"episodes": 0}, r"episodes must be at least 1, found 0"),
         ({"batch": 0}, r"batch must be at least 1, found 0"),
         ({"max_steps": 0}, r"max_steps must be at least 1, found 0"),
@@ -178,9 +172,9 @@ def test_unusable_paths_are_refused_before_the_work(
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a directory; name a file"):
         verb.run(toy(json=tmp_path))
-    with pytest.raises(InputError, match="is not a directory you may write to"):
+    with pytest.raises(InputError, match=r"cannot write .*file: Not a directory"):
         verb.run(toy(json=tmp_path / "file" / "r.json"))
-    with pytest.raises(InputError, match="is not a directory you may write to"):
+    with pytest.raises(InputError, match=r"cannot write .*file: Not a directory"):
         verb.run(toy(out=tmp_path / "file" / "out"))
 
 

@@ -96,6 +96,23 @@ def test_a_missing_dataset_and_an_existing_policy_are_refused(
     assert (out / "mine.txt").read_text() == "keep me"
 
 
+def test_nothing_of_the_users_is_overwritten(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a file where the curve goes, nor by --overwrite a directory that is no policy."""
+    (tmp_path / "policy.jsonl").write_text("mine")
+    assert run("--data", dataset, "--out", tmp_path / "policy") == 1
+    assert "policy.jsonl exists" in capsys.readouterr().err
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").write_text("mine")
+    assert run("--data", dataset, "--out", tmp_path / "thesis", "--overwrite") == 1
+    said = capsys.readouterr().err
+    assert "is not a policy directory" in said
+    assert "decode" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.jsonl", "thesis"]
+    assert (tmp_path / "policy.jsonl").read_text() == "mine"
+
+
 def test_a_dataset_of_another_picture_size_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,26 +7,15 @@ import pytest
 
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.errors import DatasetError, InputError
-from vlakern.sim.collect import Plan, collect, task_names
+from vlakern.sim.collect import Plan, collect
 from vlakern.sim.experts import Recipe
-from vlakern.sim.metaworld import SUITES, TASKS
+from vlakern.sim.metaworld import TASKS
 
 PLAN = Plan(("reach-v3", "button-press-topdown-v3"), 1, 0, Recipe(), 32, 1)
 
 
 def run(plan: Plan, root: Path, overwrite: bool = False):
     return collect(plan, root, overwrite=overwrite, watch=lambda items, _: items)
-
-
-def test_task_names():
-    """Suites unfold, repeats vanish, the order stays."""
-    assert task_names("mw5") == SUITES["mw5"]
-    assert task_names("push-v3, mw5")[0] == "push-v3"
-    assert len(task_names("push-v3,mw5")) == 5
-    with pytest.raises(InputError, match=r"'mw6'.*mw5.*reach-v3"):
-        task_names("mw6")
-    with pytest.raises(InputError, match="no task named"):
-        task_names(" , ")
 
 
 @pytest.mark.parametrize("change", [{"episodes": 0}, {"workers": 0}, {"image_size": -2}])

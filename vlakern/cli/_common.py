@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -15,9 +16,19 @@ from rich.console import Console
 from tqdm import tqdm
 
 import vlakern
+from vlakern.errors import InputError
 from vlakern.files import write_json
 
-__all__ = ["Progress", "commit", "console", "machine", "progress", "write_report"]
+__all__ = [
+    "Progress",
+    "check_json",
+    "check_writable",
+    "commit",
+    "console",
+    "machine",
+    "progress",
+    "write_report",
+]
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -83,6 +94,30 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
         for item in items:
             yield item
             bar.update()
+
+
+def check_writable(path: Path) -> None:
+    """Finds out before the work, not after it, that ``path`` cannot be created.
+
+    Raises:
+        InputError: naming the directory that cannot be written to.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        # Asking is not enough: to root every directory claims to be writable.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {parent}: {error.strerror or error}") from error
+
+
+def check_json(path: Path | None) -> None:
+    """Refuses a ``--json`` that is a directory or cannot be created."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"--json {path} is a directory; name a file")
+    check_writable(path)
 
 
 def write_report(path: Path, config: Any, payload: Mapping[str, Any]) -> None:

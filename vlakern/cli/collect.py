@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from vlakern.cli._common import console, progress, write_report
+from vlakern.cli._common import check_json, console, progress, write_report
 
 if TYPE_CHECKING:
     from vlakern.sim.collect import TaskCount
@@ -35,7 +35,7 @@ class Args:
     workers: int = 2
     """processes that simulate and render"""
     image_size: int = 96
-    """height and width of a frame [pixels], even"""
+    """height and width of a frame [pixels]"""
     overwrite: bool = False
     """replace an existing directory"""
     json: Path | None = None
@@ -44,8 +44,9 @@ class Args:
 
 def run(args: Args) -> int:
     """Collects; returns the exit code."""
-    from vlakern.sim.collect import Plan, collect, task_names
+    from vlakern.sim.collect import Plan, collect
     from vlakern.sim.experts import Recipe
+    from vlakern.sim.metaworld_tasks import task_names
 
     plan = Plan(
         task_names(args.tasks),
@@ -55,6 +56,7 @@ def run(args: Args) -> int:
         args.image_size,
         args.workers,
     )
+    check_json(args.json)
     start = time.perf_counter()
     counts = collect(
         plan,

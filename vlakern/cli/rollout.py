@@ -1,9 +1,7 @@
 """``vlakern rollout``: drive simulated robots with a policy and report how often it succeeds."""
 
-import difflib
 import functools
-import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vlakern
-from vlakern.cli._common import Progress, console, write_report
+from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
 from vlakern.errors import ConfigError, InputError
 from vlakern.files import atomic_directory
 
@@ -52,11 +50,12 @@ class Args:
 
 def run(args: Args) -> int:
     """Runs the episodes, prints the tables, writes the report and returns 0."""
+    from vlakern.sim.metaworld_tasks import task_names
     from vlakern.sim.report import PAGE, check_folder, keep_video, write_page
     from vlakern.sim.rollout import Plan, rollout
 
     simulator = _simulator()
-    tasks = _task_names(args.tasks, simulator.SUITES, simulator.TASKS)
+    tasks = task_names(args.tasks)
     plan = Plan(
         tasks=tasks,
         episodes=args.episodes,
@@ -68,8 +67,8 @@ def run(args: Args) -> int:
     )
     out = args.out.resolve()
     check_folder(out)
-    _check_writable(out)
-    _check_json(args.json)
+    check_writable(out)
+    check_json(args.json)
     policy = _load(args)
     make_env = _environment(simulator, policy)
     with atomic_directory(out) as folder:
@@ -131,35 +130,6 @@ def _environment(simulator: Any, policy: Any) -> Callable[[str], Any]:
     return functools.partial(
         simulator.MetaWorldEnv, views=policy.views, image_size=policy.image_size
     )
-
-
-def _task_names(
-    text: str, suites: Mapping[str, Collection[str]], known: Collection[str]
-) -> tuple[str, ...]:
-    """The tasks that ``--tasks`` names, each once, in the order given."""
-    names: dict[str, None] = {}
-    for word in (part.strip() for part in text.split(",")):
-        if word not in suites and word not in known:
-            close = difflib.get_close_matches(word, [*suites, *known], n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(suites)}"
-            raise InputError(f"unknown task {word!r} in --tasks; {hint}")
-        names.update(dict.fromkeys(suites.get(word, (word,))))
-    return tuple(names)
-
-
-def _check_writable(path: Path) -> None:
-    """Finds out before the work, not after it, that ``path`` cannot be created."""
-    parent = next(folder for folder in path.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {path}: {parent} is not a directory you may write to")
-
-
-def _check_json(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise InputError(f"--json {path} is a directory; name a file")
-    _check_writable(path.resolve())
 
 
 def _settings(args: Args, policy: Any) -> dict[str, str]:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlakern.cli._common import Progress, console, write_report
+from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
 from vlakern.errors import ConfigError
 
 __all__ = ["Args", "run"]
@@ -19,7 +19,7 @@ class Args:
     data: Path
     """LeRobot v3.0 dataset directory, as ``vlakern collect`` writes it."""
     out: Path = Path("outputs/policy")
-    """Policy directory to write."""
+    """Policy directory to write; the loss curve goes beside it, OUT.jsonl."""
     recipe: str = "metaworld-small"
     """Model, optimiser and augmentation by name."""
     steps: int | None = None
@@ -33,20 +33,26 @@ class Args:
     save_every: int = 500
     """Write the policy every so many steps; 0 only at the end."""
     overwrite: bool = False
-    """Replace an existing --out."""
+    """Replace an existing --out and its curve."""
     json: Path | None = None
     """Write a summary for programs to this file."""
 
 
 def run(args: Args) -> int:
     """Trains and writes the policy; returns 0."""
-    if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{args.out} exists; choose another --out or say --overwrite")
+    curve = args.out.parent / f"{args.out.name}.jsonl"
+    for path in (args.out, curve):
+        if path.exists() and not args.overwrite:
+            raise ConfigError(f"{path} exists; choose another --out or say --overwrite")
+    check_writable(args.out)
+    check_json(args.json)
     from vlakern.data.lerobot import LeRobotDataset
     from vlakern.models import preset
+    from vlakern.models.weights.native import check_target
     from vlakern.train import loop
     from vlakern.train.config import recipe
 
+    check_target(args.out)
     chosen = recipe(args.recipe)
     wishes = {
         "steps": args.steps,
@@ -60,7 +66,7 @@ def run(args: Args) -> int:
         prepared = loop.prepare(
             dataset, preset(chosen.preset), chosen.processing, lambda done, total: bar.update(1)
         )
-    log = loop.JsonLines(args.out.parent / f"{args.out.name}.jsonl", chosen)
+    log = loop.JsonLines(curve, chosen)
     try:
         with Progress(chosen.train.steps, "train") as bar:
 

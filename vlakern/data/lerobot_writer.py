@@ -52,7 +52,7 @@ class LeRobotWriter:
             DatasetError: ``root`` exists and ``overwrite`` is not set, or is not a dataset.
         """
         if Path(root).exists() and not overwrite:
-            raise DatasetError(f"{root} exists; choose another directory or allow overwriting")
+            raise DatasetError(f"{root} exists; choose another directory or --overwrite it")
         if Path(root).exists() and not (Path(root) / "meta/info.json").is_file():
             raise DatasetError(
                 f"{root} exists and is not a dataset, so it is not overwritten; choose another"

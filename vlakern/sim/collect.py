@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,12 +17,11 @@ from vlakern.sim.metaworld import (
     CAMERAS,
     CONTROL_RATE,
     STATE_NAMES,
-    SUITES,
     TASKS,
     MetaWorldEnv,
 )
 
-__all__ = ["Plan", "TaskCount", "collect", "task_names"]
+__all__ = ["Plan", "TaskCount", "collect"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,6 @@ class TaskCount:
     episodes: int = 0
     failures: int = 0
     frames: int = 0
-
-
-def task_names(words: str) -> tuple[str, ...]:
-    """Task names from a comma-separated list of tasks and suites.
-
-    Raises:
-        InputError: a word that is neither; the message lists the suites and tasks.
-    """
-    names: list[str] = []
-    for word in filter(None, (part.strip() for part in words.split(","))):
-        if word not in SUITES and word not in TASKS:
-            known = ", ".join([*SUITES, *TASKS])
-            raise InputError(f"task {word!r} is not known; use one or more of {known}")
-        names += SUITES.get(word, (word,))
-    if not names:
-        raise InputError(f"no task named; use a suite ({', '.join(SUITES)}) or task names")
-    return tuple(dict.fromkeys(names))
 
 
 def collect(
@@ -113,7 +96,9 @@ def _workers(plan: Plan, jobs: Sequence[tuple[str, int]]) -> Iterator[Iterator[D
             return
         # Forked processes would share an OpenGL context, so each starts anew.
         fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(plan.workers, mp_context=fresh) as pool:
+        # Ctrl-C reaches every process of a terminal; only this one has something to say about it.
+        quiet = (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(plan.workers, fresh, signal.signal, quiet) as pool:
             try:
                 yield pool.map(work, jobs)
             finally:

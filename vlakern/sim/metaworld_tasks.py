@@ -1,9 +1,12 @@
 """The fifty Meta-World tasks, each with a sentence of its own, and named groups of them."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["SUITES", "TASKS", "Task"]
+from vlakern.errors import InputError
+
+__all__ = ["SUITES", "TASKS", "Task", "task_names"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,19 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "button-press-topdown-v3",
     ),
 }
+
+
+def task_names(words: str) -> tuple[str, ...]:
+    """The tasks that a comma-separated list of tasks and suites names, each once, in its order.
+
+    Raises:
+        InputError: a word that is neither, with the words that it resembles.
+    """
+    names: dict[str, None] = {}
+    for word in (part.strip() for part in words.split(",")):
+        if word not in SUITES and word not in TASKS:
+            close = difflib.get_close_matches(word, [*SUITES, *TASKS], n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"try {', '.join(SUITES)}"
+            raise InputError(f"unknown task {word!r} in --tasks; {hint}")
+        names.update(dict.fromkeys(SUITES.get(word, (word,))))
+    return tuple(names)
