@@ -69,6 +69,25 @@ def test_problem_names_the_op() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("VLAKERN_BACKEND", "cuda", "VLAKERN_BACKEND=cuda, but a says 'no GPU'"),
+        ("VLAKERN_BACKEND", "fast", "VLAKERN_BACKEND='fast' is not known"),
+        ("MUJOCO_GL", "vulkan", "MUJOCO_GL='vulkan' is not known"),
+        ("VLAKERN_BACKEND", "reference", ""),
+    ],
+)
+def test_a_forced_choice_that_cannot_be_kept_is_a_problem(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would stop every policy is not called healthy."""
+    monkeypatch.setenv(name, value)
+    problem = doctor._problem({"backends": {"a": {"cuda": "no GPU", "reference": "ok"}}})
+    assert problem.startswith(said)
+    assert bool(problem) == bool(said)
+
+
+@pytest.mark.parametrize(
     ("text", "has"),
     [(X86, {"avx2", "avx512f", "vnni"}), (ARM, {"neon"}), ("", set())],
 )

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlakern import __version__, env
-from vlakern.cli._common import commit, console, machine, write_report
-from vlakern.errors import VlakernError
+from vlakern.cli._common import check_json, commit, console, machine, write_report
+from vlakern.errors import ConfigError, VlakernError
 
 __all__ = ["Args", "diagnose", "run"]
 
@@ -79,6 +79,7 @@ class Args:
 
 def run(args: Args) -> int:
     """Prints the findings; returns 0 if a policy can run here, else 1."""
+    check_json(args.json)
     found = diagnose()
     _show(found)
     if args.json is not None:
@@ -120,10 +121,17 @@ def _device() -> str:
 
 
 def _problem(found: Mapping[str, Any]) -> str:
-    """Why no policy can run, ``""`` if one can: every op needs its reference."""
+    """Why no policy can run, ``""`` if one can: every op needs its reference and what is forced."""
     if found.get("failure"):
         return found["failure"]
+    try:
+        forced = env.backend()
+        env.renderer()
+    except ConfigError as error:
+        return str(error)
     for op, verdicts in found["backends"].items():
+        if forced != "auto" and verdicts.get(forced) != "ok":
+            return f"VLAKERN_BACKEND={forced}, but {op} says {verdicts.get(forced, 'nothing')!r}"
         if verdicts.get("reference") != "ok":
             return f"the reference of {op} says {verdicts.get('reference', 'nothing')!r}"
     return ""
