@@ -108,7 +108,9 @@ def test_missing_or_truncated_file(root: Path, name: str, keep: float | None):
         LeRobotDataset(root).frames(2, "left")
 
 
-@pytest.mark.parametrize("field", ["codebase_version", "fps", "features", "data_path"])
+@pytest.mark.parametrize(
+    "field", ["codebase_version", "fps", "features", "data_path", "video_path"]
+)
 def test_missing_info_field(root: Path, field: str):
     """A field that info.json lacks is named."""
     change_info(root, lambda info: info.pop(field))
@@ -124,6 +126,8 @@ def test_missing_info_field(root: Path, field: str):
         ("fps", "fast", "fps is 'fast'"),
         ("total_frames", 16, "total_frames is 16 but the episodes have 15"),
         ("total_episodes", 4, "total_episodes is 4 but meta/episodes lists 3"),
+        ("data_path", "data/{x}.parquet", r"data_path is .*expected a pattern of chunk_index"),
+        ("video_path", "{}.mp4", r"video_path is .*expected a pattern of video_key"),
         ("features", {}, r"features lacks the vector 'observation\.state'"),
     ],
 )

@@ -14,7 +14,15 @@ from vlakern.errors import DatasetError
 
 __all__ = ["LeRobotDataset", "LeRobotWriter"]
 
-_INFO_FIELDS = ("codebase_version", "fps", "features", "total_episodes", "total_frames")
+_INFO_FIELDS = (
+    "codebase_version",
+    "fps",
+    "features",
+    "total_episodes",
+    "total_frames",
+    "data_path",
+    "video_path",
+)
 _EPISODE_COLUMNS = (
     "episode_index",
     "length",
@@ -140,22 +148,34 @@ class LeRobotDataset:
         return self._episodes[i]
 
     def _data_path(self, row: Mapping[str, Any]) -> Path:
-        return self.root / self._info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        return self._path(
+            "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
         )
 
     def _video_path(self, row: Mapping[str, Any], view: str) -> Path:
         key = IMAGE_PREFIX + view
-        return self.root / self._info["video_path"].format(
+        return self._path(
+            "video_path",
             video_key=key,
             chunk_index=row[f"videos/{key}/chunk_index"],
             file_index=row[f"videos/{key}/file_index"],
         )
 
+    def _path(self, field: str, **numbers: Any) -> Path:
+        """The file that the pattern ``field`` of meta/info.json gives for ``numbers``."""
+        pattern = self._info[field]
+        try:
+            return self.root / str(pattern).format(**numbers)
+        except (KeyError, IndexError, ValueError) as error:
+            raise DatasetError(
+                f"{self.root}/meta/info.json: {field} is {pattern!r}, expected a pattern of"
+                f" {', '.join(numbers)}"
+            ) from error
+
     def _read_info(self) -> dict[str, Any]:
         path = self.root / "meta/info.json"
         info = _read_json(path)
-        missing = [key for key in (*_INFO_FIELDS, "data_path") if key not in info]
+        missing = [key for key in _INFO_FIELDS if key not in info]
         if missing:
             raise DatasetError(f"{path} lacks the field {missing[0]!r}")
         if info["codebase_version"] != VERSION:
