@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -277,6 +278,20 @@ def test_an_interrupted_write_leaves_the_old_policy(
     monkeypatch.setattr(native, *([moment, fail] if moment == "save_file" else ["json", Broken]))
     with pytest.raises(OSError, match="no space left"):
         write(directory, dataclasses.replace(files, processing=Processing(execute=1)))
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert [path.name for path in directory.parent.iterdir()] == ["policy"]
+
+
+def test_a_full_disk_is_one_sentence(files: PolicyFiles, directory: Path) -> None:
+    """Weights that do not fit are a CheckpointError, and the old policy is still there."""
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"policy cannot be written \(.*too large"):
+            write(directory, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     assert [path.name for path in directory.parent.iterdir()] == ["policy"]
 

@@ -99,8 +99,8 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
     """Writes the directory in one step; an older one stays until the new one is on disk.
 
     Raises:
-        CheckpointError: ``directory`` is something else than a policy directory, or a weight is not
-            finite.
+        CheckpointError: ``directory`` is something else than a policy directory, a weight is not
+            finite, or the disk takes no more.
         ConfigError: the parts contradict each other.
     """
     model = files.model.config
@@ -116,7 +116,12 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
         (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
         (temporary / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{directory} cannot be written ({error}); the policy there is as it was"
+            ) from error
         # safetensors creates files for their owner alone; the directory decides who reads a policy.
         (temporary / "model.safetensors").chmod(0o644)
 
