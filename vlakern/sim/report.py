@@ -20,6 +20,8 @@ SIGNATURE = '<meta name="generator" content="vlakern rollout">'
 # Policies see small pictures; people and chroma subsampling want larger ones [px].
 SHORT_SIDE = 192
 HOLD_S = 0.6
+# Without mbtree, as in vlakern.data.video, so that equal runs write equal bytes.
+_ENCODER = {"crf": "22", "mbtree": "0"}
 
 
 def check_folder(folder: Path) -> None:
@@ -71,9 +73,9 @@ def write_video(path: Path, frames: Sequence[np.ndarray], rate: float) -> None:
     size = {"width": round(width * scale / 2) * 2, "height": round(height * scale / 2) * 2}
     held = [*frames, *[frames[-1]] * round(HOLD_S * rate)]
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as video:
-        stream = video.add_stream("libx264", rate=max(1, round(rate)), options={"crf": "22"})
+        stream = video.add_stream("libx264", rate=max(1, round(rate)), options=_ENCODER)
         stream.width, stream.height, stream.pix_fmt = size["width"], size["height"], "yuv420p"
-        # One thread writes the same bytes everywhere and leaves the cores to the simulator.
+        # One thread leaves the cores to the simulator.
         stream.codec_context.thread_count = 1
         for pixels in held:
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
