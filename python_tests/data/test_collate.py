@@ -76,6 +76,19 @@ def test_samples_are_the_frames_that_were_asked_for(
     assert batch.prefix.tokens_L[: len(text)].tolist() == text
 
 
+def test_the_outcome_is_the_last_state_of_the_episode_and_views_know_their_sample(
+    store: ClipStore, tokenizer: TextTokenizer
+) -> None:
+    """Whatever the frame; a dropped view leaves no row behind."""
+    batch = make(store, tokenizer, [(0, 0), (0, 2), (1, 1)])
+    last = [store.states[e][-1].tolist() for e in (0, 0, 1)]
+    assert batch.outcome_BS.tolist() == last
+    assert batch.view_rows.tolist() == [0, 0, 1, 1, 2, 2]
+    dropped = make(store, tokenizer, [(0, 0)] * 50, Augment(drop_view=0.5))
+    assert len(dropped.view_rows) == len(dropped.prefix.pixels_V3SS) < 100
+    assert set(dropped.view_rows.tolist()) == set(range(50))
+
+
 def test_a_chunk_past_the_end_repeats_the_last_action_and_is_masked(
     store: ClipStore, tokenizer: TextTokenizer
 ) -> None:

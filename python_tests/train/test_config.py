@@ -38,6 +38,7 @@ def test_an_unknown_recipe_is_refused() -> None:
         ("weight_decay", -0.1),
         ("shift", -2),
         ("jitter", math.nan),
+        ("foresight", -0.5),
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("learning_rate", math.inf),

@@ -15,7 +15,14 @@ from vlakern.flow import TauConfig, integrate, interpolate, sample_tau
 from vlakern.models import VLA, preset
 from vlakern.models.tokenizer import fit_tokenizer
 from vlakern.train import TrainConfig
-from vlakern.train.step import Average, flow_loss, learning_rate, make_optimizer, train_step
+from vlakern.train.step import (
+    Average,
+    Foresight,
+    flow_loss,
+    learning_rate,
+    make_optimizer,
+    train_step,
+)
 
 RUN = TrainConfig(
     steps=100, batch_size=4, flow_samples=8, learning_rate=4e-3, warmup=10, weight_decay=0.0
@@ -254,3 +261,41 @@ def test_flow_time_of_the_recipe_is_used(model: VLA, batch: TrainBatch) -> None:
         for law in laws
     ]
     assert len(set(losses)) == 3
+
+
+def test_foresight_scores_each_view_against_its_own_episode(model: VLA, batch: TrainBatch) -> None:
+    """Eight views of four samples; a head that tells the truth of one episode errs on the other."""
+    foresight = Foresight(model.config)
+    last = foresight.head[-1]
+    assert isinstance(last, nn.Linear)
+    views = torch.randn(8, model.config.vision.tokens, model.config.mot.semantic.hidden)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(batch.outcome_BS[0])
+    errors = (batch.outcome_BS[0] - batch.outcome_BS).square().mean(1)
+    assert batch.view_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert float(foresight.loss(views, batch).detach()) == pytest.approx(float(errors.mean()))
+    assert float(errors[1]) == 0.0
+    assert float(errors[2]) > 0.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_foresight_adds_its_weighted_gradient_to_the_tower(
+    model: VLA, batch: TrainBatch, weight: float
+) -> None:
+    """The tower's gradient is that of flow loss + weight x foresight; the loss told is flow's."""
+    config = dataclasses.replace(FP32, foresight=weight, clip=1e9)
+    foresight = Foresight(model.config)
+    optimizer = make_optimizer(nn.ModuleList([model, foresight]), config)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    metrics = train_step(model, optimizer, batch, config, rng(), foresight)
+    tower = list(model.vision.parameters())
+    found = [p.grad for p in tower]
+    flow = flow_loss(model, batch, config, rng())
+    views = model.vision(batch.prefix.pixels_V3SS)
+    total = flow + weight * foresight.loss(views, batch)
+    for expected, gradient in zip(torch.autograd.grad(total, tower), found, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert metrics["loss"] == pytest.approx(float(flow.detach()), rel=1e-6)
+    assert metrics["foresight"] > 0

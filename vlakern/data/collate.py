@@ -27,11 +27,15 @@ class TrainBatch:
         prefix: B packed prefixes.
         action_BHA: normalised actions.
         mask_BHA: 1 where the action exists, 0 past the end of its episode.
+        outcome_BS: normalised proprioception at the end of the episode: where the hand will be.
+        view_rows: int64, the sample that each view of ``prefix`` belongs to.
     """
 
     prefix: Batch
     action_BHA: Tensor
     mask_BHA: Tensor
+    outcome_BS: Tensor
+    view_rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,11 @@ def collate(
     """Makes one batch; everything random comes from ``rng``."""
     documents: list[Document] = []
     images: list[np.ndarray] = []
-    states, actions, masks = [], [], []
+    states, actions, masks, outcomes, view_rows = [], [], [], [], []
     for episode, frame in ((int(e), int(f)) for e, f in pairs):
         kept = _kept_views(views, augment.drop_view, rng)
         images += [store.frames[episode][view][frame] for view in kept]
+        view_rows += [len(documents)] * len(kept)
         words = store.instructions[episode]
         documents.append(document(config.prompt, tokenizer.encode, words, len(kept)))
         state = store.states[episode][frame]
@@ -106,12 +111,19 @@ def collate(
         action, mask = _chunk(store.actions[episode], frame, config.chunk)
         actions.append(action)
         masks.append(mask)
+        outcomes.append(store.states[episode][-1])
     pixels = to_pixels(np.stack(images))
     pixels = _translate(_recolour(pixels, augment.jitter, rng), augment.shift, rng)
     prefix = pack(config, documents, pixels, torch.from_numpy(np.stack(states)))
     mask_BH1 = torch.from_numpy(np.stack(masks))[..., None]
     action_BHA = torch.from_numpy(np.stack(actions))
-    return TrainBatch(prefix, action_BHA, mask_BH1.expand_as(action_BHA))
+    return TrainBatch(
+        prefix,
+        action_BHA,
+        mask_BH1.expand_as(action_BHA),
+        torch.from_numpy(np.stack(outcomes)),
+        torch.tensor(view_rows),
+    )
 
 
 def to_pixels(images_VSS3: np.ndarray) -> Tensor:

@@ -34,7 +34,11 @@ def _tiny() -> VLAConfig:
 
 
 def _metaworld_small() -> VLAConfig:
-    """Small enough to train on a CPU and to ship in the wheel; two 96 px views."""
+    """Small enough to train on a CPU and to ship in the wheel; two 96 px views, one token each.
+
+    With the whole grid shuffled into one token the connector has a weight per place, so "where" is
+    one product away; from several tokens it would have to be learnt through attention.
+    """
     return VLAConfig(
         vision=VisionConfig(
             96,
@@ -44,7 +48,7 @@ def _metaworld_small() -> VLAConfig:
             heads=6,
             mlp=768,
             stem=(32, 64, 128),
-            pixel_shuffle=2,
+            pixel_shuffle=6,
             layer_scale=0.1,
         ),
         mot=MoTConfig(
@@ -52,7 +56,7 @@ def _metaworld_small() -> VLAConfig:
             q_heads=4,
             kv_heads=2,
             head_dim=64,
-            semantic=ExpertConfig(hidden=192, mlp=512),
+            semantic=ExpertConfig(hidden=192, mlp=384),
             action=ExpertConfig(hidden=128, mlp=512),
         ),
         vocab_size=512,

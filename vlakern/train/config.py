@@ -25,10 +25,12 @@ class TrainConfig:
             view is removed (one always stays), after arXiv 2602.09722.
         shift: random translation of each view, up to this many pixels on each axis.
         jitter: random gain and offset of each view, up to this share of full scale.
+        foresight: weight of an auxiliary loss: every view tells where the hand will be at the end
+            of its episode; see :class:`vlakern.train.step.Foresight`. 0 leaves it out.
         bf16: products in bfloat16; weights, norms and loss stay fp32.
     """
 
-    steps: int = 1900
+    steps: int = 1800
     batch_size: int = 64
     flow_samples: int = 4
     learning_rate: float = 1e-3
@@ -37,10 +39,11 @@ class TrainConfig:
     final_lr: float = 0.02
     clip: float = 1.0
     ema: float = 0.998
-    drop_state: float = 0.1
+    drop_state: float = 0.0
     drop_view: float = 0.0
-    shift: int = 2
-    jitter: float = 0.1
+    shift: int = 0
+    jitter: float = 0.05
+    foresight: float = 0.5
     bf16: bool = True
     tau: TauConfig = field(default_factory=TauConfig)
 
@@ -51,7 +54,7 @@ class TrainConfig:
         for name in ("drop_state", "drop_view", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected [0, 1)")
-        for name in ("warmup", "weight_decay", "final_lr", "shift", "jitter"):
+        for name in ("warmup", "weight_decay", "final_lr", "shift", "jitter", "foresight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("learning_rate", "clip"):

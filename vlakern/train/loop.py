@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.data.lerobot import LeRobotDataset
@@ -25,7 +26,13 @@ from vlakern.models.weights.native import (
 )
 from vlakern.space import Normalizer, Slot, VectorStats
 from vlakern.train.config import Recipe, TrainConfig
-from vlakern.train.step import Average, learning_rate, make_optimizer, train_step
+from vlakern.train.step import (
+    Average,
+    Foresight,
+    learning_rate,
+    make_optimizer,
+    train_step,
+)
 
 __all__ = ["JsonLines", "Prepared", "Progress", "Summary", "prepare", "save", "train"]
 
@@ -122,7 +129,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = VLA(preset(recipe.preset))
-    optimizer = make_optimizer(model, config)
+    foresight = Foresight(model.config) if config.foresight else None
+    optimizer = make_optimizer(nn.ModuleList([model, *([foresight] if foresight else [])]), config)
     average = Average(model, config.ema)
     chunks = Chunks(prepared.store)
     begin, losses, skipped = time.perf_counter(), [], 0
@@ -132,7 +140,7 @@ def train(
         fetched = time.perf_counter()
         batch = _batch(model.config, prepared, chunks, config, rng)
         waited = time.perf_counter() - fetched
-        metrics = train_step(model, optimizer, batch, config, generator)
+        metrics = train_step(model, optimizer, batch, config, generator, foresight)
         if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
             skipped = 0
             losses.append(metrics["loss"])
