@@ -101,7 +101,7 @@ def test_two_steps_give_a_policy_that_acts(prepared: loop.Prepared, tmp_path: Pa
         RECIPE, prepared, tmp_path / "policy", 0, 0, lambda step, m: steps.append((step, m))
     )
     assert [step for step, _ in steps] == [1, 2]
-    assert set(steps[0][1]) == {"loss", "grad_norm", "wait_s", "lr"}
+    assert set(steps[0][1]) == {"loss", "foresight", "grad_norm", "wait_s", "lr"}
     assert (summary.steps, summary.samples) == (2, 6)
     assert summary.loss == steps[1][1]["loss"]
     files = read(tmp_path / "policy")
