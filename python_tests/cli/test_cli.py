@@ -64,7 +64,11 @@ def test_help_is_a_success_and_names_every_verb(capsys: pytest.CaptureFixture[st
     [
         (ConfigError("size is 3, expected 4; write 4"), "size is 3, expected 4; write 4"),
         (KeyboardInterrupt(), "interrupted"),
-        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            "No space left on device; free some space or write elsewhere, nothing half-written was"
+            " left",
+        ),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
     ],
 )

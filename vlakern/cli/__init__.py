@@ -1,5 +1,6 @@
 """The command line: one file per verb, each a dataclass of options and a function over it."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -50,4 +51,6 @@ def _guarded(work: Callable[[], int]) -> int:
 
 def _sentence(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; free some space or write elsewhere, nothing half-written was left"
     return f"{error.filename}: {reason}" if error.filename is not None else reason
