@@ -142,7 +142,7 @@ class MetaWorldEnv:
     def close(self) -> None:
         """Frees the renderer; calling it again does nothing."""
         if self._renderer is not None:
-            self._renderer.close()
+            _close(self._renderer)
             self._renderer = None
 
     def _full(self) -> np.ndarray:
@@ -212,6 +212,17 @@ def _make_renderer(library: SimpleNamespace, model: Any, size: int) -> Any:
     return renderer
 
 
+def _close(renderer: Any) -> None:
+    """Closes one renderer and leaves the others' pictures alone.
+
+    MuJoCo deletes the closed renderer's buffers by number in whatever context is current; under
+    OSMesa that can be another renderer's, so the closed one's own is made current first.
+    """
+    if renderer._gl_context is not None:
+        renderer._gl_context.make_current()
+    renderer.close()
+
+
 def _close_renderers() -> None:
     for renderer in list(_open_renderers):
-        renderer.close()
+        _close(renderer)
