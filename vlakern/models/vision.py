@@ -36,7 +36,8 @@ class Block(nn.Module):
     def forward(self, x_VNW: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x_VNW)).unflatten(-1, (3, self.heads, -1))
         q_VHND, k_VHND, v_VHND = qkv.permute(2, 0, 3, 1, 4)
-        # Two products and a softmax: torch's fused attention is 5x slower backwards at 36 patches.
+        # torch's fused attention takes 8x as long backwards: 89 against 11 ms for 128 views of 36
+        # patches in bf16 on one core.
         weights_VHNN = (q_VHND @ k_VHND.mT * q_VHND.shape[-1] ** -0.5).softmax(dim=-1)
         attention_VHND = weights_VHNN.to(v_VHND.dtype) @ v_VHND
         x_VNW = x_VNW + _scaled(self.proj(attention_VHND.transpose(1, 2).flatten(2)), self.scale1)

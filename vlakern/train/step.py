@@ -44,7 +44,7 @@ class Foresight(nn.Module):
     """Reads a view's tokens and predicts the proprioception at the end of its episode.
 
     The flow loss alone hardly rewards seeing: state and task explain most of an action, and a tower
-    trained from scratch stays blind for thousands of steps. Where the demonstrated hand will end up
+    trained from scratch stayed blind for over a thousand steps. Where the demonstrated hand will end up
     is in the picture, and is known from proprioception alone. Used in training only.
     """
 
