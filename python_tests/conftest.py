@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-# The tests use tiny products: on busy cores torch's threads wait for each other far longer than they
-# compute. Set before torch is imported, and inherited by the processes that tests start.
+# The tests use tiny products: on busy cores torch's threads wait for each other far longer than
+# they compute. Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)

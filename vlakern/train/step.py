@@ -44,8 +44,8 @@ class Foresight(nn.Module):
     """Reads a view's tokens and predicts the proprioception at the end of its episode.
 
     The flow loss alone hardly rewards seeing: state and task explain most of an action, and a tower
-    trained from scratch stayed blind for over a thousand steps. Where the demonstrated hand will end up
-    is in the picture, and is known from proprioception alone. Used in training only.
+    trained from scratch stayed blind for over a thousand steps. Where the demonstrated hand will
+    end up is in the picture, and is known from proprioception alone. Used in training only.
     """
 
     def __init__(self, model: VLAConfig) -> None:
