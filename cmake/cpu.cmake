@@ -1,4 +1,5 @@
-# One translation unit per op and instruction set; a set is built where the compiler knows its flags.
+# An op that is PER_ISA has a translation unit per instruction set; a set is built where the compiler
+# knows its flags.
 include(CheckCXXCompilerFlag)
 
 set(VLAKERN_ISAS scalar)
@@ -31,6 +32,9 @@ endforeach()
 
 function(vlakern_cpu_op target op)
   target_sources(${target} PRIVATE csrc/${op}/${op}_params.cpp csrc/${op}/${op}_cpu.cpp)
+  if(NOT "PER_ISA" IN_LIST ARGN)
+    return()
+  endif()
   foreach(isa ${VLAKERN_ISAS})
     set(source csrc/${op}/${op}_${isa}.cpp)
     target_sources(${target} PRIVATE ${source})

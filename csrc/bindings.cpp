@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "action_decode/action_decode_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
 #include "ode_step/ode_step_python.h"
@@ -11,12 +12,17 @@ namespace nb = nanobind;
 namespace py = vlakern::python;
 
 NB_MODULE(_native, m) {
+  using vlakern::Tensor;
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   vlakern::register_errors();
   m.attr("cuda_archs") = VLAKERN_CUDA_ARCHS_TEXT;
   m.def("isas", &vlakern::isas);
   m.def("selected_isa", &vlakern::selected_isa, nb::arg("forced") = "");
   m.def("default_threads", &vlakern::default_threads);
+  nb::class_<py::ActionDecode>(m, "ActionDecode")
+      .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                    const Tensor&, const Tensor&, const Tensor&, const std::string&>())
+      .def("__call__", &py::ActionDecode::run);
   m.def("ode_step", &py::ode_step_cpu, Unlocked());
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);

@@ -1,6 +1,8 @@
 #include "common/tensor.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -93,8 +95,9 @@ void Dims::check(const char* name, const Tensor& t, std::initializer_list<const 
     const std::int64_t size = t.shape[i++];
     count *= size;
     if (size < 0) fail(std::string(name) + " has a negative size in shape " + shape_text(t));
-    if (letter[0] == '1') {
-      if (size != 1) fail(std::string(name) + " must be " + pattern + ", got " + shape_text(t));
+    if (std::isdigit(static_cast<unsigned char>(letter[0])) != 0) {
+      if (size != std::atoi(letter))
+        fail(std::string(name) + " must be " + pattern + ", got " + shape_text(t));
     } else if (const Bound* b = find(letter)) {
       if (b->size != size) {
         fail(std::string(name) + " must be " + pattern + " with " + letter + "=" +

@@ -25,7 +25,7 @@ struct Tensor {
 };
 
 // Binds letters to sizes across an op's arguments: the first tensor that names a letter sets it and
-// every later one must agree. The letter "1" is the size 1.
+// every later one must agree. A number is that size itself.
 class Dims {
  public:
   explicit Dims(const char* op) : op_(op) {}

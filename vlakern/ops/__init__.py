@@ -11,10 +11,13 @@ from vlakern.ops._table import OPS
 
 if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
+    from vlakern.ops.action_decode import action_decode, action_decode_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
 
 __all__ = [
     "Key",
+    "action_decode",
+    "action_decode_out",
     "explain",
     "native_info",
     "ode_step",

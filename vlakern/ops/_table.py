@@ -3,5 +3,6 @@
 __all__ = ["OPS"]
 
 OPS = {
+    "action_decode": "vlakern.ops.action_decode",
     "ode_step": "vlakern.ops.ode_step",
 }
