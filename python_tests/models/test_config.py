@@ -9,7 +9,8 @@ import pytest
 
 from vlakern.errors import ConfigError
 from vlakern.models import PRESETS, VLAConfig, preset
-from vlakern.models.config import PromptConfig, VisionConfig, from_dict, to_dict
+from vlakern.models.config import PromptConfig, VisionConfig
+from vlakern.records import from_dict, to_dict
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -15,6 +15,7 @@ from vlakern.errors import DatasetError
 from vlakern.models.config import VLAConfig
 from vlakern.models.sequence import Batch, Document, document, pack
 from vlakern.models.tokenizer import TextTokenizer
+from vlakern.space import ActionSpace
 
 __all__ = ["Augment", "Chunks", "ClipStore", "TrainBatch", "collate", "to_pixels"]
 
@@ -26,7 +27,9 @@ class TrainBatch:
     Attributes:
         prefix: B packed prefixes.
         action_BHA: normalised actions.
-        mask_BHA: 1 where the action exists, 0 past the end of its episode.
+        mask_BHA: 1 where the action exists, 0 past the end of its episode and in slots that the
+            robot does not have.
+        slots_BA: 1 in the slots that the robot of the sample has.
         outcome_BS: normalised proprioception at the end of the episode: where the hand will be.
         view_rows: int64, the sample that each view of ``prefix`` belongs to.
     """
@@ -34,6 +37,7 @@ class TrainBatch:
     prefix: Batch
     action_BHA: Tensor
     mask_BHA: Tensor
+    slots_BA: Tensor
     outcome_BS: Tensor
     view_rows: Tensor
 
@@ -50,18 +54,22 @@ class Augment:
 
 @dataclass(frozen=True)
 class ClipStore:
-    """Episodes in memory: decoded frames, normalised states and actions, instructions.
+    """Episodes in memory: decoded frames, states, commands and instructions of one robot.
 
     Attributes:
         frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
-        states, actions: per episode, normalised float32 ``[T, S]`` and ``[T, A]``.
+        states: per episode, native ``[T, S]``.
+        actions: per episode, ``[T, N]``: commands, or the numbers of the robot's own controller if
+            the frame of ``space`` is native.
         instructions: per episode.
+        space: from these numbers to the model's.
     """
 
     frames: Sequence[Mapping[str, np.ndarray]]
     states: Sequence[np.ndarray]
     actions: Sequence[np.ndarray]
     instructions: Sequence[str]
+    space: ActionSpace
 
 
 class Chunks:
@@ -99,29 +107,33 @@ def collate(
     """Makes one batch; everything random comes from ``rng``."""
     documents: list[Document] = []
     images: list[np.ndarray] = []
-    states, actions, masks, outcomes, view_rows = [], [], [], [], []
+    kept_states, starts, chunks, inside, outcomes, view_rows = [], [], [], [], [], []
     for episode, frame in ((int(e), int(f)) for e, f in pairs):
         kept = _kept_views(views, augment.drop_view, rng)
         images += [store.frames[episode][view][frame] for view in kept]
         view_rows += [len(documents)] * len(kept)
         words = store.instructions[episode]
         documents.append(document(config.prompt, tokenizer.encode, words, len(kept)))
-        state = store.states[episode][frame]
-        states.append(np.zeros_like(state) if rng.random() < augment.drop_state else state)
-        action, mask = _chunk(store.actions[episode], frame, config.chunk)
-        actions.append(action)
-        masks.append(mask)
+        kept_states.append(rng.random() >= augment.drop_state)
+        starts.append(store.states[episode][frame])
+        chunk, valid = _chunk(store.actions[episode], frame, config.chunk)
+        chunks.append(chunk)
+        inside.append(valid)
         outcomes.append(store.states[episode][-1])
     pixels = to_pixels(np.stack(images))
     pixels = _translate(_recolour(pixels, augment.jitter, rng), augment.shift, rng)
-    prefix = pack(config, documents, pixels, torch.from_numpy(np.stack(states)))
-    mask_BH1 = torch.from_numpy(np.stack(masks))[..., None]
-    action_BHA = torch.from_numpy(np.stack(actions))
+    space, valid_BH = store.space, np.stack(inside)
+    # A dropped state is zero for the model; actions stay relative to where the hand really is.
+    state_BS = space.encode_state(np.stack(starts)) * np.float32(kept_states)[:, None]
+    prefix = pack(config, documents, pixels, torch.from_numpy(state_BS))
+    actions_BHA = space.encode(np.stack(chunks), np.stack(starts), valid_BH)
+    slots_BA = np.broadcast_to(space.action_mask, (len(actions_BHA), config.action_dim))
     return TrainBatch(
         prefix,
-        action_BHA,
-        mask_BH1.expand_as(action_BHA),
-        torch.from_numpy(np.stack(outcomes)),
+        torch.from_numpy(actions_BHA),
+        torch.from_numpy(np.float32(valid_BH[..., None] & slots_BA[:, None])),
+        torch.from_numpy(np.float32(slots_BA)),
+        torch.from_numpy(space.encode_state(np.stack(outcomes))),
         torch.tensor(view_rows),
     )
 
@@ -135,7 +147,7 @@ def _chunk(actions_TA: np.ndarray, frame: int, chunk: int) -> tuple[np.ndarray, 
     """Actions ``[H, A]`` from ``frame`` on, the last one repeated, and which exist ``[H]``."""
     index = frame + np.arange(chunk)
     inside = index < len(actions_TA)
-    return actions_TA[np.minimum(index, len(actions_TA) - 1)], inside.astype(np.float32)
+    return actions_TA[np.minimum(index, len(actions_TA) - 1)], inside
 
 
 def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:

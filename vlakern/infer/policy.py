@@ -72,6 +72,10 @@ class Policy:
         chunk, execute: actions per prediction, and how many to run before the next one.
         control_rate: of its actions [Hz].
         device, dtype: where it runs and what its weights and products are.
+        robot: the embodiment that it acts for.
+        frame: parametrisation of its actions. With ``native`` its chunks hold the numbers of the
+            robot's own controller; else absolute commands, see :class:`vlakern.space.ActionSpace`.
+        space: the way between the robot's numbers and the model's.
     """
 
     def __init__(self, files: PolicyFiles, name: str, device: str, dtype: torch.dtype) -> None:
@@ -84,8 +88,13 @@ class Policy:
         self._files = files
         self.device = device
         self.dtype = dtype
-        self._state = files.state_normalizer
-        self._action = files.action_normalizer
+        self.robot = files.embodiment
+        self.frame = files.processing.frame
+        self.space = files.space
+        # Slots that the robot lacks start at 0 and stay there, if the model was trained that way.
+        self._slot_mask: Tensor | None = None
+        if files.model.config.unused_slots == "zero":
+            self._slot_mask = torch.from_numpy(self.space.action_mask).to(device)
 
     def act(self, observation: Observation, seed: int | None = None) -> ActionChunk:
         """The next chunk for one observation; see :meth:`act_batch`."""
@@ -118,7 +127,8 @@ class Policy:
         clock = _Clock(self.device)
         model, config = self._files.model, self._files.model.config
         with clock.stage("preprocess"):
-            batch = self._prepare(observations)
+            states_BS = [self._checked_state(o.state) for o in observations]
+            batch = self._prepare(observations, states_BS)
             noise_BHA = self._noise(seeds)
         with clock.stage("vision"):
             views = model.vision(batch.pixels_V3SS)
@@ -130,22 +140,24 @@ class Policy:
                 noise_BHA,
                 steps=config.steps,
                 solver=config.solver,
+                slot_mask=self._slot_mask,
             )
         with clock.stage("postprocess"):
-            actions_BHA = self._action.decode(x_BHA.cpu().numpy())
+            actions_BHN = self.space.decode(x_BHA.cpu(), np.stack(states_BS))
         latency = clock.finish()
         return [
             ActionChunk(actions, latency, {"seed": seed})
-            for actions, seed in zip(actions_BHA, seeds, strict=True)
+            for actions, seed in zip(actions_BHN, seeds, strict=True)
         ]
 
-    def _prepare(self, observations: Sequence[Observation]) -> Batch:
+    def _prepare(
+        self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]
+    ) -> Batch:
         config, encode = self._files.model.config, self._files.tokenizer.encode
-        documents, images, states = [], [], []
+        documents, images = [], []
         for observation in observations:
             seen = self._images(observation)
             images += seen
-            states.append(self._state_vector(observation.state))
             words = observation.instruction
             if not isinstance(words, str) or not words.strip():
                 raise InputError(f"instruction is {words!r}, expected words that name the task")
@@ -155,7 +167,8 @@ class Policy:
                 )
             documents.append(document(config.prompt, encode, words, len(seen)))
         pixels = torch.cat(images).to(self.device, self.dtype)
-        state = torch.from_numpy(np.stack(states)).to(self.device, self.dtype)
+        unified = self.space.encode_state(np.stack(states_BS))
+        state = torch.from_numpy(unified).to(self.device, self.dtype)
         return pack(config, documents, pixels, state)
 
     def _images(self, observation: Observation) -> list[Tensor]:
@@ -171,23 +184,24 @@ class Policy:
             raise InputError(f"the observation has no view; expected {', '.join(self.views)}")
         return [_image(observation.images[view], view, self.image_size) for view in present]
 
-    def _state_vector(self, state: np.ndarray) -> np.ndarray:
-        width = self._files.model.config.state_dim
+    def _checked_state(self, state: np.ndarray) -> np.ndarray:
+        width = self.robot.state_width
         state = np.asarray(state)
         if state.shape != (width,) or state.dtype.kind != "f":
-            names = ", ".join(slot.name for slot in self._files.embodiment.state)
+            names = ", ".join(field.slot for field in self.robot.state)
             raise InputError(
                 f"state is {state.dtype}{list(state.shape)}, expected floating-point [{width}]"
                 f" ({names})"
             )
-        return self._state.encode(state)
+        return state
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         """``[B, H, A]`` fp32; a generator per row, so that no row depends on its neighbours."""
         shape = (self.chunk, self._files.model.config.action_dim)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         rows = [torch.randn(shape, generator=generator) for generator in generators]
-        return torch.stack(rows).to(self.device)
+        noise_BHA = torch.stack(rows).to(self.device)
+        return noise_BHA if self._slot_mask is None else noise_BHA * self._slot_mask
 
 
 class _Clock:

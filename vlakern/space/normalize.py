@@ -49,6 +49,13 @@ class VectorStats:
     def __post_init__(self) -> None:
         _check_labels(self.names, self.present, self.width, "statistics")
 
+    @classmethod
+    def units(cls, names: Sequence[str]) -> "VectorStats":
+        """Of slots that nobody has measured: mean 0, std 1, everything from -1 to 1."""
+        zeros, ones = (0.0,) * len(names), (1.0,) * len(names)
+        low = (-1.0,) * len(names)
+        return cls(zeros, ones, low, ones, low, ones, names=tuple(names))
+
     @property
     def width(self) -> int:
         """Number of slots."""

@@ -32,8 +32,7 @@ LOG_SERIES_BELOW = 0.01
 COS = tuple((-1) ** n / math.factorial(2 * n) for n in range(9))
 SINC = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(8))
 ATAN = tuple((-1) ** n / (2 * n + 1) for n in range(9))
-# Two directions whose sine is below this are one direction: what is left of the second is rounding.
-PARALLEL = {torch.float32: 1e-6, torch.float64: 1e-14}
+SHORTEST = 1e-6  # a shorter vector has no direction that its own rounding did not make
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class Rotation:
             project: False for measured or stored values, which must be rotations already (norms 1
                 and a right angle, all within 1e-3) and finite. True for what a model puts out:
                 normalised, 6-D by Gram-Schmidt (the first column keeps its direction), unchecked;
-                what has no direction (zeros, parallel columns) becomes NaN, never a guess.
+                what has no direction (shorter than 1e-6, or parallel columns) becomes NaN.
             what: how an error names these values.
 
         Raises:
@@ -196,7 +195,7 @@ def _check_width(values: Tensor, width: int, what: str, remedy: str) -> None:
             f"{what}: width {width} expected in the last dimension, found shape "
             f"{list(values.shape)}; {remedy}"
         )
-    if values.dtype not in PARALLEL:
+    if values.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"{what}: float32 or float64 expected, found {values.dtype}; convert the values first"
         )
@@ -238,7 +237,9 @@ def _check_values(values: Tensor, kind: Kind, what: str) -> None:
 
 
 def _unit(v: Tensor) -> Tensor:
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    """v / |v|, NaN where there is no direction."""
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return torch.where((norm > SHORTEST) & norm.isfinite(), v / norm, math.nan)
 
 
 def _canonical(q: Tensor) -> Tensor:
@@ -309,11 +310,10 @@ def _columns(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gram_schmidt(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Orthonormal x, y, z with x along a, y in the plane of a and b, z = x x y."""
-    x, along = _unit(a), _unit(b)
-    rest = along - (x * along).sum(-1, keepdim=True) * x
-    left = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
-    rest = torch.where(left > PARALLEL[a.dtype], rest, torch.full_like(rest, math.nan))
-    y = _unit(rest)
+    x, y = _unit(a), _unit(b)
+    # Twice: where a and b are nearly parallel, what is left of b after one pass still leans on x.
+    for _ in range(2):
+        y = _unit(y - (x * y).sum(-1, keepdim=True) * x)
     return x, y, torch.linalg.cross(x, y)
 
 

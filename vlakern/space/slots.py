@@ -1,46 +1,214 @@
-"""Named dimensions of a state or action vector, as data."""
+"""Named dimensions of a state or action vector, as data: slot maps are TOML files."""
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal, get_args
 
 from vlakern.errors import ConfigError
+from vlakern.records import from_dict, read_toml
+from vlakern.space.rotation import WIDTH
 
-__all__ = ["UNITS", "Slot", "check_slots"]
+__all__ = ["KINDS", "UNITS", "Group", "Kind", "Side", "Slot", "SlotMap", "check_slots", "slot_map"]
 
 UNITS = ("m", "rad", "m/s", "rad/s", "1")
+Side = Literal["", "left", "right"]
+Kind = Literal[
+    "position",
+    "axis_angle",
+    "rotation_6d",
+    "quaternion_xyzw",
+    "quaternion_wxyz",
+    "joint",
+    "gripper",
+    "hand",
+    "head",
+    "waist",
+    "base",
+    "mode",
+    "other",
+    "reserved",
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+_WIDTHS = {"position": 3, **WIDTH}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The indices ``[start, stop)`` of a vector, what they mean and their unit ("1" for none)."""
+    """The indices ``[start, stop)`` of a vector and what they mean.
+
+    Attributes:
+        unit: of every index, one of ``UNITS``; "1" for none.
+        side: of the body, "" where it has no sides.
+        kind: decides how the slot is treated. ``position`` is an end-effector's x, y, z; the four
+            rotation kinds fix representation and, for quaternions, order; ``reserved`` is never
+            filled.
+    """
 
     name: str
     unit: str
     start: int
     stop: int
+    side: Side = ""
+    kind: Kind = "other"
+
+    @property
+    def width(self) -> int:
+        """Number of indices."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Group:
+    """A range of a map that its slots must cover without a gap."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SlotMap:
+    """A unified vector: its width and its slots.
+
+    Raises:
+        ConfigError: overlapping, misplaced or unknown parts, naming both sides; see
+            :func:`check_slots`. A group with a hole names the slots beside the hole.
+    """
+
+    name: str
+    width: int
+    slots: tuple[Slot, ...]
+    groups: tuple[Group, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"slot map {self.name!r}"
+        check_slots(self.slots, self.width, where)
+        for group in self.groups:
+            _check_group(group, self.slots, self.width, where)
+
+    def slot(self, name: str, where: str = "") -> Slot:
+        """The slot called ``name``.
+
+        Raises:
+            ConfigError: there is none; names those that sound alike.
+        """
+        for slot in self.slots:
+            if slot.name == name:
+                return slot
+        side = name.split("_")[0]
+        near = [slot.name for slot in self.slots if slot.name.split("_")[0] == side]
+        known = near or [slot.name for slot in self.slots]
+        raise ConfigError(
+            f"{where or 'this'}: slot {name!r} is not in slot map {self.name!r}; it has"
+            f" {', '.join(known)}"
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """A name per index: ``slot.0``, ``slot.1``; just the slot's where it has one index."""
+        names = [f"unnamed.{i}" for i in range(self.width)]
+        for slot in self.slots:
+            for i in range(slot.start, slot.stop):
+                names[i] = slot.name if slot.width == 1 else f"{slot.name}.{i - slot.start}"
+        return tuple(names)
+
+
+def slot_map(name_or_path: str | Path) -> SlotMap:
+    """A slot map that ships (``unified-200``, ``pad-32``) or one from a TOML file.
+
+    Raises:
+        ConfigError: no such map, or a file that is not one.
+    """
+    shipped = resources.files("vlakern.space") / "maps"
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = Path(str(shipped / f"{name_or_path}.toml"))
+        if not path.is_file():
+            known = sorted(p.name.removesuffix(".toml") for p in shipped.iterdir())
+            raise ConfigError(
+                f"no slot map {str(name_or_path)!r}; use {', '.join(known)} or a path to a TOML"
+                " file"
+            )
+    return from_dict(SlotMap, read_toml(path), path.name)
 
 
 def check_slots(slots: Sequence[Slot], width: int, where: str) -> None:
-    """Refuses slots that overlap, leave the vector, share a name or have an unknown unit.
+    """Refuses slots that overlap, leave the vector, share a name or have an unknown unit or width.
 
     Raises:
-        ConfigError: naming the slot and, for an overlap, both.
+        ConfigError: naming the slot and, for an overlap or a shared name, both.
     """
-    names = [slot.name for slot in slots]
+    named: dict[str, Slot] = {}
     for slot in slots:
-        if slot.unit not in UNITS:
+        _check_slot(slot, width, where)
+        twin = named.setdefault(slot.name, slot)
+        if twin is not slot:
             raise ConfigError(
-                f"{where}: slot {slot.name!r} has unit {slot.unit!r}; known are {', '.join(UNITS)}"
+                f"{where}: two slots are called {slot.name!r}, {_range(twin)} and {_range(slot)};"
+                " give each its own name"
             )
-        if not 0 <= slot.start < slot.stop <= width:
-            raise ConfigError(
-                f"{where}: slot {slot.name!r} covers [{slot.start}, {slot.stop}), expected a range"
-                f" inside [0, {width})"
-            )
-        if names.count(slot.name) > 1:
-            raise ConfigError(f"{where}: two slots are called {slot.name!r}")
     ordered = sorted(slots, key=lambda slot: slot.start)
     for left, right in itertools.pairwise(ordered):
         if right.start < left.stop:
-            raise ConfigError(f"{where}: slots {left.name!r} and {right.name!r} overlap")
+            raise ConfigError(
+                f"{where}: slots {left.name!r} {_range(left)} and {right.name!r} {_range(right)}"
+                " overlap"
+            )
+
+
+def _check_slot(slot: Slot, width: int, where: str) -> None:
+    if slot.unit not in UNITS:
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} has unit {slot.unit!r}; known are {', '.join(UNITS)}"
+        )
+    if slot.kind not in KINDS:
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} has kind {slot.kind!r}; known are {', '.join(KINDS)}"
+        )
+    if not 0 <= slot.start < slot.stop <= width:
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} covers {_range(slot)}, expected a range inside"
+            f" [0, {width})"
+        )
+    needs = _WIDTHS.get(slot.kind, slot.width)
+    if slot.width != needs:
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} of kind {slot.kind} covers {slot.width} indices, expected"
+            f" {needs}"
+        )
+
+
+def _check_group(group: Group, slots: Sequence[Slot], width: int, where: str) -> None:
+    if not 0 <= group.start < group.stop <= width:
+        raise ConfigError(
+            f"{where}: group {group.name!r} covers [{group.start}, {group.stop}), expected a range"
+            f" inside [0, {width})"
+        )
+    at, before = group.start, f"the start of group {group.name!r}"
+    for slot in sorted(slots, key=lambda slot: slot.start):
+        if slot.stop <= group.start or slot.start >= group.stop:
+            continue
+        if slot.start < group.start or slot.stop > group.stop:
+            raise ConfigError(
+                f"{where}: slot {slot.name!r} {_range(slot)} crosses the border of group"
+                f" {group.name!r} [{group.start}, {group.stop})"
+            )
+        if slot.start > at:
+            _gap(at, slot.start, before, f"slot {slot.name!r}", where, group)
+        at, before = slot.stop, f"slot {slot.name!r}"
+    if at < group.stop:
+        _gap(at, group.stop, before, f"the end of group {group.name!r}", where, group)
+
+
+def _gap(start: int, stop: int, before: str, after: str, where: str, group: Group) -> None:
+    raise ConfigError(
+        f"{where}: group {group.name!r} has a gap [{start}, {stop}) between {before} and {after};"
+        " declare it reserved or close it"
+    )
+
+
+def _range(slot: Slot) -> str:
+    return f"[{slot.start}, {slot.stop})"

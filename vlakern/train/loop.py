@@ -12,19 +12,20 @@ from torch import nn
 
 from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.data.lerobot import LeRobotDataset
-from vlakern.errors import DatasetError, VlakernError
+from vlakern.errors import VlakernError
 from vlakern.models import VLA, preset
 from vlakern.models.config import VLAConfig
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
 from vlakern.models.weights.native import (
-    Embodiment,
     PolicyFiles,
     Processing,
     check_parts,
     check_target,
+    make_space,
     write,
 )
-from vlakern.space import Normalizer, Slot, VectorStats
+from vlakern.space import Embodiment, SlotMap, VectorStats
+from vlakern.train.body import check_views, resolve_body
 from vlakern.train.config import Recipe, TrainConfig
 from vlakern.train.step import (
     Average,
@@ -43,10 +44,13 @@ Progress = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset in the model's units, and what a policy directory says about it."""
+    """A dataset in memory, and what a policy directory says about it."""
 
     store: ClipStore
     embodiment: Embodiment
+    state_map: SlotMap
+    action_map: SlotMap
+    processing: Processing
     state_stats: VectorStats
     action_stats: VectorStats
     tokenizer: TextTokenizer
@@ -67,42 +71,37 @@ def prepare(
     model: VLAConfig,
     processing: Processing,
     on_episode: Callable[[int, int], None] = lambda done, total: None,
+    robot: Embodiment | None = None,
 ) -> Prepared:
-    """Decodes every episode once into memory and normalises states and actions.
+    """Decodes every episode once into memory and computes its statistics.
+
+    Args:
+        robot: what the dataset's numbers mean; by default the robot that ships under the dataset's
+            ``robot_type``, else one slot per name of the dataset.
 
     Raises:
         DatasetError: when the widths or image sizes are not the model's.
         ConfigError: when the policy could not be loaded again, because two slots share a name, a
-            unit is unknown or there is no view.
+            unit is unknown or there is no view; or a frame that the robot cannot have.
     """
-    _check_widths(dataset, model)
-    views = tuple(dataset.views)
-    embodiment = Embodiment(
-        dataset.robot_type,
-        float(dataset.fps),
-        views,
-        _slots(dataset.state_names),
-        _slots(dataset.action_names),
-    )
-    check_parts(model, embodiment, processing, str(dataset.root))
+    check_views(dataset, model)
+    body = resolve_body(dataset, model, processing.frame, robot)
+    check_parts(model, body.state_map, body.action_map, processing, str(dataset.root))
+    views = body.robot.views
     episodes, frames = [], []
     for i in range(dataset.num_episodes):
         episodes.append(dataset.episode(i))
         frames.append({view: dataset.frames(i, view) for view in views})
         on_episode(i + 1, dataset.num_episodes)
-    state_stats = _stats(np.concatenate([episode.states for episode in episodes]))
-    action_stats = _stats(np.concatenate([episode.actions for episode in episodes]))
-    state = Normalizer("state", processing.state, state_stats)
-    action = Normalizer("action", processing.action, action_stats)
+    states = [episode.states for episode in episodes]
+    actions = [body.commands(episode.actions, episode.states) for episode in episodes]
+    state_stats, action_stats = body.statistics(states, actions, model.chunk)
+    maps = (body.state_map, body.action_map)
+    space = make_space(body.robot, *maps, processing, state_stats, action_stats)
     words = [episode.task for episode in episodes]
-    store = ClipStore(
-        frames,
-        [state.encode(episode.states) for episode in episodes],
-        [action.encode(episode.actions) for episode in episodes],
-        words,
-    )
+    store = ClipStore(frames, states, actions, words, space)
     tokenizer = fit_tokenizer(words, model.vocab_size)
-    return Prepared(store, embodiment, state_stats, action_stats, tokenizer)
+    return Prepared(store, body.robot, *maps, processing, state_stats, action_stats, tokenizer)
 
 
 def train(
@@ -170,7 +169,9 @@ def save(out: Path, recipe: Recipe, prepared: Prepared, average: Average) -> Non
     files = PolicyFiles(
         model,
         prepared.embodiment,
-        recipe.processing,
+        prepared.state_map,
+        prepared.action_map,
+        prepared.processing,
         prepared.state_stats,
         prepared.action_stats,
         prepared.tokenizer,
@@ -207,37 +208,3 @@ def _batch(
     pairs = chunks.draw(config.batch_size, rng)
     views = prepared.embodiment.views
     return collate(model, views, prepared.tokenizer, prepared.store, pairs, augment, rng)
-
-
-def _check_widths(dataset: LeRobotDataset, model: VLAConfig) -> None:
-    expected = {
-        "observation.state": (len(dataset.state_names), model.state_dim),
-        "action": (len(dataset.action_names), model.action_dim),
-    }
-    side = model.vision.image_size
-    for view, size in dataset.views.items():
-        if tuple(size) != (side, side):
-            raise DatasetError(
-                f"view {view!r} of {dataset.root} is {tuple(size)} pixels, the model takes"
-                f" {(side, side)}; collect again with --image-size {side}"
-            )
-    for feature, (found, wanted) in expected.items():
-        if found != wanted:
-            raise DatasetError(
-                f"{feature} of {dataset.root} has {found} numbers, the model takes {wanted}"
-            )
-
-
-def _stats(rows: np.ndarray) -> VectorStats:
-    low, high = np.quantile(rows, [0.01, 0.99], axis=0)
-    numbers = (rows.mean(0), rows.std(0), rows.min(0), rows.max(0), low, high)
-    return VectorStats(*(tuple(map(float, column)) for column in numbers))
-
-
-def _slots(names: list[str]) -> tuple[Slot, ...]:
-    """One slot per name; a unit may follow the name in brackets, as in ``hand_x [m]``."""
-    slots = []
-    for i, text in enumerate(names):
-        name, _, unit = text.partition(" [")
-        slots.append(Slot(name, unit.rstrip("]") or "1", i, i + 1))
-    return tuple(slots)

@@ -33,6 +33,8 @@ def flow_loss(
     index = torch.arange(batch.action_BHA.shape[0]).repeat_interleave(count)
     action_RHA, mask_RHA = batch.action_BHA[index], batch.mask_BHA[index]
     noise_RHA = torch.randn(action_RHA.shape, generator=generator)
+    if model.config.unused_slots == "zero":
+        noise_RHA = noise_RHA * batch.slots_BA[index, None]
     tau_R = sample_tau(len(index), config.tau, generator)
     prefix = model.prefill(batch.prefix, views_VKM)
     x_RHA = interpolate(noise_RHA, action_RHA, tau_R)

@@ -1,5 +1,5 @@
 """Policy directories and checkpoints of each family."""
 
-from vlakern.models.weights.native import Embodiment, PolicyFiles, Processing, read, write
+from vlakern.models.weights.native import PolicyFiles, Processing, SlotMode, read, write
 
-__all__ = ["Embodiment", "PolicyFiles", "Processing", "read", "write"]
+__all__ = ["PolicyFiles", "Processing", "SlotMode", "read", "write"]

@@ -12,54 +12,61 @@ from torch import nn
 
 from vlakern.errors import CheckpointError, ConfigError
 from vlakern.files import atomic_directory
-from vlakern.models.config import VLAConfig, from_dict, to_dict
+from vlakern.models.config import VLAConfig
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.models.vla import VLA
-from vlakern.space import Normalizer, Slot, VectorStats, check_slots
+from vlakern.records import from_dict, to_dict
+from vlakern.space import ActionSpace, Embodiment, Normalizer, SlotMap, VectorStats
+from vlakern.space.action_space import ActionFrame
+from vlakern.space.normalize import Epsilon, Mode
 
 __all__ = [
-    "Embodiment",
     "PolicyFiles",
     "Processing",
+    "SlotMode",
     "check_parts",
     "check_target",
     "load_weights",
+    "make_space",
     "read",
     "write",
 ]
 
 FAMILY = "vlakern"
-FORMAT = 1
+FORMAT = 2
 JSON_LIMIT = 1 << 20
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
-Mode = Literal["zscore", "quantile", "min_max", "none"]
 
 
 @dataclass(frozen=True)
-class Embodiment:
-    """The robot a policy was trained for.
+class SlotMode:
+    """The normalisation of one slot where it differs from the others'."""
 
-    Attributes:
-        name: of the robot.
-        control_rate: of its actions [Hz].
-        views: camera names, in the order the model sees them.
-        state, action: what each index of the vectors means.
-    """
-
-    name: str
-    control_rate: float
-    views: tuple[str, ...]
-    state: tuple[Slot, ...]
-    action: tuple[Slot, ...]
+    slot: str
+    mode: Mode
 
 
 @dataclass(frozen=True)
 class Processing:
-    """What happens around the network: normalisation, and how much of a chunk is executed."""
+    """What happens around the network.
+
+    Attributes:
+        state, action: normalisation of every slot that ``state_slots`` or ``action_slots`` do not
+            name.
+        state_slots, action_slots: exceptions by slot, such as a binary gripper.
+        epsilon: whose rule for slots that hardly move, see :class:`vlakern.space.Normalizer`.
+        frame: parametrisation of the actions; ``native`` predicts the numbers of the robot's own
+            controller.
+        execute: how many actions of a chunk are run before the next prediction.
+    """
 
     state: Mode = "zscore"
     action: Mode = "zscore"
     execute: int = 8
+    frame: ActionFrame = "native"
+    state_slots: tuple[SlotMode, ...] = ()
+    action_slots: tuple[SlotMode, ...] = ()
+    epsilon: Epsilon = "vlakern"
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class PolicyConfig:
     format: int
     model: VLAConfig
     embodiment: Embodiment
+    state_map: SlotMap
+    action_map: SlotMap
     processing: Processing
 
 
@@ -79,20 +88,60 @@ class PolicyFiles:
 
     model: VLA
     embodiment: Embodiment
+    state_map: SlotMap
+    action_map: SlotMap
     processing: Processing
     state_stats: VectorStats
     action_stats: VectorStats
     tokenizer: TextTokenizer
 
     @property
-    def state_normalizer(self) -> Normalizer:
-        """From the embodiment's units to the model's."""
-        return Normalizer("state", self.processing.state, self.state_stats)
+    def space(self) -> ActionSpace:
+        """The way between the robot's numbers and the model's, checked."""
+        return make_space(
+            self.embodiment,
+            self.state_map,
+            self.action_map,
+            self.processing,
+            self.state_stats,
+            self.action_stats,
+        )
 
-    @property
-    def action_normalizer(self) -> Normalizer:
-        """From the embodiment's units to the model's."""
-        return Normalizer("action", self.processing.action, self.action_stats)
+
+def make_space(
+    robot: Embodiment,
+    state_map: SlotMap,
+    action_map: SlotMap,
+    processing: Processing,
+    state_stats: VectorStats,
+    action_stats: VectorStats,
+) -> ActionSpace:
+    """The action space of a policy's records.
+
+    Raises:
+        ConfigError: as :class:`vlakern.space.ActionSpace`, or an exception for an unknown slot.
+    """
+    p = processing
+    state_modes = _modes(p.state, p.state_slots, state_map, "processing.state_slots")
+    action_modes = _modes(p.action, p.action_slots, action_map, "processing.action_slots")
+    return ActionSpace(
+        robot,
+        state_map,
+        action_map,
+        p.frame,
+        Normalizer("state", state_modes, state_stats, p.epsilon),
+        Normalizer("action", action_modes, action_stats, p.epsilon),
+    )
+
+
+def _modes(
+    default: Mode, exceptions: tuple[SlotMode, ...], slots: SlotMap, where: str
+) -> tuple[Mode, ...]:
+    modes = [default] * slots.width
+    for one in exceptions:
+        slot = slots.slot(one.slot, where)
+        modes[slot.start : slot.stop] = [one.mode] * slot.width
+    return tuple(modes)
 
 
 def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -105,10 +154,17 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
     """
     model = files.model.config
     check_target(directory)
-    check_parts(model, files.embodiment, files.processing, str(directory))
-    _check_width(files.state_stats, model.state_dim, "state statistics")
-    _check_width(files.action_stats, model.action_dim, "action statistics")
-    config = PolicyConfig(FAMILY, FORMAT, model, files.embodiment, files.processing)
+    check_parts(model, files.state_map, files.action_map, files.processing, str(directory))
+    _ = files.space  # raises where the records contradict each other
+    config = PolicyConfig(
+        FAMILY,
+        FORMAT,
+        model,
+        files.embodiment,
+        files.state_map,
+        files.action_map,
+        files.processing,
+    )
     stats = {"state": files.state_stats.to_json(), "action": files.action_stats.to_json()}
     weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
     _check_finite(weights, directory)
@@ -136,20 +192,20 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; expected a policy directory")
     config = _config(directory / "config.json")
-    model, embodiment = config.model, config.embodiment
-    check_parts(model, embodiment, config.processing, "config.json")
+    model, state_map, action_map = config.model, config.state_map, config.action_map
+    check_parts(model, state_map, action_map, config.processing, "config.json")
     stats = _json(directory / "stats.json")
     if not isinstance(stats, dict) or set(stats) != {"state", "action"}:
         raise ConfigError("stats.json: expected an object with the keys state and action")
     state_stats = _stats(stats, "state", model.state_dim)
     action_stats = _stats(stats, "action", model.action_dim)
+    parts = (config.embodiment, state_map, action_map, config.processing, state_stats, action_stats)
+    make_space(*parts)
     tokenizer = TextTokenizer.from_file(directory / "tokenizer.json", model.vocab_size)
     with torch.device("meta"):
         network = VLA(model)
     load_weights(network, directory / "model.safetensors", dtype, device)
-    return PolicyFiles(
-        network.eval(), embodiment, config.processing, state_stats, action_stats, tokenizer
-    )
+    return PolicyFiles(network.eval(), *parts, tokenizer)
 
 
 def check_target(directory: Path) -> None:
@@ -167,25 +223,26 @@ def check_target(directory: Path) -> None:
         )
 
 
-def check_parts(model: VLAConfig, embodiment: Embodiment, processing: Processing, at: str) -> None:
-    """Checks what the records of a policy say about each other.
+def check_parts(
+    model: VLAConfig, state_map: SlotMap, action_map: SlotMap, processing: Processing, at: str
+) -> None:
+    """Checks what the records of a policy say about the model.
 
     Raises:
         ConfigError: naming the key below ``at``.
     """
-    check_slots(embodiment.state, model.state_dim, f"{at}.embodiment.state")
-    check_slots(embodiment.action, model.action_dim, f"{at}.embodiment.action")
+    for key, slots, width in (
+        ("state_map", state_map, model.state_dim),
+        ("action_map", action_map, model.action_dim),
+    ):
+        if slots.width != width:
+            raise ConfigError(
+                f"{at}.{key} is {slots.name!r} with {slots.width} indices, the model has {width}"
+            )
     if not 1 <= processing.execute <= model.chunk:
         raise ConfigError(
             f"{at}.processing.execute is {processing.execute}, expected 1 to the chunk length"
             f" {model.chunk}"
-        )
-    views = embodiment.views
-    if not views or len(set(views)) < len(views):
-        raise ConfigError(f"{at}.embodiment.views is {list(views)}, expected names that differ")
-    if not embodiment.control_rate > 0:
-        raise ConfigError(
-            f"{at}.embodiment.control_rate is {embodiment.control_rate}, expected more than 0 Hz"
         )
 
 

@@ -1,0 +1,281 @@
+"""A robot as a declarative record: which native number is which slot, and how it is commanded."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vlakern.errors import ConfigError
+from vlakern.records import from_dict, read_toml
+from vlakern.space.frames import FRAMES
+from vlakern.space.rotation import WIDTH, Kind
+from vlakern.space.slots import Slot, SlotMap, slot_map
+
+__all__ = [
+    "Controller",
+    "Embodiment",
+    "Field",
+    "Joint",
+    "check_embodiment",
+    "compact",
+    "embodiment",
+    "present",
+    "shipped_embodiments",
+]
+
+POSE_FRAMES = ("absolute", *FRAMES)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One run of a native vector and the slot it belongs to.
+
+    Attributes:
+        slot: name in the embodiment's slot map.
+        native: indices ``[start, stop)`` of the native vector.
+        rotation: how a rotation is written there, with its quaternion order; None where the slot is
+            no rotation.
+        closed, open: native values of a gripper, which is 0 closed to 1 open in its slot; None
+            where the native number goes to the slot as it is.
+    """
+
+    slot: str
+    native: tuple[int, ...]
+    rotation: Kind | None = None
+    closed: float | None = None
+    open: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.native) != 2 or not 0 <= self.native[0] < self.native[1]:
+            raise ConfigError(
+                f"slot {self.slot!r}: native is {list(self.native)}, expected [start, stop] with"
+                " 0 <= start < stop"
+            )
+        if (self.closed is None) != (self.open is None) or (
+            self.closed is not None and self.closed == self.open
+        ):
+            raise ConfigError(
+                f"slot {self.slot!r}: closed is {self.closed} and open {self.open}, expected two"
+                " different numbers or neither"
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of native values."""
+        return self.native[1] - self.native[0]
+
+    @property
+    def affine(self) -> tuple[float, float]:
+        """``(scale, offset)`` with slot = scale · native + offset."""
+        if self.closed is None or self.open is None:
+            return 1.0, 0.0
+        scale = 1.0 / (self.open - self.closed)
+        return scale, -self.closed * scale
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What the numbers mean that the robot's end-effector controller takes.
+
+    Attributes:
+        name: as its maker calls it.
+        frame: ``absolute`` poses, or one of the four parametrisations, each step on its own.
+        reference: the pose that a step starts from: the one ``achieved`` or the last ``commanded``.
+        coordinates: axes of its numbers: the robot's ``base`` or the ``world``.
+        rotation: how it takes rotations.
+        position_scale: [m] per native unit.
+        rotation_scale: [rad] per native unit.
+        limit: largest magnitude of a native number; None for no limit.
+    """
+
+    name: str
+    frame: Literal["absolute", "world_relative", "world_delta", "eef_relative", "eef_delta"]
+    reference: Literal["achieved", "commanded"] = "achieved"
+    coordinates: Literal["base", "world"] = "base"
+    rotation: Kind = "axis_angle"
+    position_scale: float = 1.0
+    rotation_scale: float = 1.0
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("position_scale", "rotation_scale", "limit"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"controller.{name} is {value}, expected more than 0")
+        if self.rotation_scale != 1.0 and self.rotation != "axis_angle":
+            raise ConfigError(
+                f"controller.rotation_scale is {self.rotation_scale}, but only axis_angle can be"
+                f" scaled, not {self.rotation}"
+            )
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint and its limits [rad], or [m] if it slides; None on a side without one."""
+
+    name: str
+    lower: float | None = None
+    upper: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lower is not None and self.upper is not None and not self.lower < self.upper:
+            raise ConfigError(
+                f"joint {self.name!r} has limits [{self.lower}, {self.upper}], expected the lower"
+                " first"
+            )
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot.
+
+    Attributes:
+        name: of the robot with its controller.
+        slot_map: name of the map that its slots are in.
+        control_rate: of its actions [Hz].
+        views: camera names, in the order a policy sees them.
+        state_width, action_width: of the native vectors.
+        state: what the numbers of an observation's state are. Numbers that no field names are not
+            used.
+        action: what the numbers of a command are: absolute pose targets (positions in [m]),
+            grippers, joints. Every number has a field.
+        controller: how a pose target becomes numbers of the robot's own controller; None where the
+            robot takes the command as it is.
+        joints: of the arm, with their limits; empty where nobody declared them.
+        description: for people.
+    """
+
+    name: str
+    slot_map: str
+    control_rate: float
+    views: tuple[str, ...]
+    state_width: int
+    action_width: int
+    state: tuple[Field, ...]
+    action: tuple[Field, ...]
+    controller: Controller | None = None
+    joints: tuple[Joint, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.control_rate > 0:
+            raise ConfigError(f"control_rate is {self.control_rate}, expected more than 0 Hz")
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise ConfigError(f"views is {list(self.views)}, expected names that differ")
+
+
+def shipped_embodiments() -> list[str]:
+    """Names of the robots inside the package."""
+    folder = resources.files("vlakern.space") / "robots"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir())
+
+
+def embodiment(name_or_path: str | Path) -> Embodiment:
+    """A robot that ships, or one from a TOML file; checked against its slot map.
+
+    Raises:
+        ConfigError: there is no such robot, or its record contradicts itself or its slot map.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = Path(str(resources.files("vlakern.space") / "robots" / f"{name_or_path}.toml"))
+        if not path.is_file():
+            raise ConfigError(
+                f"no embodiment {str(name_or_path)!r}; use {', '.join(shipped_embodiments())} or a"
+                " path to a TOML file"
+            )
+    found = from_dict(Embodiment, read_toml(path), path.name)
+    slots = slot_map(found.slot_map)
+    check_embodiment(found, slots, slots, path.name)
+    return found
+
+
+def check_embodiment(robot: Embodiment, state: SlotMap, action: SlotMap, where: str) -> None:
+    """Refuses a robot whose fields do not fit its slot maps or its native vectors.
+
+    Raises:
+        ConfigError: naming the slot.
+    """
+    for part, fields, width, slots in (
+        ("state", robot.state, robot.state_width, state),
+        ("action", robot.action, robot.action_width, action),
+    ):
+        if slots.name != robot.slot_map:
+            raise ConfigError(
+                f"{where}: slot_map is {robot.slot_map!r}, the {part} map is {slots.name!r}"
+            )
+        at = f"{where}: {part}"
+        _check_native(fields, width, at)
+        for field in fields:
+            _check_field(field, slots.slot(field.slot, at), at)
+    named = sum(field.width for field in robot.action)
+    if named < robot.action_width:
+        raise ConfigError(
+            f"{where}: action: the fields name {named} of {robot.action_width} numbers, expected"
+            " all of them"
+        )
+
+
+def _check_native(fields: Sequence[Field], width: int, at: str) -> None:
+    names = [field.slot for field in fields]
+    for field in fields:
+        if names.count(field.slot) > 1:
+            raise ConfigError(f"{at}: slot {field.slot!r} is filled twice")
+        if field.native[1] > width:
+            raise ConfigError(
+                f"{at}: slot {field.slot!r} takes numbers {list(field.native)} of a vector that has"
+                f" {width}"
+            )
+    for left, right in itertools.pairwise(sorted(fields, key=lambda field: field.native)):
+        if right.native[0] < left.native[1]:
+            raise ConfigError(
+                f"{at}: slots {left.slot!r} and {right.slot!r} both take number {right.native[0]}"
+            )
+
+
+def _check_field(field: Field, slot: Slot, at: str) -> None:
+    if slot.kind == "reserved":
+        raise ConfigError(f"{at}: slot {slot.name!r} is reserved and cannot be filled")
+    is_rotation = slot.kind in WIDTH
+    if is_rotation != (field.rotation is not None):
+        wanted = f"rotation = one of {', '.join(WIDTH)}" if is_rotation else "no rotation"
+        raise ConfigError(f"{at}: slot {slot.name!r} is of kind {slot.kind}; expected {wanted}")
+    needs = WIDTH[field.rotation] if field.rotation else slot.width
+    # Wide slots such as joints may be filled in part, from their first index on.
+    partly = slot.kind in ("joint", "hand", "other") and field.width < needs
+    if field.width != needs and not partly:
+        raise ConfigError(
+            f"{at}: slot {slot.name!r} takes {field.width} native numbers, expected {needs}"
+        )
+    if field.closed is not None and slot.kind != "gripper":
+        raise ConfigError(
+            f"{at}: slot {slot.name!r} has closed and open but is of kind {slot.kind}, not gripper"
+        )
+
+
+def present(fields: Sequence[Field], slots: SlotMap) -> np.ndarray:
+    """bool ``[W]``: the indices of the map that the fields fill."""
+    mask = np.zeros(slots.width, bool)
+    for field in fields:
+        slot = slots.slot(field.slot)
+        filled = slot.width if field.rotation else field.width
+        mask[slot.start : slot.start + filled] = True
+    return mask
+
+
+def compact(robot: Embodiment, slots: SlotMap) -> SlotMap:
+    """The map with only the slots that the robot fills, moved together: for single-robot models."""
+    used: dict[str, tuple[Slot, int]] = {}
+    for field in (*robot.state, *robot.action):
+        slot = slots.slot(field.slot)
+        width = slot.width if field.rotation else field.width
+        used[slot.name] = slot, max(width, used.get(slot.name, (slot, 0))[1])
+    kept, at = [], 0
+    for slot, width in sorted(used.values(), key=lambda one: one[0].start):
+        kept.append(replace(slot, start=at, stop=at + width))
+        at += width
+    return SlotMap(f"{slots.name}/{robot.name}", at, tuple(kept))

@@ -1,0 +1,158 @@
+"""The robot behind a dataset: its slot maps, its commands and their statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vlakern.data.lerobot import LeRobotDataset
+from vlakern.data.stats import SlotStats
+from vlakern.errors import DatasetError
+from vlakern.models.config import VLAConfig
+from vlakern.models.weights.native import Processing, make_space
+from vlakern.space import (
+    Embodiment,
+    Slot,
+    SlotMap,
+    VectorStats,
+    compact,
+    embodiment,
+    shipped_embodiments,
+    slot_map,
+)
+from vlakern.space.action_space import ActionFrame
+from vlakern.space.controller import NativeControl
+from vlakern.space.embodiment import Field
+
+__all__ = ["Body", "check_views", "resolve_body"]
+
+
+@dataclass(frozen=True)
+class Body:
+    """A robot with the maps of a model, and the parametrisation of its actions."""
+
+    robot: Embodiment
+    state_map: SlotMap
+    action_map: SlotMap
+    frame: ActionFrame
+
+    def commands(self, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """What recorded actions ``[T, N]`` at ``states [T, S]`` commanded; as they are if native."""
+        controller = self.robot.controller
+        if self.frame == "native" or controller is None or controller.frame == "absolute":
+            return actions
+        return NativeControl(self.robot, self.action_map).to_commands(actions, states)
+
+    def statistics(
+        self, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], chunk: int
+    ) -> tuple[VectorStats, VectorStats]:
+        """Of states and of actions in slots, after the frame transform, per episode ``[T, ...]``.
+
+        Native actions count once each; in the other frames every step of the chunk from every
+        instant counts, because its numbers differ from chunk to chunk.
+        """
+        state_stats = SlotStats(self.state_map.names())
+        action_stats = SlotStats(self.action_map.names())
+        plain = Processing("none", "none", frame=self.frame)
+        units = (
+            VectorStats.units(self.state_map.names()),
+            VectorStats.units(self.action_map.names()),
+        )
+        space = make_space(self.robot, self.state_map, self.action_map, plain, *units)
+        for state_TS, action_TN in zip(states, actions, strict=True):
+            state_stats.add(space.unify_state(state_TS), space.state_mask)
+            steps = np.arange(1 if self.frame == "native" else chunk)
+            index_TH = np.arange(len(action_TN))[:, None] + steps
+            valid_TH = index_TH < len(action_TN)
+            chunks = action_TN[np.minimum(index_TH, len(action_TN) - 1)]
+            unified_THW = space.unify(chunks, state_TS)
+            action_stats.add(unified_THW[valid_TH], space.action_mask)
+        return state_stats.vector(), action_stats.vector()
+
+
+def resolve_body(
+    dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame, robot: Embodiment | None = None
+) -> Body:
+    """The robot of a dataset, with its whole slot map if the model is as wide, else a compact one.
+
+    Views and rate are the dataset's.
+
+    Raises:
+        DatasetError: vectors of other widths than the robot's or the model's.
+        ConfigError: two names of the dataset are the same, or a unit is unknown.
+    """
+    if robot is None and dataset.robot_type in shipped_embodiments():
+        robot = embodiment(dataset.robot_type)
+    if robot is None:
+        return _by_names(dataset, model, frame)
+    for what, found, wanted in (
+        ("observation.state", len(dataset.state_names), robot.state_width),
+        ("action", len(dataset.action_names), robot.action_width),
+    ):
+        if found != wanted:
+            raise DatasetError(
+                f"{what} of {dataset.root} has {found} numbers, robot {robot.name} has {wanted};"
+                " name the robot that recorded it with --embodiment"
+            )
+    slots = slot_map(robot.slot_map)
+    if slots.width != model.state_dim:
+        slots = compact(robot, slots)
+    _check_width(dataset, "state_dim", slots.width, model.state_dim)
+    _check_width(dataset, "action_dim", slots.width, model.action_dim)
+    rate, views = float(dataset.fps), tuple(dataset.views)
+    robot = replace(robot, slot_map=slots.name, control_rate=rate, views=views)
+    return Body(robot, slots, slots, frame)
+
+
+def check_views(dataset: LeRobotDataset, model: VLAConfig) -> None:
+    """Raises DatasetError for pictures of another size than the model's."""
+    side = model.vision.image_size
+    for view, size in dataset.views.items():
+        if tuple(size) != (side, side):
+            raise DatasetError(
+                f"view {view!r} of {dataset.root} is {tuple(size)} pixels, the model takes"
+                f" {(side, side)}; collect again with --image-size {side}"
+            )
+
+
+def _by_names(dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame) -> Body:
+    """A robot of which nothing but the names is known: a slot each."""
+    if frame != "native":
+        raise DatasetError(
+            f"{dataset.root} was recorded by {dataset.robot_type!r}, which has no record here, so"
+            f" its poses are unknown and frame {frame} cannot be made; name a robot with"
+            " --embodiment"
+        )
+    name = dataset.robot_type or "robot"
+    state, action = _slots(dataset.state_names), _slots(dataset.action_names)
+    _check_width(dataset, "state_dim", len(state), model.state_dim)
+    _check_width(dataset, "action_dim", len(action), model.action_dim)
+    robot = Embodiment(
+        name,
+        name,
+        float(dataset.fps),
+        tuple(dataset.views),
+        len(state),
+        len(action),
+        tuple(Field(slot.name, (slot.start, slot.stop)) for slot in state),
+        tuple(Field(slot.name, (slot.start, slot.stop)) for slot in action),
+    )
+    return Body(robot, SlotMap(name, len(state), state), SlotMap(name, len(action), action), frame)
+
+
+def _check_width(dataset: LeRobotDataset, what: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        feature = {"state_dim": "observation.state", "action_dim": "action"}[what]
+        raise DatasetError(
+            f"{feature} of {dataset.root} fills {found} slots, the model's {what} is {wanted};"
+            " choose a recipe of that width"
+        )
+
+
+def _slots(names: Sequence[str]) -> tuple[Slot, ...]:
+    """One slot per name; a unit may follow the name in brackets, as in ``hand_x [m]``."""
+    slots = []
+    for i, text in enumerate(names):
+        name, _, unit = text.partition(" [")
+        slots.append(Slot(name, unit.rstrip("]") or "1", i, i + 1))
+    return tuple(slots)
