@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlakern.ops.action_decode.reference import FRAMES, KIND_WIDTHS, KINDS
 
-__all__ = ["BENCH", "CASES", "Case", "bimanual_inputs", "make_inputs"]
+__all__ = ["BENCH", "CASES", "Case", "bimanual_inputs", "make_inputs", "pose_inputs"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
 
 
 def _tables(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Copies, poses and width: sources anywhere, also twice; columns in an order drawn by chance."""
+    """Copies, poses and width: sources anywhere, also twice; columns in a random order."""
 
     def below(count: int) -> int:
         drawn = torch.randint(count, (1,), generator=generator, device=generator.device)
@@ -138,3 +138,20 @@ def bimanual_inputs(rows: int, frame: str, generator: torch.Generator) -> dict[s
     inputs = make_inputs(Case(rows, 16, slots, frame, (AXIS, AXIS), len(copies)), generator)
     tables = {"copies": _table(copies, 3, device), "poses": _table(poses, 6, device)}
     return inputs | tables | {"affine": affine, "width": slots}
+
+
+def pose_inputs(x: Tensor, base: Tensor, kind: str, kind_out: str, frame: str) -> dict[str, Any]:
+    """A single pose: x ``[B, H, 3 + W]`` in the unit of the base ``[B, 7]``, as are the columns."""
+    ones = torch.ones(x.shape[2], dtype=base.dtype, device=x.device)
+    row = [0, 3, KINDS.index(kind), 0, 3, KINDS.index(kind_out)]
+    return {
+        "x": x,
+        "scale": ones,
+        "offset": torch.zeros_like(ones),
+        "base": base[:, None],
+        "copies": _table([], 3, x.device),
+        "affine": base.new_zeros(0, 2),
+        "poses": _table([row], 6, x.device),
+        "frame": frame,
+        "width": 3 + KIND_WIDTHS[row[5]],
+    }

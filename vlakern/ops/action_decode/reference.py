@@ -134,7 +134,8 @@ def _gram_schmidt(values: Tensor) -> Tensor:
     """The rotation whose first columns are nearest in turn (arXiv 1812.07035, Eq. 15)."""
     first, near = _unit(values[..., :3]), _unit(values[..., 3:])
     second = _unit(near - (first * near).sum(-1, keepdim=True) * first)
-    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
+    R = torch.stack((first, second, torch.linalg.cross(first, second)), -1)
+    return torch.where(second.isnan().any(-1)[..., None, None], math.nan, R)
 
 
 def _written(R: Tensor, kind: str) -> Tensor:
