@@ -166,7 +166,7 @@ def test_the_inverse_is_exact_to_rounding(
 ) -> None:
     """Four roundings of the numbers involved, in float64, for any mixture of modes."""
     # LeRobot's z-score has no exact inverse, on purpose.
-    choices = tuple(mode for mode in MODES if (epsilon, mode) != ("lerobot", "zscore"))
+    choices: list[Mode] = [m for m in MODES if (epsilon, m) != ("lerobot", "zscore")]
     modes = data.draw(st.lists(st.sampled_from(choices), min_size=4, max_size=4))
     x = np.array(data.draw(st.lists(NUMBER, min_size=4, max_size=4)))
     normalizer = Normalizer("state", modes, stats, epsilon)
