@@ -4,19 +4,18 @@
 // slots).
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
 #include <random>
 #include <vector>
 
 #include "common/cpu_features.h"
-#include "common/number.h"
 #include "ode_step/ode_step.h"
+#include "tests/array.h"
 
 namespace {
 
 using vlakern::DType;
-using vlakern::Tensor;
+using vlakern::tests::Array;
 
 struct Case {
   std::int64_t rows, positions, slots;
@@ -35,51 +34,6 @@ bool read_case(std::istream& in, Case& c) {
   c.v_dtype = vlakern::dtype_from_name(v.c_str());
   return true;
 }
-
-// Exactly as long as its last element needs, so that a sanitizer sees every step beyond.
-struct Array {
-  std::vector<unsigned char> bytes;
-  Tensor view;
-
-  Array() = default;
-  Array(DType dtype, std::vector<std::int64_t> shape, std::vector<std::int64_t> stride) {
-    view.dtype = dtype;
-    view.rank = static_cast<int>(shape.size());
-    std::int64_t last = 0, count = 1;
-    for (int i = 0; i < view.rank; ++i) {
-      view.shape[i] = shape[static_cast<std::size_t>(i)];
-      view.stride[i] = stride[static_cast<std::size_t>(i)];
-      last += (view.shape[i] - 1) * view.stride[i];
-      count *= view.shape[i];
-    }
-    const std::int64_t elements = count > 0 ? last + 1 : 1;
-    bytes.assign(static_cast<std::size_t>(elements * vlakern::dtype_size(dtype)), 0xff);  // NaN
-    view.data = reinterpret_cast<std::uintptr_t>(bytes.data());
-  }
-
-  std::int64_t elements() const {
-    return static_cast<std::int64_t>(bytes.size()) / vlakern::dtype_size(view.dtype);
-  }
-  float get(std::int64_t i) const {
-    switch (view.dtype) {
-      case DType::kBF16:
-        return vlakern::to_float(reinterpret_cast<const vlakern::bf16*>(bytes.data())[i]);
-      case DType::kF16:
-        return vlakern::to_float(reinterpret_cast<const vlakern::f16*>(bytes.data())[i]);
-      default:
-        return reinterpret_cast<const float*>(bytes.data())[i];
-    }
-  }
-  void set(std::int64_t i, float value) {
-    if (view.dtype == DType::kBF16) {
-      reinterpret_cast<vlakern::bf16*>(bytes.data())[i] = vlakern::from_float<vlakern::bf16>(value);
-    } else if (view.dtype == DType::kF16) {
-      reinterpret_cast<vlakern::f16*>(bytes.data())[i] = vlakern::from_float<vlakern::f16>(value);
-    } else {
-      reinterpret_cast<float*>(bytes.data())[i] = value;
-    }
-  }
-};
 
 struct Problem {
   Array x, v, v0, tau, dtau, frozen, frozen_len, mask;

@@ -270,7 +270,7 @@ def test_bad_outputs() -> None:
     """Outputs of another shape or device, or that share memory, are refused."""
     given = bad(base=torch.tensor([0.0, 0, 0, 1, 0, 0, 0]).repeat(2, 1, 1))
     with pytest.raises(InputError, match="width must be 0 or more, got -1"):
-        ops.action_decode(**given | {"width": -1})
+        ops.action_decode(**bad(width=-1))
     del given["width"]
     for out, message in (
         (torch.zeros(2, 3, 7, device="meta"), "out must be on x's device cpu, got one on meta"),

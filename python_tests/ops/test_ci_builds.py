@@ -63,6 +63,13 @@ def run_host_test(*command: str) -> str:
     return done.stdout
 
 
+def check_action_decode(*command: str) -> None:
+    """Tables in range decode to what the formulas say, every other table is refused."""
+    decoded, refused = re.findall(r"\d+", run_host_test(*command))
+    assert int(decoded) >= 500
+    assert int(refused) >= 10_000
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -73,6 +80,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     listed = run_host_test(str(program))
     assert listed.startswith(f"{len(CASES) + len(LARGE)} cases:")
     assert listed.split()[-1] == "scalar"
+    check_action_decode(str(program.with_name("vlakern_action_decode_test")))
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:
@@ -88,6 +96,7 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     )
     listed = run_host_test(emulator, str(program))
     assert listed.split(":")[1].split() == ["neon", "scalar"]
+    check_action_decode(emulator, str(program.with_name("vlakern_action_decode_test")))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")
