@@ -369,3 +369,12 @@ def test_damaged_labels_are_named(key: str, value: Any, sentence: str) -> None:
     """Another length or type, or a name twice."""
     with pytest.raises(ConfigError, match=sentence):
         VectorStats.from_json({**STATS.to_json(), key: value}, "stats")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_units_change_nothing(mode: Mode) -> None:
+    """Statistics of slots that nobody has measured, named like any other."""
+    stats, x = VectorStats.units(NAMES), np.array([[1.5, -3.0, 0.25]], np.float32)
+    stats.check_names(NAMES, "units")
+    assert np.array_equal(Normalizer("state", mode, stats).encode(x), x)
+    assert np.array_equal(Normalizer("state", mode, stats).decode(x), x)
