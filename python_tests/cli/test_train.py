@@ -53,7 +53,7 @@ def test_two_steps_leave_a_policy_that_acts(dataset: Path, tmp_path: Path) -> No
     images = {view: np.zeros((SIDE, SIDE, 3), np.uint8) for view in policy.views}
     observation = vlakern.Observation(images, np.zeros(4, np.float32), "push the puck")
     assert policy.act(observation, seed=0).actions.shape == (policy.chunk, 4)
-    slots = json.loads((out / "config.json").read_text())["embodiment"]["state"]
+    slots = json.loads((out / "config.json").read_text())["state_map"]["slots"]
     assert [slot["unit"] for slot in slots] == ["m", "m", "m", "1"]
     summary = json.loads(report.read_text())["train"]
     assert (summary["steps"], summary["samples"]) == (2, 4)

@@ -11,11 +11,23 @@ from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.errors import DatasetError
 from vlakern.models import VLAConfig, preset
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
+from vlakern.models.weights import Processing
+from vlakern.models.weights.native import make_space
+from vlakern.space import ActionSpace, Embodiment, Field, Slot, SlotMap, VectorStats
 
 CONFIG: VLAConfig = preset("tiny")
 VIEWS: tuple[str, ...] = ("front", "wrist")
 LENGTHS = (9, 4, 7)
 WORDS = ("push", "open", "push")
+
+
+def plain_space() -> ActionSpace:
+    """A robot whose numbers are the model's."""
+    state, action = (SlotMap("arm", n, (Slot("all", "1", 0, n),)) for n in (7, 5))
+    fields = (Field("all", (0, 7)),), (Field("all", (0, 5)),)
+    robot = Embodiment("arm", "arm", 20.0, VIEWS, 7, 5, *fields)
+    units = (VectorStats.units(slots.names()) for slots in (state, action))
+    return make_space(robot, state, action, Processing("none", "none"), *units)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,7 @@ def store() -> ClipStore:
         )
         states.append(np.repeat((100 * episode + instants)[:, None], 7, 1).astype(np.float32))
         actions.append(np.repeat((1000 * episode + instants)[:, None], 5, 1).astype(np.float32))
-    return ClipStore(frames, states, actions, WORDS)
+    return ClipStore(frames, states, actions, WORDS, plain_space())
 
 
 def make(
@@ -153,7 +165,8 @@ def test_shift_moves_by_whole_pixels_and_repeats_the_border(
     ramp = np.arange(28, dtype=np.uint8)
     picture = np.stack([np.tile(ramp, (28, 1)), np.tile(ramp[:, None], (1, 28))] * 2, -1)[..., :3]
     clip = dict.fromkeys(VIEWS, picture[None])
-    one = ClipStore([clip], [store.states[0][:1]], [store.actions[0][:1]], ["push"])
+    states, actions = [store.states[0][:1]], [store.actions[0][:1]]
+    one = ClipStore([clip], states, actions, ["push"], store.space)
     batch = make(one, tokenizer, [(0, 0)] * 200, Augment(shift=2))
     pixels = ((batch.prefix.pixels_V3SS + 1.0) * 127.5).round()
     seen = set()

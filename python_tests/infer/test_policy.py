@@ -17,8 +17,8 @@ from vlakern.infer import Policy, load, shipped_policies
 from vlakern.infer.policy import _device, _dtype, _image
 from vlakern.models import VLA, preset
 from vlakern.models.tokenizer import fit_tokenizer
-from vlakern.models.weights import Embodiment, PolicyFiles, Processing, write
-from vlakern.space import Slot, VectorStats
+from vlakern.models.weights import PolicyFiles, Processing, write
+from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
 from vlakern.types import STAGES, Observation
 
 VIEWS = ("front", "wrist")
@@ -37,10 +37,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest policy on disk, with weights large enough to matter."""
     torch.manual_seed(1)
     model = VLA(preset("tiny"))
-    slots = (Slot("hand", "m", 0, 3), Slot("joints", "rad", 3, 7))
+    hand = Slot("hand", "m", 0, 3)
+    robot = Embodiment(
+        "arm",
+        "arm",
+        20.0,
+        VIEWS,
+        7,
+        5,
+        state=(Field("hand", (0, 3)), Field("joints", (3, 7))),
+        action=(Field("hand", (0, 3)), Field("grip", (3, 5))),
+    )
     files = PolicyFiles(
         model,
-        Embodiment("arm", 20.0, VIEWS, slots, (Slot("hand", "m", 0, 3),)),
+        robot,
+        SlotMap("arm", 7, (hand, Slot("joints", "rad", 3, 7))),
+        SlotMap("arm", 5, (hand, Slot("grip", "1", 3, 5))),
         Processing(execute=3),
         stats(7),
         stats(5),
@@ -158,11 +170,12 @@ def test_a_missing_camera_is_a_dropped_view(policy: Policy) -> None:
 def test_actions_are_in_native_units(policy: Policy) -> None:
     """The chunk is the decoded end of the flow: mean plus std times the normalised value."""
     files = policy._files
-    recoded = files.action_normalizer.encode(policy.act(look(), seed=0).actions)
+    chunk = policy.act(look(), seed=0).actions
+    recoded = files.space.encode(chunk, look().state)
     unscaled = dataclasses.replace(files, processing=Processing("zscore", "none", execute=3))
     raw = Policy(unscaled, "raw", "cpu", torch.float32).act(look(), seed=0).actions
     np.testing.assert_allclose(recoded, raw, rtol=0, atol=1e-5)
-    assert np.abs(recoded - policy.act(look(), seed=0).actions).max() > 0.1
+    assert np.abs(recoded - chunk).max() > 0.1
 
 
 def image(change: Callable[[np.ndarray], Any]) -> Callable[[Observation], Observation]:
@@ -199,8 +212,14 @@ WRONG = {
     "state row": (state(lambda s: s[None]), r"state is float32\[1, 7\], expected floating-point"),
     "whole state": (state(lambda s: s.astype(int)), r"state is int64\[7\], expected floating"),
     "words state": (state(lambda s: ["a"] * 7), r"state is <U1\[7\], expected floating-point"),
-    "NaN state": (state(lambda s: with_nan(s, 4, math.nan)), "state slot 4 is not finite"),
-    "infinite state": (state(lambda s: with_nan(s, 0, -math.inf)), "state slot 0 is not finite"),
+    "NaN state": (
+        state(lambda s: with_nan(s, 4, math.nan)),
+        r"state number 4 \(slot 'joints'\) is not finite",
+    ),
+    "infinite state": (
+        state(lambda s: with_nan(s, 0, -math.inf)),
+        r"state number 0 \(slot 'hand'\) is not finite",
+    ),
     "huge state": (
         state(lambda s: with_nan(s.astype(float), 2, 1e300)),
         "state slot 2 is too large for the policy's statistics",

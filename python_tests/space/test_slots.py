@@ -25,7 +25,7 @@ def test_an_overlap_names_both(start: int, stop: int) -> None:
     """At either end, inside, or the same range; in whatever order they are given."""
     other = Slot("wrist", "rad", start, stop)
     for slots in itertools.permutations([HAND, other]):
-        with pytest.raises(ConfigError, match=r"state: slots '.*' and '.*' overlap") as caught:
+        with pytest.raises(ConfigError, match=r"state: slots '.*\) and '.*\) overlap") as caught:
             check_slots(slots, 4, "state")
         assert "hand position" in str(caught.value)
         assert "wrist" in str(caught.value)
@@ -34,7 +34,7 @@ def test_an_overlap_names_both(start: int, stop: int) -> None:
 def test_an_overlap_far_from_its_neighbour_is_found() -> None:
     """A long slot that covers several short ones."""
     short = [Slot(f"joint {i}", "rad", i, i + 1) for i in range(1, 6)]
-    with pytest.raises(ConfigError, match="slots 'all' and 'joint 1' overlap"):
+    with pytest.raises(ConfigError, match=r"slots 'all' \[0, 6\) and 'joint 1' \[1, 2\) overlap"):
         check_slots([*short, Slot("all", "rad", 0, 6)], 8, "action")
 
 

@@ -69,7 +69,10 @@ def test_a_dataset_is_prepared_as_it_states(
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert prepared.embodiment.views == tuple(dataset.views)
     assert (prepared.embodiment.name, prepared.embodiment.control_rate) == ("arm", 20.0)
-    slots = prepared.embodiment.state
+    slots = prepared.state_map.slots
+    assert [(f.slot, f.native) for f in prepared.embodiment.state] == [
+        (s.name, (s.start, s.stop)) for s in slots
+    ]
     assert [(s.name, s.unit, s.start, s.stop) for s in slots[4:]] == [
         ("s4", "m", 4, 5),
         ("grip", "1", 5, 6),
@@ -84,7 +87,14 @@ def test_vectors_are_normalised_by_their_own_statistics(
     dataset: LeRobotDataset, prepared: loop.Prepared
 ) -> None:
     """States have mean 0 and std 1 over all frames; action quantiles lie at -1 and 1."""
-    states, actions = np.concatenate(prepared.store.states), np.concatenate(prepared.store.actions)
+    store = prepared.store
+    states = store.space.encode_state(np.concatenate(store.states))
+    actions = np.concatenate(
+        [
+            store.space.encode(chunk, state)
+            for chunk, state in zip(store.actions, (s[0] for s in store.states), strict=True)
+        ]
+    )
     np.testing.assert_allclose(states.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(states.std(0), 1, atol=1e-5)
     np.testing.assert_allclose(np.quantile(actions, 0.01, axis=0), -1, atol=1e-5)
@@ -204,7 +214,7 @@ def test_someone_elses_directory_is_refused_before_the_first_step(
     ("change", "kind", "sentence"),
     [
         ({"side": 32}, DatasetError, r"view 'b' .* is \(32, 32\) pixels, the model takes \(28, 28"),
-        ({"state": STATE[:6]}, DatasetError, r"observation\.state .* has 6 numbers, .* takes 7"),
+        ({"state": STATE[:6]}, DatasetError, r"observation\.state .* fills 6 slots, .* is 7"),
         ({"state": (*STATE[:6], "s0 [m]")}, ConfigError, r"two slots are called 's0'"),
         ({"state": (*STATE[:6], "turn [deg]")}, ConfigError, r"slot 'turn' has unit 'deg'"),
         ({"views": ()}, ConfigError, r"views is \[\], expected names that differ"),

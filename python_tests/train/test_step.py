@@ -14,6 +14,9 @@ from vlakern.data.collate import Augment, ClipStore, TrainBatch, collate
 from vlakern.flow import TauConfig, integrate, interpolate, sample_tau
 from vlakern.models import VLA, preset
 from vlakern.models.tokenizer import fit_tokenizer
+from vlakern.models.weights import Processing
+from vlakern.models.weights.native import make_space
+from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
 from vlakern.train import TrainConfig
 from vlakern.train.step import (
     Average,
@@ -34,12 +37,17 @@ FP32 = dataclasses.replace(RUN, bf16=False)
 def batch() -> TrainBatch:
     """Four samples of noise from two tasks."""
     config, rng, words = preset("tiny"), np.random.default_rng(0), ["push", "open"]
+    state, action = (SlotMap("arm", n, (Slot("all", "1", 0, n),)) for n in (7, 5))
+    fields = (Field("all", (0, 7)),), (Field("all", (0, 5)),)
+    robot = Embodiment("arm", "arm", 20.0, ("a", "b"), 7, 5, *fields)
+    units = (VectorStats.units(slots.names()) for slots in (state, action))
     shape = (10, config.vision.image_size, config.vision.image_size, 3)
     store = ClipStore(
         [{v: rng.integers(0, 256, shape, dtype=np.uint8) for v in ("a", "b")} for _ in words],
         [rng.normal(size=(10, config.state_dim)).astype(np.float32) for _ in words],
         [rng.normal(size=(10, config.action_dim)).astype(np.float32) for _ in words],
         words,
+        make_space(robot, state, action, Processing("none", "none"), *units),
     )
     pairs = np.array([(0, 0), (0, 3), (1, 0), (1, 8)])
     tokenizer = fit_tokenizer(words, 300)

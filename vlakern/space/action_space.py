@@ -5,7 +5,7 @@ indices of a slot map, P end-effectors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,58 +14,17 @@ from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.ops.action_decode import action_decode_out
-from vlakern.space.embodiment import Embodiment, Field, check_embodiment, present
-from vlakern.space.frames import Frame, Pose, encode, past_end
+from vlakern.space.embodiment import Embodiment, Field, check_embodiment, check_vector, present
+from vlakern.space.frames import Frame, encode, past_end
+from vlakern.space.hands import Hand, hands
 from vlakern.space.normalize import Normalizer
 from vlakern.space.rotation import WIDTH, Rotation
 from vlakern.space.slots import Slot, SlotMap
 
-__all__ = ["ActionFrame", "ActionSpace", "Hand", "Plan", "hands", "make_plan"]
+__all__ = ["ActionFrame", "ActionSpace", "Plan", "make_plan"]
 
 ActionFrame = Literal["native", "world_relative", "world_delta", "eef_relative", "eef_delta"]
 KIND_CODES = {kind: code for code, kind in enumerate(WIDTH)}
-
-
-@dataclass(frozen=True)
-class Hand:
-    """An end-effector: the fields of its position and rotation, and the slots they go to."""
-
-    position: Field
-    rotation: Field | None
-    position_slot: Slot
-    rotation_slot: Slot | None
-
-    @property
-    def name(self) -> str:
-        """What the slots of this hand begin with."""
-        return self.position.slot.removesuffix("_position")
-
-    def read(self, native: Tensor) -> Pose:
-        """The pose in ``native [..., N]``; a hand that never turns has the identity rotation.
-
-        Raises:
-            InputError: a quaternion that is not unit, or numbers that are not finite.
-        """
-        position = native[..., slice(*self.position.native)]
-        if self.rotation is None or self.rotation.rotation is None:
-            none = Rotation.identity(position.shape[:-1], native.dtype, native.device)
-            return Pose(position, none)
-        values = native[..., slice(*self.rotation.native)]
-        rotation = Rotation.read(values, self.rotation.rotation, what=self.rotation.slot)
-        return Pose(position, rotation)
-
-
-def hands(fields: Sequence[Field], slots: SlotMap) -> tuple[Hand, ...]:
-    """The end-effectors that ``fields`` hold: ``X_position`` with ``X_rotation``, if there is one."""
-    by_slot = {field.slot: field for field in fields}
-    found = []
-    for field in fields:
-        slot = slots.slot(field.slot)
-        if slot.kind != "position" or not slot.name.endswith("eef_position"):
-            continue
-        twin = by_slot.get(slot.name.removesuffix("position") + "rotation")
-        found.append(Hand(field, twin, slot, slots.slot(twin.slot) if twin else None))
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -163,50 +122,29 @@ class ActionSpace:
                 )
         self.robot, self.frame = robot, frame
         self._state_map, self._action_map = state_map, action_map
-        self._state, self._action = state, action
         self.state_mask = present(robot.state, state_map)
         self.action_mask = present(robot.action, action_map)
+        self._state = _restricted(state, self.state_mask)
+        self._action = _restricted(action, self.action_mask)
         self._hands = () if frame == "native" else hands(robot.action, action_map)
-        self._bases = tuple(self._base_of(hand) for hand in self._hands)
-        self._plan = make_plan(robot, action_map, frame, action.binary)
-        offset, scale = action.affine()
+        measured = hands(robot.state, state_map)
+        self._bases = tuple(_base_of(hand, measured, robot, frame) for hand in self._hands)
+        framed = {f.slot for hand in self._hands for f in (hand.position, hand.rotation) if f}
+        self._plain = tuple(field for field in robot.action if field.slot not in framed)
+        for field in self._plain:
+            _check_plain(field, action_map.slot(field.slot), robot, frame)
+        self._plan = make_plan(robot, action_map, frame, self._action.binary)
+        offset, scale = self._action.affine()
         self._scale = torch.from_numpy(scale.astype(np.float32))
         self._offset = torch.from_numpy(offset.astype(np.float32))
-
-    def _base_of(self, hand: Hand) -> Hand:
-        """The state's pose of a commanded hand: what relative actions are relative to."""
-        measured = {one.name: one for one in hands(self.robot.state, self._state_map)}
-        base = measured.get(hand.name)
-        if base is None:
-            raise ConfigError(
-                f"{self.robot.name}: frame {self.frame} needs slot {hand.position.slot!r} in the"
-                " state, which does not have it; use the frame native"
-            )
-        turns = hand.rotation is not None
-        if (turns or self.frame.startswith("eef")) and base.rotation is None:
-            raise ConfigError(
-                f"{self.robot.name}: frame {self.frame} needs slot '{hand.name}_rotation' in the"
-                " state, which does not have it; use native or, for a hand that never turns, a"
-                " world frame"
-            )
-        if self.frame == "eef_delta" and not turns:
-            raise ConfigError(
-                f"{self.robot.name}: frame eef_delta needs slot '{hand.name}_rotation' in the"
-                " action, which does not have it; use another frame"
-            )
-        return base
 
     def base(self, state: np.ndarray) -> Tensor:
         """float32 ``[B, P, 7]``: position and quaternion w, x, y, z of each hand in ``[B, S]``."""
         wide = torch.from_numpy(np.asarray(state, np.float64))
-        rows = [self._base_row(hand.read(wide)) for hand in self._bases]
+        rows = [hand.base_row(wide) for hand in self._bases]
         if not rows:
             return torch.zeros(len(wide), 0, 7)
         return torch.stack(rows, dim=1).float()
-
-    @staticmethod
-    def _base_row(pose: Pose) -> Tensor:
-        return torch.cat([pose.position, pose.rotation.write("quaternion_wxyz")], dim=-1)
 
     def unify_state(self, state: np.ndarray) -> np.ndarray:
         """Native ``[..., S]`` to slots ``[..., W]`` in their units, float64; absent slots are 0.
@@ -215,7 +153,7 @@ class ActionSpace:
             InputError: another width, numbers that are not finite, or a quaternion that is not
                 unit, naming the slot.
         """
-        state = self._checked(state, self.robot.state, self.robot.state_width, "state")
+        state = self._check_state(state)
         unified = np.zeros((*state.shape[:-1], self._state_map.width))
         for field in self.robot.state:
             slot = self._state_map.slot(field.slot)
@@ -243,19 +181,19 @@ class ActionSpace:
         Raises:
             InputError: as :meth:`unify_state`.
         """
-        robot, slots = self.robot, self._action_map
-        commands = self._checked(commands, robot.action, robot.action_width, "action")
-        state = self._checked(state, robot.state, robot.state_width, "state")
+        slots, commands = self._action_map, self._check_command(commands, "action")
+        state = self._check_state(state)
+        if commands.ndim < 2 or state.shape[:-1] != commands.shape[:-2]:
+            raise InputError(
+                f"action is {list(commands.shape)} beside a state {list(state.shape)}, expected"
+                " [..., H, N] beside [..., S]: one state per chunk"
+            )
         unified = np.zeros((*commands.shape[:-1], slots.width))
-        framed = {f.slot for h in self._hands for f in (h.position, h.rotation) if f}
-        for field in robot.action:
-            if field.slot not in framed:
-                values = commands[..., slice(*field.native)]
-                slot = slots.slot(field.slot)
-                plain = self.frame == "native"
-                unified[..., _indices(slot, field)] = (
-                    values if plain else _to_slot(field, slot, values)
-                )
+        for field in self._plain:
+            values, slot = commands[..., slice(*field.native)], slots.slot(field.slot)
+            unified[..., _indices(slot, field)] = (
+                values if self.frame == "native" else _to_slot(field, slot, values)
+            )
         for hand, base in zip(self._hands, self._bases, strict=True):
             self._unify_hand(unified, hand, base, commands, state, valid)
         return unified
@@ -297,7 +235,12 @@ class ActionSpace:
         Raises:
             InputError: a command that is not finite, naming the slot, or a state that is wrong.
         """
-        state = self._checked(state, self.robot.state, self.robot.state_width, "state")
+        state, width = self._check_state(state), self._action_map.width
+        if x.ndim != 3 or x.shape[2] != width or state.ndim != 2 or len(state) != len(x):
+            raise InputError(
+                f"chunks are {list(x.shape)} beside a state {list(state.shape)}, expected"
+                f" [B, H, {width}] beside [B, {self.robot.state_width}]: one state per chunk"
+            )
         out = torch.empty(*x.shape[:2], self.robot.action_width)
         action_decode_out(
             x,
@@ -311,28 +254,61 @@ class ActionSpace:
             out=out,
         )
         commands = out.numpy()
-        self._checked(commands, self.robot.action, self.robot.action_width, "predicted action")
+        self._check_command(commands, "predicted action")
         return commands
 
-    def _checked(
-        self, values: np.ndarray, fields: Sequence[Field], width: int, what: str
-    ) -> np.ndarray:
-        values = np.asarray(values)
-        if values.ndim == 0 or values.shape[-1] != width or values.dtype.kind != "f":
-            names = ", ".join(field.slot for field in fields)
-            raise InputError(
-                f"{what} is {values.dtype}{list(values.shape)}, {self.robot.name} has [..., {width}]"
-                f" floating-point numbers ({names})"
-            )
-        finite = np.isfinite(values)
-        if not finite.all():
-            column = int(np.argwhere(~finite)[0][-1])
-            inside = [f.slot for f in fields if f.native[0] <= column < f.native[1]]
-            name = repr(inside[0]) if inside else "(in no slot)"
-            raise InputError(
-                f"{what} number {column}, slot {name}, is not finite; check the sensor or the model"
-            )
-        return values.astype(np.float64)
+    def _check_state(self, state: np.ndarray) -> np.ndarray:
+        robot = self.robot
+        return check_vector(state, robot.state, robot.state_width, robot.name, "state")
+
+    def _check_command(self, commands: np.ndarray, what: str) -> np.ndarray:
+        robot = self.robot
+        return check_vector(commands, robot.action, robot.action_width, robot.name, what)
+
+
+def _restricted(whole: Normalizer, mask: np.ndarray) -> Normalizer:
+    """Statistics of many robots leave the slots that this one lacks as they are: 0."""
+    stats = whole.stats
+    here = tuple(bool(one) for one in stats.present_mask & mask)
+    return replace(whole, stats=replace(stats, present=here))
+
+
+def _base_of(hand: Hand, measured: Sequence[Hand], robot: Embodiment, frame: ActionFrame) -> Hand:
+    """The state's pose of a commanded hand: what its actions are relative to."""
+    base, rotation = hand.state_of(measured), f"'{hand.name}_rotation'"
+    if base is None:
+        raise ConfigError(
+            f"{robot.name}: frame {frame} needs slot {hand.position.slot!r} in the state, which"
+            " does not have it; use the frame native"
+        )
+    if frame.startswith("eef") and hand.rotation is None:
+        raise ConfigError(
+            f"{robot.name}: frame {frame} needs slot {rotation} in the action, which does not have"
+            " it; a hand that never turns has the world frames and native"
+        )
+    if hand.rotation is not None and base.rotation is None:
+        raise ConfigError(
+            f"{robot.name}: frame {frame} needs slot {rotation} in the state, which does not have"
+            " it; use the frame native"
+        )
+    return base
+
+
+def _check_plain(field: Field, slot: Slot, robot: Embodiment, frame: ActionFrame) -> None:
+    """Numbers that are copied one by one must mean the same in slot and command."""
+    if field.rotation is None or (field.rotation == slot.kind == "axis_angle"):
+        return
+    if frame != "native":
+        raise ConfigError(
+            f"{robot.name}: slot {slot.name!r} of the action is a rotation without the slot"
+            f" {slot.name.removesuffix('rotation') + 'position'!r}, so frame {frame} does not know"
+            " it; declare both, or the rotation as axis_angle in map and robot"
+        )
+    if field.rotation != slot.kind:
+        raise ConfigError(
+            f"{robot.name}: frame native passes numbers as they are, but slot {slot.name!r} is"
+            f" {slot.kind} and the action has {field.rotation}; use one of the other frames"
+        )
 
 
 def _indices(slot: Slot, field: Field) -> slice:
@@ -344,7 +320,8 @@ def _to_slot(field: Field, slot: Slot, values: np.ndarray) -> np.ndarray:
     """Native numbers of one field in the representation and unit of its slot."""
     if field.rotation is not None:
         kind: Any = slot.kind
-        read = Rotation.read(torch.from_numpy(values.copy()), field.rotation, what=field.slot)
+        what = f"slot {field.slot!r}"
+        read = Rotation.read(torch.from_numpy(values.copy()), field.rotation, what=what)
         return read.write(kind).numpy()
     scale, offset = field.affine
     return values * scale + offset

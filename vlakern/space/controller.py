@@ -1,25 +1,28 @@
 """Commands (absolute poses) to the numbers of a robot's own controller, and back.
 
-Dimension letters: T steps, N numbers of a command or of the controller, S of a state. The controller
-takes the pose's numbers in the columns where the command has them; all other columns are the same.
+Dimension letters: T steps, N numbers of a command or of the controller, S of a state. The
+controller takes the pose's numbers in the columns where the command has them; all other columns are
+the same.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
-from vlakern.space.action_space import Hand, hands
-from vlakern.space.embodiment import Controller, Embodiment
+from vlakern.space.embodiment import Controller, Embodiment, check_vector
 from vlakern.space.frames import Frame, Pose, decode, encode
+from vlakern.space.hands import Hand, hands
 from vlakern.space.slots import SlotMap
 
-__all__ = ["NativeControl"]
+__all__ = ["Limit", "NativeControl"]
 
-# Rounding of the last digits is not a command beyond the limit.
-SLACK = 1e-6
+Limit = Literal["refuse", "clip"]
+# Of the limit, or in [m]: what fp32 leaves of a small difference of positions is not a command
+# beyond it.
+SLACK = 1e-4
 
 
 class NativeControl:
@@ -33,50 +36,65 @@ class NativeControl:
         """Args: base: pose ``[]`` of the robot's base in the world, float64; identity by default.
 
         Raises:
-            ConfigError: the robot declares no controller, or has no end-effector to control.
+            ConfigError: the robot declares no controller, or has no end-effector to control, or
+                commands it in other numbers than the controller takes; each names the slot.
         """
         if robot.controller is None:
             raise ConfigError(f"{robot.name} declares no controller; it takes commands as they are")
-        self.controller: Controller = robot.controller
-        self.robot = robot
+        self.robot, self.controller = robot, robot.controller
         self._targets = hands(robot.action, slots)
-        measured = {hand.name: hand for hand in hands(robot.state, slots)}
-        missing = [hand.name for hand in self._targets if hand.name not in measured]
-        if missing or not self._targets:
-            raise ConfigError(
-                f"{robot.name}: controller {self.controller.name} needs the slot"
-                f" '{missing[0] if missing else 'right_eef'}_position' in state and action"
-            )
-        self._measured = [measured[hand.name] for hand in self._targets]
-        for hand in self._targets:
-            kind = hand.rotation.rotation if hand.rotation else self.controller.rotation
-            if kind != self.controller.rotation:
-                raise ConfigError(
-                    f"{robot.name}: slot '{hand.name}_rotation' is commanded as {kind}, controller"
-                    f" {self.controller.name} takes {self.controller.rotation}; declare one of them"
-                )
+        self._measured = _measured(robot, self._targets, hands(robot.state, slots))
+        # Each step is on its own, where relative and delta are the same.
+        frame = self.controller.frame.replace("relative", "delta")
+        self._frame: Frame | None = None if frame == "absolute" else cast(Frame, frame)
         self._base = base if self.controller.coordinates == "world" else None
+        self._columns = _columns(self._targets, self.controller)
 
     def to_native(
-        self, command: np.ndarray, state: np.ndarray, last: np.ndarray | None = None
+        self,
+        command: np.ndarray,
+        state: np.ndarray,
+        last: np.ndarray | None = None,
+        limit: Limit = "refuse",
     ) -> np.ndarray:
         """What the controller takes to reach ``command [..., N]`` from ``state [..., S]``, float32.
 
         Args:
             last: the command before this one ``[..., N]``, for a controller whose steps start from
-                what was commanded; None before the first one, which starts from the state.
+                what was commanded; None before the first one, which starts from the state. Where a
+                step was clipped, it is what :meth:`to_command` says of the clipped one.
+            limit: of a step beyond the controller's limit and a target outside its workspace:
+                ``refuse`` them, or ``clip`` every number as a simulator's own controller does, so
+                that a rollout goes on and the next chunk starts from what was reached.
 
         Raises:
-            InputError: the step is larger than the controller's limit, naming slot and size.
+            InputError: such a step or target if they are refused, naming slot and size; or numbers
+                that are not finite, not a pose, or too few.
         """
-        out = np.array(command, np.float64)
-        start_from_last = self.controller.reference == "commanded" and last is not None
-        for target, measured in zip(self._targets, self._measured, strict=True):
-            goal = self._outside(target.read(_wide(command)))
-            start = target.read(_wide(last)) if start_from_last else measured.read(_wide(state))
-            action = self._step(goal, self._outside(start))
-            self._write(out, target, action)
-        return out.astype(np.float32)
+        wide, start = self._wide(command, "action"), self._start(state, last)
+        out = torch.from_numpy(wide.copy())
+        for target, begin in zip(self._targets, start, strict=True):
+            goal = self._bounded(target.read(torch.from_numpy(wide)), target, limit)
+            target.write(self._step(self._outside(goal), self._outside(begin)), out)
+        native = out.numpy()
+        for _, columns, scale, _ in self._columns:
+            native[..., columns] /= scale
+        self._limited(native, limit)
+        return native.astype(np.float32)
+
+    def to_command(
+        self, native: np.ndarray, state: np.ndarray, last: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What numbers ``[..., N]`` of the controller command: :meth:`to_native` back, float64."""
+        scaled, start = self._wide(native, "action"), self._start(state, last)
+        for _, columns, scale, _ in self._columns:
+            scaled[..., columns] *= scale
+        values = torch.from_numpy(scaled)
+        out = values.clone()
+        for target, begin in zip(self._targets, start, strict=True):
+            goal = self._goal(target.read(values), self._outside(begin))
+            target.write(self._bounded(self._inside(goal), target, "clip"), out)
+        return out.numpy()
 
     def to_commands(self, native: np.ndarray, states: np.ndarray) -> np.ndarray:
         """What recorded controller numbers ``[T, N]`` at ``states [T, S]`` commanded, float64.
@@ -84,26 +102,31 @@ class NativeControl:
         Recorded deltas become the absolute targets that they stood for, which is what the four
         parametrisations are defined on.
         """
-        out = np.array(native, np.float64)
-        for target, measured in zip(self._targets, self._measured, strict=True):
-            actions = self._read(out, target)
-            start = self._outside(measured.read(_wide(states)))
-            self._write_pose(out, target, self._inside(self._goals(actions, start)))
+        if self.controller.reference == "achieved" or self._frame is None:
+            return self.to_command(native, states)
+        native, states = self._wide(native, "action"), self._check_state(states)
+        out, last = np.empty_like(native), None
+        for i, row in enumerate(native):
+            out[i] = last = self.to_command(row, states[i], last)
         return out
 
-    def _step(self, goal: Pose, start: Pose) -> Pose:
-        if self.controller.frame == "absolute":
-            return goal
-        frame = cast(Frame, self.controller.frame)
-        return encode(goal[..., None], start, frame)[..., 0]
+    def _start(self, state: np.ndarray, last: np.ndarray | None) -> list[Pose]:
+        """Where the step of each end-effector begins."""
+        if self.controller.reference == "commanded" and last is not None:
+            wide = torch.from_numpy(self._wide(last, "last action"))
+            return [target.read(wide) for target in self._targets]
+        wide = torch.from_numpy(self._check_state(state))
+        return [hand.read(wide) for hand in self._measured]
 
-    def _goals(self, actions: Pose, start: Pose) -> Pose:
-        if self.controller.frame == "absolute":
-            return actions
-        frame = cast(Frame, self.controller.frame)
-        if self.controller.reference == "commanded":
-            return decode(actions, start[0], frame)
-        return decode(actions[:, None], start, frame)[:, 0]
+    def _step(self, goal: Pose, start: Pose) -> Pose:
+        if self._frame is None:
+            return goal
+        return encode(goal[..., None], start, self._frame)[..., 0]
+
+    def _goal(self, action: Pose, start: Pose) -> Pose:
+        if self._frame is None:
+            return action
+        return decode(action[..., None], start, self._frame)[..., 0]
 
     def _outside(self, pose: Pose) -> Pose:
         """From the base frame to the axes of the controller."""
@@ -112,37 +135,90 @@ class NativeControl:
     def _inside(self, pose: Pose) -> Pose:
         return pose if self._base is None else self._base.inverse() @ pose
 
-    def _read(self, native: np.ndarray, target: Hand) -> Pose:
-        scaled = native.copy()
-        scaled[..., slice(*target.position.native)] *= self.controller.position_scale
-        if target.rotation is not None:
-            scaled[..., slice(*target.rotation.native)] *= self.controller.rotation_scale
-        return target.read(_wide(scaled))
+    def _bounded(self, goal: Pose, target: Hand, limit: Limit) -> Pose:
+        """The goal within the controller's workspace."""
+        if not self.controller.workspace_lower:
+            return goal
+        corners = (self.controller.workspace_lower, self.controller.workspace_upper)
+        lower, upper = torch.tensor(corners, dtype=torch.float64)
+        inside = goal.position.clamp(lower, upper)
+        far = float((goal.position - inside).abs().max()) if goal.position.numel() else 0.0
+        if limit == "refuse" and far > SLACK:
+            raise InputError(
+                f"slot {target.position.slot!r}: the target lies {far:.4g} m outside the workspace"
+                f" {list(corners[0])} to {list(corners[1])} [m] of {self.controller.name} of"
+                f" {self.robot.name}; command a target inside, or clip"
+            )
+        return Pose(inside, goal.rotation) if limit == "clip" else goal
 
-    def _write(self, out: np.ndarray, target: Hand, action: Pose) -> None:
-        self._write_pose(out, target, action)
-        columns = [(target.position, self.controller.position_scale, "m")]
-        if target.rotation is not None:
-            columns.append((target.rotation, self.controller.rotation_scale, "rad"))
-        for field, scale, unit in columns:
-            values = out[..., slice(*field.native)]
-            values /= scale
+    def _limited(self, native: np.ndarray, limit: Limit) -> None:
+        most = self.controller.limit
+        if most is None:
+            return
+        for slot, columns, scale, unit in self._columns:
+            values = native[..., columns]
             largest = float(np.abs(values).max(initial=0.0))
-            limit = self.controller.limit
-            if limit is not None and largest > limit * (1 + SLACK):
+            if limit == "clip":
+                np.clip(values, -most, most, out=values)
+            elif largest > most * (1 + SLACK):
                 raise InputError(
-                    f"slot {field.slot!r}: the step asks for {largest * scale:.4g} {unit},"
+                    f"slot {slot!r}: the step asks for {largest * scale:.4g} {unit},"
                     f" {self.controller.name} of {self.robot.name} takes at most"
-                    f" {limit * scale:.4g} {unit}; command smaller steps"
+                    f" {most * scale:.4g} {unit}; command smaller steps, or clip"
                 )
 
-    @staticmethod
-    def _write_pose(out: np.ndarray, target: Hand, pose: Pose) -> None:
-        out[..., slice(*target.position.native)] = pose.position.numpy()
-        if target.rotation is not None and target.rotation.rotation is not None:
-            turned = pose.rotation.write(target.rotation.rotation)
-            out[..., slice(*target.rotation.native)] = turned.numpy()
+    def _wide(self, values: np.ndarray, what: str) -> np.ndarray:
+        robot = self.robot
+        return check_vector(values, robot.action, robot.action_width, robot.name, what)
+
+    def _check_state(self, state: np.ndarray) -> np.ndarray:
+        robot = self.robot
+        return check_vector(state, robot.state, robot.state_width, robot.name, "state")
 
 
-def _wide(values: np.ndarray | None) -> Tensor:
-    return torch.from_numpy(np.asarray(values, np.float64))
+def _measured(
+    robot: Embodiment, targets: Sequence[Hand], measured: Sequence[Hand]
+) -> tuple[Hand, ...]:
+    """The state's end-effectors that the controller's steps start from, checked."""
+    controller = cast(Controller, robot.controller)
+    if not targets:
+        raise ConfigError(
+            f"{robot.name}: controller {controller.name} needs a slot of kind position in the"
+            " action, such as 'right_eef_position'"
+        )
+    found = []
+    for target in targets:
+        base, rotation = target.state_of(measured), f"'{target.name}_rotation'"
+        if base is None or (target.rotation is not None and base.rotation is None):
+            lacking = rotation if base else f"'{target.name}_position'"
+            raise ConfigError(
+                f"{robot.name}: controller {controller.name} needs slot {lacking} in the state,"
+                " which does not have it"
+            )
+        kind = target.rotation.rotation if target.rotation else controller.rotation
+        if kind != controller.rotation:
+            raise ConfigError(
+                f"{robot.name}: slot {rotation} is commanded as {kind}, controller"
+                f" {controller.name} takes {controller.rotation}; declare one of them"
+            )
+        if controller.frame.startswith("eef") and target.rotation is None:
+            raise ConfigError(
+                f"{robot.name}: controller {controller.name} in frame {controller.frame} needs"
+                f" slot {rotation} in the action, which does not have it"
+            )
+        found.append(base)
+    return tuple(found)
+
+
+def _columns(
+    targets: Sequence[Hand], controller: Controller
+) -> tuple[tuple[str, slice, float, str], ...]:
+    """Slot, columns, size of a native unit and its name, of all that the controller takes."""
+    found = []
+    for target in targets:
+        position, rotation = target.position, target.rotation
+        found.append((position.slot, slice(*position.native), controller.position_scale, "m"))
+        if rotation is not None:
+            scale = controller.rotation_scale
+            found.append((rotation.slot, slice(*rotation.native), scale, "rad"))
+    return tuple(found)

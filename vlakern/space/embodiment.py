@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from vlakern.errors import ConfigError
+from vlakern.errors import ConfigError, InputError
 from vlakern.records import from_dict, read_toml
-from vlakern.space.frames import FRAMES
 from vlakern.space.rotation import WIDTH, Kind
 from vlakern.space.slots import Slot, SlotMap, slot_map
 
@@ -21,13 +20,12 @@ __all__ = [
     "Field",
     "Joint",
     "check_embodiment",
+    "check_vector",
     "compact",
     "embodiment",
     "present",
     "shipped_embodiments",
 ]
-
-POSE_FRAMES = ("absolute", *FRAMES)
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,17 @@ class Controller:
 
     Attributes:
         name: as its maker calls it.
-        frame: ``absolute`` poses, or one of the four parametrisations, each step on its own.
+        frame: ``absolute`` poses, or one of the four parametrisations; each step is on its own, so
+            that relative and delta are the same here.
         reference: the pose that a step starts from: the one ``achieved`` or the last ``commanded``.
         coordinates: axes of its numbers: the robot's ``base`` or the ``world``.
         rotation: how it takes rotations.
         position_scale: [m] per native unit.
         rotation_scale: [rad] per native unit.
-        limit: largest magnitude of a native number; None for no limit.
+        limit: largest magnitude of a native number of a pose; None for no limit.
+        workspace_lower, workspace_upper: corners ``[x, y, z]`` [m] of the box that the controller
+            keeps its targets in, in the frame of the state's poses; empty for no box. With the
+            reference ``commanded`` it matters: what lies outside is not where the next step starts.
     """
 
     name: str
@@ -100,8 +102,20 @@ class Controller:
     position_scale: float = 1.0
     rotation_scale: float = 1.0
     limit: float | None = None
+    workspace_lower: tuple[float, ...] = ()
+    workspace_upper: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        corners = (self.workspace_lower, self.workspace_upper)
+        sizes = tuple(len(corner) for corner in corners)
+        if sizes not in ((0, 0), (3, 3)) or not all(
+            low < high for low, high in zip(*corners, strict=True)
+        ):
+            raise ConfigError(
+                f"controller.workspace_lower is {list(corners[0])} and workspace_upper"
+                f" {list(corners[1])}, expected two corners [x, y, z] with the lower below the"
+                " upper, or neither"
+            )
         for name in ("position_scale", "rotation_scale", "limit"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -255,6 +269,33 @@ def _check_field(field: Field, slot: Slot, at: str) -> None:
         raise ConfigError(
             f"{at}: slot {slot.name!r} has closed and open but is of kind {slot.kind}, not gripper"
         )
+
+
+def check_vector(
+    values: np.ndarray, fields: Sequence[Field], width: int, robot: str, what: str
+) -> np.ndarray:
+    """Native numbers ``[..., width]`` as float64, refused if they cannot be a robot's.
+
+    Raises:
+        InputError: another width, no floating-point numbers, or one that is not finite, naming the
+            slot.
+    """
+    values = np.asarray(values)
+    if values.ndim == 0 or values.shape[-1] != width or values.dtype.kind != "f":
+        names = ", ".join(field.slot for field in fields)
+        raise InputError(
+            f"{what} is {values.dtype}{list(values.shape)}, {robot} has [..., {width}]"
+            f" floating-point numbers ({names})"
+        )
+    finite = np.isfinite(values)
+    if not finite.all():
+        column = int(np.argwhere(~finite)[0][-1])
+        inside = [f.slot for f in fields if f.native[0] <= column < f.native[1]]
+        slot = f"slot {inside[0]!r}" if inside else "in no slot"
+        raise InputError(
+            f"{what} number {column} ({slot}) is not finite; check the sensor or the model"
+        )
+    return values.astype(np.float64)
 
 
 def present(fields: Sequence[Field], slots: SlotMap) -> np.ndarray:

@@ -42,9 +42,9 @@ class Slot:
     Attributes:
         unit: of every index, one of ``UNITS``; "1" for none.
         side: of the body, "" where it has no sides.
-        kind: decides how the slot is treated. ``position`` is an end-effector's x, y, z; the four
-            rotation kinds fix representation and, for quaternions, order; ``reserved`` is never
-            filled.
+        kind: decides how the slot is treated. ``position`` is an end-effector's x, y, z and is
+            called ``X_position``; its rotation, of one of the four rotation kinds, which fix
+            representation and quaternion order, is ``X_rotation``. ``reserved`` is never filled.
     """
 
     name: str
@@ -87,8 +87,16 @@ class SlotMap:
     def __post_init__(self) -> None:
         where = f"slot map {self.name!r}"
         check_slots(self.slots, self.width, where)
+        names: set[str] = set()
         for group in self.groups:
+            if group.name in names:
+                raise ConfigError(f"{where}: two groups are called {group.name!r}")
+            names.add(group.name)
             _check_group(group, self.slots, self.width, where)
+        indices = self.names()
+        if len(set(indices)) < len(indices):
+            twice = next(name for name in indices if indices.count(name) > 1)
+            raise ConfigError(f"{where}: two indices are called {twice!r}; rename one of the slots")
 
     def slot(self, name: str, where: str = "") -> Slot:
         """The slot called ``name``.
@@ -103,8 +111,8 @@ class SlotMap:
         near = [slot.name for slot in self.slots if slot.name.split("_")[0] == side]
         known = near or [slot.name for slot in self.slots]
         raise ConfigError(
-            f"{where or 'this'}: slot {name!r} is not in slot map {self.name!r}; it has"
-            f" {', '.join(known)}"
+            f"{f'{where}: ' if where else ''}slot {name!r} is not in slot map {self.name!r}; it has"
+            f" {', '.join(known) or 'none'}"
         )
 
     def names(self) -> tuple[str, ...]:
@@ -167,6 +175,11 @@ def _check_slot(slot: Slot, width: int, where: str) -> None:
     if slot.kind not in KINDS:
         raise ConfigError(
             f"{where}: slot {slot.name!r} has kind {slot.kind!r}; known are {', '.join(KINDS)}"
+        )
+    if slot.kind == "position" and not slot.name.endswith("_position"):
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} of kind position needs a name that ends in _position, by"
+            " which its rotation is found"
         )
     if not 0 <= slot.start < slot.stop <= width:
         raise ConfigError(

@@ -37,9 +37,11 @@ class Body:
     frame: ActionFrame
 
     def commands(self, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """What recorded actions ``[T, N]`` at ``states [T, S]`` commanded; as they are if native."""
-        controller = self.robot.controller
-        if self.frame == "native" or controller is None or controller.frame == "absolute":
+        """What recorded actions ``[T, N]`` at ``states [T, S]`` commanded.
+
+        They stay as they are if the frame is native or the robot takes commands themselves.
+        """
+        if self.frame == "native" or self.robot.controller is None:
             return actions
         return NativeControl(self.robot, self.action_map).to_commands(actions, states)
 
@@ -67,7 +69,7 @@ class Body:
             chunks = action_TN[np.minimum(index_TH, len(action_TN) - 1)]
             unified_THW = space.unify(chunks, state_TS)
             action_stats.add(unified_THW[valid_TH], space.action_mask)
-        return state_stats.vector(), action_stats.vector()
+        return state_stats.result(), action_stats.result()
 
 
 def resolve_body(

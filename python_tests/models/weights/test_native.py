@@ -16,15 +16,29 @@ from safetensors.torch import load_file, save_file
 from vlakern.errors import CheckpointError, ConfigError, VlakernError
 from vlakern.models import VLA, preset
 from vlakern.models.tokenizer import fit_tokenizer
-from vlakern.models.weights import Embodiment, PolicyFiles, Processing, native, read, write
-from vlakern.space import Slot, VectorStats
+from vlakern.models.weights import PolicyFiles, Processing, SlotMode, native, read, write
+from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
 
 NAMES = {"config.json", "model.safetensors", "stats.json", "tokenizer.json"}
 
 
-def stats(width: int) -> VectorStats:
+HAND, JOINTS, GRIP = Slot("hand", "m", 0, 3), Slot("joints", "rad", 3, 7), Slot("grip", "1", 3, 5)
+STATE_MAP, ACTION_MAP = SlotMap("arm", 7, (HAND, JOINTS)), SlotMap("arm", 5, (HAND, GRIP))
+ARM = Embodiment(
+    "arm",
+    "arm",
+    20.0,
+    ("front", "wrist"),
+    7,
+    5,
+    state=(Field("hand", (0, 3)), Field("joints", (3, 7))),
+    action=(Field("hand", (0, 3)), Field("grip", (3, 5))),
+)
+
+
+def stats(width: int, names: tuple[str, ...] = ()) -> VectorStats:
     rows = [tuple(scale * (i + 0.1) for i in range(width)) for scale in (1, 2, -3, 3, -2.5, 2.5)]
-    return VectorStats(*rows)
+    return VectorStats(*rows, names=names)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +47,12 @@ def files() -> PolicyFiles:
     torch.manual_seed(0)
     return PolicyFiles(
         VLA(preset("tiny")),
-        Embodiment("arm", 20.0, ("front", "wrist"), (Slot("hand", "m", 0, 3),), ()),
-        Processing("zscore", "quantile", execute=3),
-        stats(7),
-        stats(5),
+        ARM,
+        STATE_MAP,
+        ACTION_MAP,
+        Processing("zscore", "quantile", execute=3, action_slots=(SlotMode("grip", "min_max"),)),
+        stats(7, STATE_MAP.names()),
+        stats(5, ACTION_MAP.names()),
         fit_tokenizer(["push the puck"], 300),
     )
 
@@ -57,7 +73,14 @@ def test_what_is_written_is_read(files: PolicyFiles, directory: Path) -> None:
     for name, weight in weights.items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, expected[name].bfloat16().float())
-    for field in ("embodiment", "processing", "state_stats", "action_stats"):
+    for field in (
+        "embodiment",
+        "state_map",
+        "action_map",
+        "processing",
+        "state_stats",
+        "action_stats",
+    ):
         assert getattr(found, field) == getattr(files, field)
     assert found.model.config == files.model.config
     assert not found.model.training
@@ -149,9 +172,14 @@ DAMAGES = {
         r"config\.json\.embodiment: key 'views' of Embodiment is missing",
     ),
     "newer format": (
-        edit_json("config.json", lambda c: c.update(format=2, new=1)),
+        edit_json("config.json", lambda c: c.update(format=3, new=1)),
         ConfigError,
-        r"config\.json\.format is 2, this version reads 1",
+        r"config\.json\.format is 3, this version reads 2",
+    ),
+    "older format": (
+        edit_json("config.json", lambda c: c.update(format=1)),
+        ConfigError,
+        r"config\.json\.format is 1, this version reads 2",
     ),
     "other family": (
         edit_json("config.json", lambda c: c.update(family="pi0")),
@@ -161,17 +189,17 @@ DAMAGES = {
     "no views": (
         edit_json("config.json", lambda c: c["embodiment"].update(views=[])),
         ConfigError,
-        r"config\.json\.embodiment\.views is \[\], expected names that differ",
+        r"config\.json\.embodiment: views is \[\], expected names that differ",
     ),
     "one view twice": (
         edit_json("config.json", lambda c: c["embodiment"].update(views=["a", "a"])),
         ConfigError,
-        r"embodiment\.views is \['a', 'a'\]",
+        r"embodiment: views is \['a', 'a'\]",
     ),
     "no rate": (
         edit_json("config.json", lambda c: c["embodiment"].update(control_rate=0)),
         ConfigError,
-        r"config\.json\.embodiment\.control_rate is 0\.0, expected more than 0 Hz",
+        r"config\.json\.embodiment: control_rate is 0\.0, expected more than 0 Hz",
     ),
     "executes too much": (
         edit_json("config.json", lambda c: c["processing"].update(execute=7)),
@@ -179,9 +207,34 @@ DAMAGES = {
         r"config\.json\.processing\.execute is 7, expected 1 to the chunk length 6",
     ),
     "slot outside": (
-        edit_json("config.json", lambda c: c["embodiment"]["state"][0].update(stop=8)),
+        edit_json("config.json", lambda c: c["state_map"]["slots"][0].update(stop=8)),
         ConfigError,
-        r"config\.json\.embodiment\.state: slot 'hand' covers \[0, 8\)",
+        r"config\.json\.state_map: slot map 'arm': slot 'hand' covers \[0, 8\)",
+    ),
+    "map of another width": (
+        edit_json("config.json", lambda c: c["action_map"].update(width=6)),
+        ConfigError,
+        r"config\.json\.action_map is 'arm' with 6 indices, the model has 5",
+    ),
+    "field of an unknown slot": (
+        edit_json("config.json", lambda c: c["embodiment"]["action"][1].update(slot="claw")),
+        ConfigError,
+        r"arm: action: slot 'claw' is not in slot map 'arm'; it has hand, grip",
+    ),
+    "exception of an unknown slot": (
+        edit_json("config.json", lambda c: c["processing"]["action_slots"][0].update(slot="x")),
+        ConfigError,
+        r"processing\.action_slots: slot 'x' is not in slot map 'arm'",
+    ),
+    "unknown frame": (
+        edit_json("config.json", lambda c: c["processing"].update(frame="hand")),
+        ConfigError,
+        r"config\.json\.processing\.frame: expected one of \('native', 'world_relative'",
+    ),
+    "stats of another map": (
+        edit_json("stats.json", lambda s: s["state"]["names"].__setitem__(4, "elbow")),
+        ConfigError,
+        r"arm: state statistics.*'elbow'",
     ),
     "stats of one vector": (
         edit_json("stats.json", lambda s: s.pop("action") and None),
@@ -336,9 +389,10 @@ def test_a_policy_that_could_not_be_read_again_is_not_written(
         broken.action_encoder.w1.bias[0] = math.inf
     cases: list[tuple[dict[str, Any], str]] = [
         ({"model": broken}, r"'action_encoder\.w1\.bias' holds values that are not finite"),
-        ({"state_stats": stats(6)}, "state statistics has 6 slots"),
+        ({"state_stats": stats(6)}, r"state: 7 modes for 6 slots"),
+        ({"action_map": STATE_MAP}, r"action_map is 'arm' with 7 indices, the model has 5"),
+        ({"state_map": dataclasses.replace(STATE_MAP, name="leg")}, "the state map is 'leg'"),
         ({"processing": Processing(execute=0)}, r"processing\.execute is 0"),
-        ({"embodiment": dataclasses.replace(files.embodiment, views=())}, r"views is \[\]"),
     ]
     for change, sentence in cases:
         with pytest.raises(VlakernError, match=sentence):
