@@ -93,11 +93,11 @@ def test_decode_undoes_encode(frame: Frame, values: np.ndarray, kind: Kind) -> N
 @EACH_FRAME
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_fp32_undoes_itself_too(frame: Frame, dtype: torch.dtype) -> None:
-    """A batch of 64 chunks of 16 moves of centimetres: to a micrometre and a microradian or so."""
+    """A batch of 64 chunks of 16 moves of centimetres: within a micrometre and 1e-6."""
     base = chunk((64,), dtype)
     moves = chunk((64, 16), torch.float64, "moves").write("axis_angle") * 0.05
     targets = decode(read(moves.to(dtype)), base, frame)
-    same(decode(encode(targets, base, frame), base, frame), targets, 3 * TOLERANCE[dtype])
+    same(decode(encode(targets, base, frame), base, frame), targets, TOLERANCE[dtype])
 
 
 @EACH_FRAME
@@ -149,14 +149,14 @@ def test_poses_and_actions_agree_with_scipy(dtype: torch.dtype) -> None:
         return transform.RigidTransform.from_components(poses.position.double().numpy(), turn)
 
     def near(found: Pose, expected: Any, steps: int = 1) -> None:
-        tolerance = 2 * steps * TOLERANCE[dtype]
+        tolerance = steps * TOLERANCE[dtype]
         for ours, theirs in (
             (found.position, expected.translation),
             (found.rotation.matrix(), expected.rotation.as_matrix()),
         ):
             np.testing.assert_allclose(ours.double().numpy(), theirs, rtol=0, atol=tolerance)
 
-    a, b = chunk((100,), dtype, "a"), chunk((100,), dtype, "b")
+    a, b = chunk((32,), dtype, "a"), chunk((32,), dtype, "b")
     near(a @ b, scipy(a) * scipy(b))
     near(a.compose(b), scipy(a) * scipy(b))
     near(a.inverse(), scipy(a).inv())
@@ -169,6 +169,7 @@ def test_poses_and_actions_agree_with_scipy(dtype: torch.dtype) -> None:
             turn = scipy(a).rotation * start.rotation.inv()
             expected = transform.RigidTransform.from_components(move, turn)
         near(actions, expected)
+        # 32 moves of up to 2 m, one after the other.
         near(decode(actions, b[0], frame), scipy(a), steps=10)
 
 
