@@ -56,6 +56,23 @@ struct VecNeon {
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static Float select(Mask mask, Float yes, Float no) { return vbslq_f32(mask, yes, no); }
 
+  static Float from_ints(const std::int32_t* p) { return vcvtq_f32_s32(vld1q_s32(p)); }
+  static Float add(Float a, Float b) { return vaddq_f32(a, b); }
+  static Float sub(Float a, Float b) { return vsubq_f32(a, b); }
+  static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float div(Float a, Float b) { return vdivq_f32(a, b); }
+  // A NaN in b is kept.
+  static Float max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+  static Float min(Float a, Float b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+  static Float abs(Float a) { return vabsq_f32(a); }
+  static Mask less(Float a, Float b) { return vcltq_f32(a, b); }
+  static Float round(Float a) { return vrndnq_f32(a); }  // halves to even
+  // 2^n for an integral n of [-126, 127].
+  static Float pow2(Float n) {
+    const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(biased, 23));
+  }
+
  private:
   static uint16x4_t load16(const void* p, int n) {
     std::uint16_t lanes[kLanes] = {};

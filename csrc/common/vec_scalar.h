@@ -26,6 +26,22 @@ struct VecScalar {
   static Float splat(float value) { return value; }
   static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
   static Float select(Mask mask, Float yes, Float no) { return mask ? yes : no; }
+
+  static Float from_ints(const std::int32_t* p) { return static_cast<float>(*p); }
+  static Float add(Float a, Float b) { return a + b; }
+  static Float sub(Float a, Float b) { return a - b; }
+  static Float mul(Float a, Float b) { return a * b; }
+  static Float div(Float a, Float b) { return a / b; }
+  // A NaN in b is kept.
+  static Float max(Float a, Float b) { return a > b ? a : b; }
+  static Float min(Float a, Float b) { return a < b ? a : b; }
+  static Float abs(Float a) { return std::fabs(a); }
+  static Mask less(Float a, Float b) { return a < b; }
+  static Float round(Float a) { return std::nearbyint(a); }  // halves to even
+  // 2^n for an integral n of [-126, 127].
+  static Float pow2(Float n) {
+    return float_of(static_cast<std::uint32_t>(static_cast<int>(n) + 127) << 23);
+  }
 };
 
 }  // namespace
