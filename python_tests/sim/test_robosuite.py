@@ -50,13 +50,13 @@ def test_same_seed_same_episode():
     ends = []
     for again in (env, env, RobosuiteEnv()):
         np.random.seed(len(ends))
-        state = np.random.get_state()[1].copy()
+        state = np.random.get_state(legacy=False)
         again.reset(3)
         np.testing.assert_array_equal(everything(again), start)
         for _ in range(8):
             again.step(0.3 * UP)
         ends.append(everything(again))
-        np.testing.assert_array_equal(np.random.get_state()[1], state)
+        np.testing.assert_equal(np.random.get_state(legacy=False), state)
     np.testing.assert_array_equal(ends[1], ends[0])
     np.testing.assert_array_equal(ends[2], ends[0])
 
@@ -136,10 +136,16 @@ def test_delta_goal(frame: Any, update: Any):
 
 
 @needs_robosuite
-@pytest.mark.parametrize("osc", [Osc(i, f, u) for i, f, u in (
-    ("delta", "base", "achieved"), ("delta", "world", "desired"), ("delta", "base", "desired"),
-    ("absolute", "base", "achieved"), ("absolute", "world", "achieved"),
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "osc",
+    [
+        Osc("delta", "base", "achieved"),
+        Osc("delta", "base", "desired"),
+        Osc("delta", "world", "desired"),
+        Osc("absolute", "base"),
+        Osc("absolute", "world"),
+    ],
+)
 def test_aim(osc: Osc):
     """An aimed action makes the pose the goal and moves the hand to it, under any settings."""
     env = begun("UR5e", 0.5, osc)
@@ -201,6 +207,9 @@ def test_close():
     env.close()
     with pytest.raises(InputError, match="reset"):
         env.state()
+    for use in (lambda: env.reset(0), lambda: env.use(Osc())):
+        with pytest.raises(InputError, match="closed"):
+            use()
 
 
 @needs_robosuite

@@ -126,7 +126,7 @@ class RobosuiteEnv:
             raise InputError(f"base_yaw is {base_yaw}, expected a finite angle [rad]")
         self.osc = osc or Osc()
         self._library = _library()
-        self._sim = _make_simulator(self._library, task, arm, self.osc)
+        self._sim: Any = _make_simulator(self._library, task, arm, self.osc)
         self._model, self._data = self._sim.sim.model._model, self._sim.sim.data._data
         self._origin = f"{self._robot.robot_model.naming_prefix}right_center"
         self._repair()
@@ -137,6 +137,7 @@ class RobosuiteEnv:
         """Starts an episode; ``seed`` >= 0 alone determines everything random in it."""
         if seed < 0:
             raise InputError(f"seed is {seed}, expected an integer that is not negative")
+        self._check_open()
         # The samplers keep the generator they were built with, so it is set, not replaced.
         self._sim.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._sim.reset()
@@ -151,6 +152,7 @@ class RobosuiteEnv:
 
     def use(self, osc: Osc) -> None:
         """Other settings for the controller; a new episode must begin."""
+        self._check_open()
         self.osc, self._begun = osc, False
         # A reset makes a controller from this.
         self._robot.composite_controller_config["body_parts"]["right"] |= _settings(osc)
@@ -254,6 +256,10 @@ class RobosuiteEnv:
     @property
     def _eye(self) -> str:
         return self._controller.ref_name
+
+    def _check_open(self) -> None:
+        if self._sim is None:
+            raise InputError("the environment is closed; make a new one")
 
     def _check_begun(self) -> None:
         if not self._begun:
