@@ -1,11 +1,13 @@
-"""Slots that overlap, leave their vector or are ambiguous are refused by name."""
+"""The maps that ship are the published ones; contradictions in a map are refused by name."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from vlakern.errors import ConfigError
-from vlakern.space import Slot, check_slots
+from vlakern.space import Slot, SlotMap, check_slots, slot_map
+from vlakern.space.slots import Group
 
 HAND = Slot("hand position", "m", 0, 3)
 GRIP = Slot("gripper", "1", 3, 4)
@@ -55,3 +57,196 @@ def test_an_unknown_unit_is_refused() -> None:
     """The sentence names the units there are."""
     with pytest.raises(ConfigError, match="unit 'deg'; known are m, rad"):
         check_slots([Slot("x", "deg", 0, 1)], 4, "state")
+
+
+# Name, first index, one past the last, unit, side and kind: written out once more, so that the file
+# that ships has something to disagree with.
+UNIFIED = [
+    ("right_eef_position", 0, 3, "m", "right", "position"),
+    ("right_eef_rotation", 3, 6, "rad", "right", "axis_angle"),
+    ("right_eef_reserved", 6, 9, "1", "right", "reserved"),
+    ("left_eef_position", 9, 12, "m", "left", "position"),
+    ("left_eef_rotation", 12, 15, "rad", "left", "axis_angle"),
+    ("left_eef_reserved", 15, 18, "1", "left", "reserved"),
+    ("right_gripper", 18, 19, "1", "right", "gripper"),
+    ("left_gripper", 19, 20, "1", "left", "gripper"),
+    ("right_hand_joints", 20, 26, "rad", "right", "hand"),
+    ("right_hand_reserved", 26, 32, "1", "right", "reserved"),
+    ("left_hand_joints", 32, 38, "rad", "left", "hand"),
+    ("left_hand_reserved", 38, 44, "1", "left", "reserved"),
+    ("finger_positions", 44, 46, "m", "", "other"),
+    ("finger_reserved", 46, 50, "1", "", "reserved"),
+    ("right_arm_joints", 50, 57, "rad", "right", "joint"),
+    ("left_arm_joints", 57, 64, "rad", "left", "joint"),
+    ("head_joints", 64, 66, "rad", "", "head"),
+    ("waist_joints", 66, 69, "rad", "", "waist"),
+    ("body_reserved", 69, 70, "1", "", "reserved"),
+    ("base_position", 70, 73, "m", "", "base"),
+    ("base_motion", 73, 74, "1", "", "base"),
+    ("control_mode", 74, 75, "1", "", "mode"),
+    ("base_reserved", 75, 90, "1", "", "reserved"),
+    ("right_mano_shape", 90, 100, "1", "right", "hand"),
+    ("left_mano_shape", 100, 110, "1", "left", "hand"),
+    ("right_mano_pose", 110, 155, "rad", "right", "hand"),
+    ("left_mano_pose", 155, 200, "rad", "left", "hand"),
+]
+
+
+def rows(found: SlotMap) -> list[tuple[str, int, int, str, str, str]]:
+    return [(s.name, s.start, s.stop, s.unit, s.side, s.kind) for s in found.slots]
+
+
+def test_unified_200_is_the_published_layout_index_by_index() -> None:
+    """Every index has its slot, none is without one, and the groups cover all of it."""
+    found = slot_map("unified-200")
+    assert (found.name, found.width) == ("unified-200", 200)
+    assert rows(found) == UNIFIED
+    expected = [
+        name if stop - start == 1 else f"{name}.{i - start}"
+        for name, start, stop, *_ in UNIFIED
+        for i in range(start, stop)
+    ]
+    assert list(found.names()) == expected
+    covered = [i for group in found.groups for i in range(group.start, group.stop)]
+    assert covered == list(range(200))
+
+
+def test_pad_32_is_one_slot_of_the_robots_own_numbers() -> None:
+    """The openpi family's vector."""
+    found = slot_map("pad-32")
+    assert rows(found) == [("vector", 0, 32, "1", "", "other")]
+    assert found.width == 32
+    assert found.names()[31] == "vector.31"
+
+
+def test_the_map_for_arms_on_a_base_differs_in_the_base_alone() -> None:
+    """Base motion has four indices there, and the base's pose lies where nothing else does."""
+    found = slot_map("unified-200-robocasa")
+    same = [row for row in UNIFIED if not 70 <= row[1] < 90]
+    assert [row for row in rows(found) if not 70 <= row[1] < 90] == same
+    assert [row for row in rows(found) if 70 <= row[1] < 90] == [
+        ("base_motion", 70, 74, "1", "", "base"),
+        ("control_mode", 74, 75, "1", "", "mode"),
+        ("base_reserved", 75, 76, "1", "", "reserved"),
+        ("base_rotation", 76, 80, "1", "", "quaternion_xyzw"),
+        ("base_position", 80, 83, "m", "", "base"),
+        ("base_more_reserved", 83, 90, "1", "", "reserved"),
+    ]
+
+
+def test_a_slot_is_found_by_name_and_a_missing_one_names_its_neighbours() -> None:
+    """Those that begin with the same word, not all two hundred."""
+    found = slot_map("unified-200")
+    assert found.slot("left_gripper") == Slot("left_gripper", "1", 19, 20, "left", "gripper")
+    with pytest.raises(ConfigError, match="arm: slot 'left_claw' is not in slot map") as caught:
+        found.slot("left_claw", "arm")
+    assert "left_gripper" in str(caught.value)
+    assert "right" not in str(caught.value)
+
+
+def test_an_unknown_map_and_a_broken_file_are_refused(tmp_path: Path) -> None:
+    """The sentence names the maps there are; a file is named by its name."""
+    with pytest.raises(ConfigError, match=r"'unified-300'; use pad-32, unified-200, unified-200-r"):
+        slot_map("unified-300")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml is missing; expected a TOML file"):
+        slot_map(tmp_path / "nowhere.toml")
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nwidth = 2\nslots = [{ name = "a", unit = "m", start = 0 }]')
+    with pytest.raises(ConfigError, match=r"mine\.toml\.slots\[0\]: key 'stop' of Slot is missing"):
+        slot_map(path)
+
+
+def test_a_map_of_ones_own_is_read(tmp_path: Path) -> None:
+    """With sides, kinds and groups."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\nwidth = 4\n'
+        'slots = [{ name = "tip_position", unit = "m", start = 1, stop = 4, kind = "position" }]\n'
+        'groups = [{ name = "tip", start = 1, stop = 4 }]\n'
+    )
+    found = slot_map(path)
+    assert found.names() == ("unnamed.0", "tip_position.0", "tip_position.1", "tip_position.2")
+    assert found.slots[0].kind == "position"
+
+
+JOINT, CLAW = Slot("joint", "rad", 0, 2, kind="joint"), Slot("claw", "1", 3, 4, kind="gripper")
+MAPS = {
+    "a hole": (
+        (JOINT, CLAW),
+        (Group("arm", 0, 4),),
+        r"group 'arm' has a gap \[2, 3\) between slot 'joint' and slot 'claw'; declare it reserved",
+    ),
+    "a hole first": (
+        (CLAW,),
+        (Group("arm", 2, 4),),
+        r"gap \[2, 3\) between the start of group 'arm' and slot 'claw'",
+    ),
+    "a hole last": (
+        (JOINT,),
+        (Group("arm", 0, 5),),
+        r"gap \[2, 5\) between slot 'joint' and the end of group 'arm'",
+    ),
+    "nothing": ((), (Group("arm", 0, 1),), r"between the start of group 'arm' and the end of"),
+    "a slot across the border": (
+        (JOINT,),
+        (Group("arm", 1, 2),),
+        r"slot 'joint' \[0, 2\) crosses the border of group 'arm' \[1, 2\)",
+    ),
+    "a group outside": ((JOINT,), (Group("arm", 0, 6),), r"group 'arm' covers \[0, 6\), expected"),
+    "a group twice": (
+        (JOINT,),
+        (Group("arm", 0, 2), Group("arm", 0, 2)),
+        "two groups are called 'arm'",
+    ),
+    "one name": (
+        (JOINT, Slot("joint", "1", 3, 4)),
+        (),
+        r"two slots are called 'joint', \[0, 2\) and \[3, 4\); give each its own name",
+    ),
+    "one index name": (
+        (JOINT, Slot("joint.1", "1", 3, 4)),
+        (),
+        r"two indices are called 'joint\.1'; rename one",
+    ),
+    "a unit": ((Slot("a", "cm", 0, 1),), (), r"slot 'a' has unit 'cm'; known are m, rad, m/s"),
+    "a kind": (
+        (Slot("a", "m", 0, 1, kind="arm"),),  # pyright: ignore[reportArgumentType]
+        (),
+        r"slot 'a' has kind 'arm'; known are position, axis_angle",
+    ),
+    "a flat position": (
+        (Slot("a_position", "m", 0, 2, kind="position"),),
+        (),
+        r"slot 'a_position' of kind position covers 2 indices, expected 3",
+    ),
+    "a nameless position": (
+        (Slot("tool", "m", 0, 3, kind="position"),),
+        (),
+        r"slot 'tool' of kind position needs a name that ends in _position",
+    ),
+    "a wide quaternion": (
+        (Slot("a", "1", 0, 5, kind="quaternion_wxyz"),),
+        (),
+        r"slot 'a' of kind quaternion_wxyz covers 5 indices, expected 4",
+    ),
+    "a short 6-D": (
+        (Slot("a", "1", 0, 3, kind="rotation_6d"),),
+        (),
+        r"slot 'a' of kind rotation_6d covers 3 indices, expected 6",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_that_contradicts_itself_is_refused(name: str) -> None:
+    """In one sentence that names the map and both sides."""
+    slots, groups, sentence = MAPS[name]
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        SlotMap("mine", 5, slots, groups)
+    assert str(caught.value).startswith("slot map 'mine': ")
+
+
+def test_a_closed_group_passes() -> None:
+    """In any order, beside slots outside; a reserved slot fills a hole."""
+    spare = Slot("spare", "1", 2, 3, kind="reserved")
+    SlotMap("mine", 9, (CLAW, spare, JOINT, Slot("far", "m", 7, 8)), (Group("arm", 0, 4),))
