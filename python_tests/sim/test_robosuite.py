@@ -74,12 +74,13 @@ def test_seeds_differ():
 @needs_robosuite
 @pytest.mark.parametrize("arm", ARMS)
 def test_poses_are_in_the_base_frame(arm: str):
-    """The base stands still while its first joint turns, and poses are those MuJoCo has."""
+    """The base stands still while the first joint turns, and poses are those MuJoCo has."""
     env = begun(arm)
-    before = env.base_pose()
+    before, joint = env.base_pose(), float(env._data.qpos[0])
     site = env._data.site("gripper0_right_grip_site")
     for _ in range(12):
         env.step(np.array([0.0, 0.8, 0.0, 0.0, 0.0, 0.5, -1.0]))
+    assert abs(env._data.qpos[0] - joint) > 0.01
     np.testing.assert_array_equal(env.base_pose(), before)
     measured = env.measured_pose()
     np.testing.assert_allclose(measured[:3] + before[:3], site.xpos, atol=1e-12)

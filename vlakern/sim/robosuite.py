@@ -25,16 +25,22 @@ from vlakern.errors import InputError, RenderError, Unsupported
 from vlakern.sim.gl import choose_renderer
 from vlakern.types import Observation
 
-__all__ = ["ARMS", "CONTROL_RATE", "TASKS", "Arm", "Osc", "RobosuiteEnv", "Scene", "Step"]
+__all__ = [
+    "ARMS",
+    "CONTROL_RATE",
+    "POSITION_SCALE",
+    "ROTATION_SCALE",
+    "TASKS",
+    "Arm",
+    "Osc",
+    "RobosuiteEnv",
+    "Scene",
+    "Step",
+]
 
 CONTROL_RATE = 20.0  # [Hz]
 POSITION_SCALE = 0.05  # [m] per unit of a delta action
 ROTATION_SCALE = 0.5  # [rad] per unit of a delta action
-STATE_NAMES = (
-    *(f"eef_{axis} [m]" for axis in "xyz"),
-    *(f"eef_quaternion_{axis}" for axis in "xyzw"),
-    "gripper_opening",
-)
 TASKS: Mapping[str, str] = {"Lift": "pick up the red cube"}
 _BUILD_SEED = 0
 
