@@ -8,6 +8,7 @@ from vlakern.space.embodiment import (
     Joint,
     compact,
     embodiment,
+    robot_and_slots,
     shipped_embodiments,
 )
 from vlakern.space.frames import FRAMES, Frame, Pose, decode, encode
@@ -34,6 +35,7 @@ __all__ = [
     "decode",
     "embodiment",
     "encode",
+    "robot_and_slots",
     "shipped_embodiments",
     "slot_map",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "compact",
     "embodiment",
     "present",
+    "robot_and_slots",
     "shipped_embodiments",
 ]
 
@@ -189,10 +190,18 @@ def shipped_embodiments() -> list[str]:
 
 
 def embodiment(name_or_path: str | Path) -> Embodiment:
-    """A robot that ships, or one from a TOML file; checked against its slot map.
+    """A robot that ships, or one from a TOML file; see :func:`robot_and_slots`."""
+    return robot_and_slots(name_or_path)[0]
+
+
+def robot_and_slots(name_or_path: str | Path) -> tuple[Embodiment, SlotMap]:
+    """A robot and its slot map, checked against each other.
+
+    A file's ``slot_map`` is the name of a map that ships or a TOML file, relative to the robot's;
+    in the record that comes back it is the map's name.
 
     Raises:
-        ConfigError: there is no such robot, or its record contradicts itself or its slot map.
+        ConfigError: there is no such robot or map, or the record contradicts itself or its map.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -203,9 +212,11 @@ def embodiment(name_or_path: str | Path) -> Embodiment:
                 " path to a TOML file"
             )
     found = from_dict(Embodiment, read_toml(path), path.name)
-    slots = slot_map(found.slot_map)
+    own = found.slot_map.endswith(".toml")
+    slots = slot_map(path.parent / found.slot_map if own else found.slot_map)
+    found = replace(found, slot_map=slots.name)
     check_embodiment(found, slots, slots, path.name)
-    return found
+    return found, slots
 
 
 def check_embodiment(robot: Embodiment, state: SlotMap, action: SlotMap, where: str) -> None:
