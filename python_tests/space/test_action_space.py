@@ -1,5 +1,6 @@
 """Commands become slots in every frame and come back, as an independent computation says."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -286,3 +287,103 @@ def test_a_hand_that_never_turns_has_the_world_frames(robots: Any, frame: Action
     assert space.action_mask.sum() == 4
     found = space.decode(torch.from_numpy(space.encode(commands, state)), state)
     np.testing.assert_allclose(found, commands, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["robosuite_panda", "metaworld_sawyer", "so100", "libero_panda"])
+def test_native_passes_numbers_untouched(robots: Any, name: str) -> None:
+    """Bit by bit through ``unify``, and through decode where nothing is normalised."""
+    space = make(robots[name], "native", "none")
+    robot, slots = robots[name]
+    native = np.random.default_rng(8).normal(size=(B, H, robot.action_width)).astype(np.float32)
+    state = draw(robot, "state", (B,), 9)
+    unified = space.unify(native, state)
+    for field in robot.action:
+        start = slots.slot(field.slot).start
+        given = native[..., slice(*field.native)]
+        assert np.array_equal(unified[..., start : start + field.width], given)
+    assert not unified[..., ~space.action_mask].any()
+    found = space.decode(torch.from_numpy(unified).float(), state)
+    assert np.array_equal(found, native)
+    zscore = make(robots[name], "native")
+    found = zscore.decode(torch.from_numpy(zscore.encode(native, state)), state)
+    np.testing.assert_allclose(found, native, atol=1e-6)
+
+
+def test_masks_are_the_slots_that_the_robot_fills(robots: Any) -> None:
+    """Of a slot filled in part only that part; nothing else has a number, ever."""
+    space, (robot, slots) = make(robots["pair"], "eef_delta"), robots["pair"]
+    names = slots.names()
+    assert [n for n, there in zip(names, space.state_mask, strict=True) if not there] == [
+        "left_arm_joints.6",
+        *(f"right_arm_joints.{i}" for i in range(3)),
+    ]
+    assert [n for n, there in zip(names, space.action_mask, strict=True) if not there] == [
+        f"left_arm_joints.{i}" for i in range(7)
+    ]
+    state = draw(robot, "state", (B,), 10)
+    x = space.encode(draw(robot, "action", (B, H), 11), state)
+    # The statistics have a mean for every index, as those of many robots together would.
+    assert not x[..., ~space.action_mask].any()
+    assert not space.encode_state(state)[..., ~space.state_mask].any()
+    assert x[..., space.action_mask].any(axis=(0, 1)).all()
+
+
+def test_rows_do_not_see_each_other(robots: Any) -> None:
+    """A row of a batch is the row alone, in both directions."""
+    space, robot = make(robots["pair"], "eef_delta"), robots["pair"][0]
+    commands, state = draw(robot, "action", (B, H), 12), draw(robot, "state", (B,), 13)
+    x = space.encode(commands, state)
+    for b in range(B):
+        assert np.array_equal(space.encode(commands[b], state[b]), x[b])
+        alone = space.decode(torch.from_numpy(x[b : b + 1]), state[b : b + 1])
+        assert np.array_equal(alone[0], space.decode(torch.from_numpy(x), state)[b])
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_past_the_end_a_pose_is_the_identity_and_the_rest_holds(
+    robots: Any, frame: ActionFrame
+) -> None:
+    """Position and rotation vanish; gripper and joints keep what the caller repeated."""
+    space, robot = make(robots["pair"], frame), robots["pair"][0]
+    commands, state = draw(robot, "action", (1, H), 14), draw(robot, "state", (1,), 15)
+    commands[:, 3:] = commands[:, 2:3]
+    valid = np.array([[True, True, True, False, False]])
+    unified = space.unify(commands, state, valid)
+    inside = space.unify(commands, state)
+    assert np.array_equal(unified[:, :3], inside[:, :3])
+    identity = np.r_[np.zeros(3), 1, 0, 0, 0, 1, 0]
+    np.testing.assert_allclose(unified[0, 3:, :18], np.tile(identity, (2, 2)), atol=1e-15)
+    assert np.array_equal(unified[0, 3:, 18:], np.repeat(unified[0, 2:3, 18:], 2, axis=0))
+
+
+def test_a_binary_gripper_is_one_of_two_values(robots: Any) -> None:
+    """-1 and +1 for the model; its native numbers for the robot, whatever the model says."""
+    robot, slots = robots["robosuite_panda"]
+    rows = some_stats(slots)
+    low, high = list(rows.min), list(rows.max)
+    low[18], high[18] = 0.0, 1.0
+    stats = dataclasses.replace(rows, min=tuple(low), max=tuple(high))
+    modes = ["binary" if i == 18 else "zscore" for i in range(200)]
+    space = make((robot, slots), "eef_relative", modes, stats)
+    commands, state = draw(robot, "action", (1, 4), 16), draw(robot, "state", (1,), 17)
+    commands[0, :, 6] = [1.0, -1.0, -1.0, 1.0]
+    x = space.encode(commands, state)
+    assert x[0, :, 18].tolist() == [-1.0, 1.0, 1.0, -1.0]
+    x[0, :, 18] = [-0.1, 7.0, 1e-6, -3.0]
+    assert space.decode(torch.from_numpy(x), state)[0, :, 6].tolist() == [1.0, -1.0, -1.0, 1.0]
+
+
+def test_the_order_of_a_quaternion_is_the_fields(robots: Any) -> None:
+    """The same turn in x, y, z, w and in w, x, y, z is the same slot; swapped it is another."""
+    robot, slots = robots["franka_panda"]
+    space = make((robot, slots), "eef_relative")
+    state = draw(robot, "state", (1,), 18)
+    turn = Peer.from_quat(state[0, 3:7])
+    np.testing.assert_allclose(space.unify_state(state)[0, 3:6], turn.as_rotvec(), atol=1e-12)
+    fields = tuple(
+        dataclasses.replace(f, rotation="quaternion_wxyz") if f.rotation else f for f in robot.state
+    )
+    other = make((dataclasses.replace(robot, state=fields), slots), "eef_relative")
+    assert np.abs(other.unify_state(state)[0, 3:6] - turn.as_rotvec()).max() > 0.1
+    state[0, 3:7] = np.roll(state[0, 3:7], 1)
+    np.testing.assert_allclose(other.unify_state(state)[0, 3:6], turn.as_rotvec(), atol=1e-12)
