@@ -1,0 +1,239 @@
+"""A command becomes the numbers of the robot's own controller and comes back, as scipy computes."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation as Peer
+
+from vlakern.errors import ConfigError, InputError
+from vlakern.space import Controller, Embodiment, Pose, Rotation, embodiment, slot_map
+from vlakern.space.controller import NativeControl
+
+SLOTS = slot_map("unified-200")
+PANDA, SAWYER, FRANKA = (
+    embodiment(name) for name in ("robosuite_panda", "metaworld_sawyer", "franka_panda")
+)
+T = 12
+BASE_P, BASE_R = np.array([0.4, -0.3, 0.9]), Peer.from_rotvec([0.3, -0.7, 2.0])
+
+
+def control(robot: Embodiment = PANDA, turned: bool = False, **changes: Any) -> NativeControl:
+    """A robot whose controller is changed, on a base that stands straight or turned."""
+    assert robot.controller
+    mine = dataclasses.replace(robot, controller=dataclasses.replace(robot.controller, **changes))
+    rotation = Rotation.read(torch.from_numpy(BASE_R.as_rotvec()), "axis_angle")
+    base = Pose(torch.from_numpy(BASE_P), rotation) if turned else None
+    return NativeControl(mine, SLOTS, base)
+
+
+def states(seed: int = 0) -> np.ndarray:
+    """Poses of a Panda's hand in its base frame, and its finger."""
+    rng = np.random.default_rng(seed)
+    out = rng.normal(size=(T, 8))
+    out[:, 3:7] = Peer.from_quat(rng.normal(size=(T, 4))).as_quat()
+    return out
+
+
+def numbers(seed: int = 1) -> np.ndarray:
+    """Controller numbers within their limits."""
+    return np.random.default_rng(seed).uniform(-0.9, 0.9, size=(T, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize("frame", ["world_delta", "eef_delta", "world_relative", "eef_relative"])
+@pytest.mark.parametrize("reference", ["achieved", "commanded"])
+@pytest.mark.parametrize("coordinates", ["base", "world"])
+def test_commands_are_what_scipy_computes_and_come_back(
+    frame: str, reference: str, coordinates: str
+) -> None:
+    """World numbers lie along the world's axes, hand numbers along the hand's, on any base."""
+    robot = control(turned=True, frame=frame, reference=reference, coordinates=coordinates)
+    state, native = states(), numbers()
+    found = robot.to_commands(native, state)
+    turn_in = BASE_R if coordinates == "world" else Peer.identity()
+    before = state[0, :3], Peer.from_quat(state[0, 3:7])
+    for t in range(T):
+        if reference == "achieved":
+            before = state[t, :3], Peer.from_quat(state[t, 3:7])
+        step, turn = 0.05 * native[t, :3].astype(float), Peer.from_rotvec(0.5 * native[t, 3:6])
+        if frame.startswith("eef"):
+            before = before[0] + before[1].apply(step), before[1] * turn
+        else:
+            moved = before[0] + turn_in.inv().apply(step)
+            before = moved, turn_in.inv() * turn * turn_in * before[1]
+        np.testing.assert_allclose(found[t, :3], before[0], atol=1e-9)
+        gap = (Peer.from_rotvec(found[t, 3:6]).inv() * before[1]).magnitude()
+        assert gap < 1e-7
+    assert np.array_equal(found[:, 6], native[:, 6])
+    last = None
+    for t in range(T):
+        back = robot.to_native(found[t], state[t], last)
+        assert back.dtype == np.float32
+        np.testing.assert_allclose(back, native[t], atol=1e-5)
+        np.testing.assert_allclose(robot.to_command(back, state[t], last), found[t], atol=1e-5)
+        last = found[t]
+
+
+def test_one_number_is_five_centimetres_or_half_a_radian() -> None:
+    """By hand: 1 along x of the base, and 1 about its z, from a hand turned about z already."""
+    state = np.r_[0.1, 0.2, 0.3, Peer.from_rotvec([0, 0, 0.4]).as_quat(), 0.0]
+    native = np.array([1.0, 0, 0, 0, 0, 1.0, -1.0])
+    found = control().to_command(native, state)
+    np.testing.assert_allclose(found, [0.15, 0.2, 0.3, 0, 0, 0.9, -1.0], atol=1e-12)
+    # A base that is turned by 90° about z: the world's x is its -y.
+    quarter = Rotation.read(torch.tensor([0, 0, math.pi / 2], dtype=torch.float64), "axis_angle")
+    base = Pose(torch.zeros(3, dtype=torch.float64), quarter)
+    assert PANDA.controller
+    world = dataclasses.replace(PANDA.controller, coordinates="world")
+    robot = NativeControl(dataclasses.replace(PANDA, controller=world), SLOTS, base)
+    np.testing.assert_allclose(robot.to_command(native, state)[:3], [0.1, 0.15, 0.3], atol=1e-12)
+
+
+def test_a_wrong_frame_is_another_command() -> None:
+    """Base for world axes, left for right multiplication, achieved for commanded: none agree."""
+    state, native = states(), numbers()
+    right = control(turned=True, coordinates="world").to_commands(native, state)
+    for wrong in (
+        control(turned=True, coordinates="base"),
+        control(turned=True, coordinates="world", frame="eef_delta"),
+        control(turned=True, coordinates="world", reference="commanded"),
+    ):
+        assert np.abs(wrong.to_commands(native, state) - right)[1:].max() > 0.05
+
+
+def test_an_absolute_controller_takes_the_pose_itself() -> None:
+    """In its own units; no state matters."""
+    robot = NativeControl(FRANKA, SLOTS)
+    state = np.zeros((T, 15))
+    state[:, 6] = 1.0
+    command = np.random.default_rng(2).normal(size=(T, 8))
+    command[:, 3:7] = Peer.from_quat(command[:, 3:7]).as_quat()
+    command[:, 3:7] *= np.sign(command[:, 6:7])
+    native = robot.to_native(command, state)
+    np.testing.assert_allclose(native, command, atol=1e-6)
+    np.testing.assert_allclose(robot.to_commands(native, state), command, atol=1e-6)
+    scaled = control(FRANKA, position_scale=0.001).to_native(command, state)
+    np.testing.assert_allclose(scaled[:, :3], 1000 * command[:, :3], rtol=1e-5)
+
+
+def test_a_step_beyond_the_limit_is_refused_by_slot_and_size() -> None:
+    """Of each component, as the controller clips each; the limit itself passes."""
+    state = states()[0]
+    here = control().to_command(np.zeros(7), state)
+    ahead = here + np.r_[0.05, np.zeros(6)]
+    np.testing.assert_allclose(control().to_native(ahead, state)[0], 1.0, atol=1e-6)
+    ahead[0] += 0.001
+    with pytest.raises(
+        InputError,
+        match=r"'right_eef_position': the step asks for 0\.051 m, OSC_POSE of robosuite_panda takes"
+        r" at most 0\.05 m; command smaller steps, or clip",
+    ):
+        control().to_native(ahead, state)
+    turned = here.copy()
+    turned[3:6] = (Peer.from_rotvec([0, 0.6, 0]) * Peer.from_rotvec(here[3:6])).as_rotvec()
+    with pytest.raises(InputError, match=r"'right_eef_rotation': the step asks for 0\.6 rad"):
+        control().to_native(turned, state)
+    assert control(limit=None).to_native(turned, state)[4] == pytest.approx(1.2, rel=1e-6)
+
+
+def test_clipping_is_asked_for_and_per_number() -> None:
+    """As robosuite and Meta-World clip; the gripper is no pose and stays."""
+    state = states()[0]
+    ahead = control().to_command(np.zeros(7), state) + np.r_[0.2, -0.02, 0, 0, 0, 0, 3.0]
+    native = control().to_native(ahead, state, limit="clip")
+    np.testing.assert_allclose(native, [1.0, -0.4, 0, 0, 0, 0, 3.0], atol=1e-6)
+    reached = control().to_command(native, state)
+    np.testing.assert_allclose(reached[:3] - state[:3], [0.05, -0.02, 0], atol=1e-6)
+
+
+def arm(x: float, y: float, z: float, grip: float = 0.0) -> np.ndarray:
+    return np.array([x, y, z, grip])
+
+
+def test_recorded_steps_against_the_workspaces_wall_do_not_pile_up() -> None:
+    """The point stays at the wall, so one step back is one step away from it."""
+    robot = NativeControl(SAWYER, SLOTS)
+    state = np.tile(arm(0.0, 0.6, 0.065), (7, 1))
+    native = np.zeros((7, 4))
+    native[:, 2] = [-1, -1, -1, -1, 1, 0, 0.5]
+    found = robot.to_commands(native, state)
+    np.testing.assert_allclose(found[:, 2], [0.055, 0.05, 0.05, 0.05, 0.06, 0.06, 0.065])
+    np.testing.assert_allclose(found[:, :2], state[:, :2])
+
+
+def test_a_target_outside_the_workspace_is_refused_or_clipped() -> None:
+    """The sentence says how far; clipped, the step ends at the wall."""
+    robot, state = NativeControl(SAWYER, SLOTS), arm(0.0, 0.6, 0.055)
+    with pytest.raises(InputError, match=r"'right_eef_position': the target lies 0\.015 m outside"):
+        robot.to_native(arm(0.0, 0.6, 0.035), state)
+    native = robot.to_native(arm(0.0, 0.6, 0.035), state, limit="clip")
+    np.testing.assert_allclose(native, [0, 0, -0.5, 0], atol=1e-6)
+
+
+def test_a_hand_that_never_turns_is_commanded_by_position() -> None:
+    """From what was commanded: the measured hand matters only at the start."""
+    robot = NativeControl(SAWYER, SLOTS)
+    first = robot.to_native(arm(0.005, 0.6, 0.1, 0.3), arm(0.0, 0.6, 0.1))
+    np.testing.assert_allclose(first, [0.5, 0, 0, 0.3], atol=1e-6)
+    last, lagging = arm(0.005, 0.6, 0.1), arm(-0.2, 0.5, 0.3)
+    second = robot.to_native(arm(0.0, 0.6, 0.1), lagging, last)
+    np.testing.assert_allclose(second, [-0.5, 0, 0, 0], atol=1e-6)
+
+
+def without(robot: Embodiment, part: str, slot: str) -> Embodiment:
+    kept = tuple(f for f in getattr(robot, part) if f.slot != slot)
+    return dataclasses.replace(robot, **{part: kept})
+
+
+@pytest.mark.parametrize(
+    ("robot", "sentence"),
+    [
+        (embodiment("so100"), "so100 declares no controller; it takes commands as they are"),
+        (
+            dataclasses.replace(embodiment("so100"), controller=Controller("c", "absolute")),
+            "controller c needs a slot of kind position in the action, such as",
+        ),
+        (
+            without(PANDA, "state", "right_eef_position"),
+            "needs slot 'right_eef_position' in the st",
+        ),
+        (
+            without(PANDA, "state", "right_eef_rotation"),
+            "needs slot 'right_eef_rotation' in the st",
+        ),
+        (
+            dataclasses.replace(PANDA, controller=FRANKA.controller),
+            "slot 'right_eef_rotation' is commanded as axis_angle, controller Cartesian pose takes"
+            " quaternion_xyzw; declare one of them",
+        ),
+        (
+            dataclasses.replace(SAWYER, controller=Controller("c", "eef_delta")),
+            "in frame eef_delta needs slot 'right_eef_rotation' in the action",
+        ),
+    ],
+)
+def test_a_robot_that_cannot_be_controlled_so_is_refused(robot: Embodiment, sentence: str) -> None:
+    """When it is built, by the slot that it lacks."""
+    with pytest.raises(ConfigError, match=sentence):
+        NativeControl(robot, SLOTS)
+
+
+def test_numbers_that_are_no_command_are_refused() -> None:
+    """By the slot; for commands, states and what was commanded last."""
+    state, command = states()[0], np.zeros(7)
+    broken = np.r_[np.zeros(6), math.nan]
+    with pytest.raises(InputError, match=r"action number 6 \(slot 'right_gripper'\) is not finite"):
+        control().to_native(broken, state)
+    with pytest.raises(InputError, match=r"last action number 6 \(slot 'right_gripper'\)"):
+        control(reference="commanded").to_native(command, state, broken)
+    with pytest.raises(
+        InputError, match=r"state is float64\[7\], robosuite_panda has \[\.\.\., 8\]"
+    ):
+        control().to_native(command, state[:7])
+    with pytest.raises(InputError, match=r"slot 'right_eef_rotation': a unit quaternion"):
+        control().to_native(command, np.r_[np.zeros(3), 2.0, np.zeros(4)])
+    with pytest.raises(InputError, match=r"action is float64\[6\], robosuite_panda has"):
+        control().to_commands(command[:6], state)
