@@ -150,26 +150,22 @@ class MoT(nn.Module):
         )
         streams = tuple(stream for stream in streams if stream.x_EM.shape[0])
         # Joint row t is row order[t] of the experts' rows laid end to end; a lone expert owns all.
-        order = None
+        order = rows = None
         if len(streams) > 1:
             order = torch.cat([layout.semantic_rows, layout.action_rows]).argsort()
+            rows = order.int()
         else:
             streams = tuple(replace(stream, rows=None) for stream in streams)
         made = []
         for i in range(config.layers):
             parts = [stream.qkv(i, cos, sin) for stream in streams]
-            q, k, v = (_select(torch.cat(part), order) for part in zip(*parts, strict=True))
+            q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
+            k, v = _select(k, order), _select(v, order)
             made.append(KeyValues(k, v))
-            cached = prefix[i] if prefix is not None else None
-            out_THD = shared_attention(
-                q,
-                k,
-                v,
-                layout.who,
-                cached.k_TGD if cached else None,
-                cached.v_TGD if cached else None,
-            )
-            streams = tuple(stream.advance(i, out_THD) for stream in streams)
+            cached = (prefix[i].k_TGD, prefix[i].v_TGD) if prefix is not None else (None, None)
+            out_EHD, _ = shared_attention(q, k, v, layout.who, *cached, rows=rows)
+            outs = out_EHD.split([len(stream.x_EM) for stream in streams])
+            streams = tuple(s.advance(i, out) for s, out in zip(streams, outs, strict=True))
         by_expert = {stream.expert: stream.x_EM for stream in streams}
         return (
             self.semantic.norm(by_expert.get(self.semantic, semantic_EM)),
@@ -191,11 +187,10 @@ class Stream:
         assert isinstance(block, ExpertLayer)
         return block.qkv(self.x_EM, _select(cos, self.rows), _select(sin, self.rows))
 
-    def advance(self, layer: int, attention_THD: Tensor) -> "Stream":
+    def advance(self, layer: int, attention_EHD: Tensor) -> "Stream":
         block = self.expert.layers[layer]
         assert isinstance(block, ExpertLayer)
-        x_EM = block.output(self.x_EM, _select(attention_THD, self.rows))
-        return Stream(self.expert, self.rows, x_EM)
+        return Stream(self.expert, self.rows, block.output(self.x_EM, attention_EHD))
 
 
 def _select(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
+    from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
 __all__ = [
     "Key",
@@ -23,6 +24,8 @@ __all__ = [
     "ode_step",
     "ode_step_out",
     "resolve",
+    "shared_attention",
+    "shared_attention_out",
     "verdicts",
 ]
 

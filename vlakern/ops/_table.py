@@ -5,4 +5,5 @@ __all__ = ["OPS"]
 OPS = {
     "action_decode": "vlakern.ops.action_decode",
     "ode_step": "vlakern.ops.ode_step",
+    "shared_attention": "vlakern.ops.shared_attention",
 }

@@ -1,5 +1,246 @@
-"""Layerwise shared attention of the Mixture-of-Transformers."""
+"""Layerwise shared attention of the Mixture-of-Transformers, under ``kv_end`` masks.
 
-from vlakern.ops.shared_attention.reference import KvEnd, shared_attention
+Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, H query heads, G
+key-value heads, D head dim. Who sees what is in :class:`KvEnd`; what a backend must do is written in
+``_check.py``, at :class:`Forward`, :class:`Gradients` and :class:`Kernels`.
+"""
 
-__all__ = ["KvEnd", "shared_attention"]
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlakern.ops._dispatch import Backend, made_by, resolve
+from vlakern.ops._refusals import never
+from vlakern.ops._torch import key_for
+from vlakern.ops.shared_attention._check import Forward, Gradients, Kernels, check, check_outputs
+from vlakern.ops.shared_attention.kv_end import KvEnd
+
+__all__ = ["BACKENDS", "BoundAttention", "KvEnd", "shared_attention", "shared_attention_out"]
+
+KERNELS = "vlakern.ops.shared_attention._kernels"
+BACKENDS = (Backend("reference", made_by(KERNELS, "reference"), never),)
+
+
+@dataclass(frozen=True)
+class BoundAttention:
+    """A checked and resolved ``shared_attention_out``; calling it attends again, in place."""
+
+    tensors: Forward  # kept alive, since native kernels hold only their addresses
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.run()
+
+
+def shared_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    who: KvEnd,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+    scale: float | None = None,
+    deterministic: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale · q kᵀ) v over the keys that each query sees (arXiv 2602.09722, Eq. 1).
+
+    Differentiable in q, k, v, prefix_k and prefix_v, through both results. Under autocast the
+    floating arguments are cast to autocast's dtype, as for torch's own attention.
+
+    Args:
+        q: ``[T, H, D]``, fp32, bf16 or fp16 (fp64: reference only), in the experts' order.
+        k, v: own keys and values ``[S, G, D]`` in joint order, in q's dtype; H is a multiple of G
+            and query head h reads key-value head ``h // (H // G)``.
+        who: the ranges that the queries see.
+        prefix_k, prefix_v: cached keys and values ``[P, G, D]`` that ``who.cu_prefix`` divides.
+        rows: int32 ``[T]``, a permutation: joint query i, of which ``who`` speaks, is row
+            ``rows[i]`` of q and of both results; row i itself by default.
+        scale: of the scores, ``1 / sqrt(D)`` by default.
+        deterministic: the gradients have the same bits every time; False allows atomic sums.
+        backend: ``auto`` or the name of one.
+
+    Returns:
+        out ``[T, H, D]`` in q's dtype, computed in fp32, and the natural log-sum-exp of the scores
+        ``[T, H]`` in fp32. A query that sees nothing gives 0 and -inf, and gradients 0.
+
+    Raises:
+        InputError: a shape, dtype or device does not fit.
+        Unsupported: the named backend refuses the case.
+    """
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+        low = torch.get_autocast_dtype(device)
+        q, k, v = q.to(low), k.to(low), v.to(low)
+        if prefix_k is not None and prefix_v is not None:
+            prefix_k, prefix_v = prefix_k.to(low), prefix_v.to(low)
+    check(q, k, v, who, prefix_k, prefix_v, rows)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    ranges = (who.cu_q, who.cu_k, who.kv_end, who.cu_prefix, who.prefix_index)
+    sizes = (who.max_q, who.max_keys)
+    given = (q, k, v, *ranges, prefix_k, prefix_v, rows)
+    return _forward(*given, *sizes, scale, deterministic, backend)
+
+
+def shared_attention_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    who: KvEnd,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    *,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> BoundAttention:
+    """``shared_attention`` into given tensors, without torch.library's overhead and gradients.
+
+    Returns the pass that was made: an engine whose buffers stay in place calls it again, without
+    any checks.
+    """
+    check(q, k, v, who, prefix_k, prefix_v, rows)
+    check_outputs(q, out, lse)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, True, out, lse)
+    bound = BoundAttention(tensors, _chosen(q, k, backend).forward(tensors))
+    bound()
+    return bound
+
+
+def _chosen(q: Tensor, k: Tensor, backend: str, *flags: str) -> Kernels:
+    dims = (("H", q.shape[1]), ("G", k.shape[1]), ("D", q.shape[2]))
+    key = key_for(q.device, (q.dtype,), dims, frozenset(flags))
+    return cast(Kernels, resolve("shared_attention", key, backend))
+
+
+@torch.library.custom_op("vlakern::shared_attention", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    kv_end: Tensor,
+    cu_prefix: Tensor | None,
+    prefix_index: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    rows: Tensor | None,
+    max_q: int,
+    max_keys: int,
+    scale: float,
+    deterministic: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    out, lse = _empty(q)
+    who = _who(k, prefix_k, cu_q, cu_k, kv_end, cu_prefix, prefix_index, max_q, max_keys)
+    f = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, deterministic, out, lse)
+    _chosen(q, k, backend).forward(f)()
+    return out, lse
+
+
+@torch.library.custom_op("vlakern::shared_attention_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    kv_end: Tensor,
+    cu_prefix: Tensor | None,
+    prefix_index: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    rows: Tensor | None,
+    max_q: int,
+    max_keys: int,
+    scale: float,
+    deterministic: bool,
+    backend: str,
+) -> list[Tensor]:
+    who = _who(k, prefix_k, cu_q, cu_k, kv_end, cu_prefix, prefix_index, max_q, max_keys)
+    f = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, deterministic, out, lse)
+    made = _empty_gradients(q, k, v, prefix_k, prefix_v)
+    cached = (made[3], made[4]) if prefix_k is not None else (None, None)
+    g = Gradients(f, grad_out, grad_lse, made[0], made[1], made[2], *cached)
+    flags = ("backward", "deterministic") if deterministic else ("backward",)
+    _chosen(q, k, backend, *flags).backward(g)()
+    return made
+
+
+def _who(
+    k: Tensor,
+    prefix_k: Tensor | None,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    kv_end: Tensor,
+    cu_prefix: Tensor | None,
+    prefix_index: Tensor | None,
+    max_q: int,
+    max_keys: int,
+) -> KvEnd:
+    return KvEnd.trusted(
+        cu_q=cu_q,
+        cu_k=cu_k,
+        kv_end=kv_end,
+        cu_prefix=cu_prefix,
+        prefix_index=prefix_index,
+        max_q=max_q,
+        max_keys=max_keys,
+        queries=len(kv_end),
+        keys=len(k),
+        prefix_keys=0 if prefix_k is None else len(prefix_k),
+    )
+
+
+def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Contiguous, so that an input that is expanded does not make an output that is."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(q.shape[:2], dtype=wide, device=q.device),
+    )
+
+
+def _empty_gradients(*inputs: Tensor | None) -> list[Tensor]:
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs if x is not None]
+
+
+@_forward.register_fake
+def _(q, *rest):
+    return _empty(q)
+
+
+@_backward.register_fake
+def _(grad_out, grad_lse, out, lse, q, k, v, cu_q, cu_k, kv_end, cu_p, index, pk, pv, *rest):
+    return _empty_gradients(q, k, v, pk, pv)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output, *inputs[:11])
+    ctx.options = inputs[11:]
+
+
+def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    out, lse, *given = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    made = _backward(grad_out, grad_lse, out, lse, *given, *ctx.options)
+    cached = made[3:] if len(made) == 5 else (None, None)
+    return (*made[:3], *(None,) * 5, *cached, *(None,) * 6)
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)

@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vlakern.ops.shared_attention.reference import KvEnd
+from vlakern.ops.shared_attention.kv_end import KvEnd
 
 __all__ = ["CASES", "Case", "Inputs", "make"]
 

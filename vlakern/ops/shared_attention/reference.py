@@ -1,189 +1,157 @@
-"""Attention over packed documents in which every query sees a leading range of its own document.
+"""The definition of shared attention and its gradients, document by document.
 
-Dimension letters: T packed rows of queries, S packed rows of keys, P packed rows of cached prefix
-keys, R documents, H query heads, G key-value heads, D head dim, Q/K longest query/key range, N the
-queries that read one key-value head.
+Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, H query
+heads, G key-value heads, D head dim, Q queries and K logical keys of one document, N = H / G query
+heads that read one key-value head.
 """
 
-import math
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlakern.errors import InputError
+from vlakern.ops.shared_attention.kv_end import KvEnd
 
-__all__ = ["KvEnd", "shared_attention"]
-
-
-@dataclass(frozen=True)
-class KvEnd:
-    """Who sees what: query i sees the logical keys ``[0, kv_end[i])`` of its document.
-
-    A document's logical keys are its cached prefix, if it has one, followed by its own keys.
-
-    Attributes:
-        cu_q: int64 ``[R + 1]``, rows ``[cu_q[r], cu_q[r + 1])`` are document r's queries.
-        cu_k: int64 ``[R + 1]``, likewise for its own keys.
-        kv_end: int64 ``[T]``, counted from the first logical key; 0 gives a zero output row.
-        cu_prefix: int64 ``[N + 1]``, rows of each of the N cached prefixes.
-        prefix_index: int64 ``[R]``, which prefix a document continues; several may share one.
-    """
-
-    cu_q: Tensor
-    cu_k: Tensor
-    kv_end: Tensor
-    cu_prefix: Tensor | None = None
-    prefix_index: Tensor | None = None
-
-    @cached_property
-    def padded(self) -> "Padded":
-        """The same ranges as rectangles, built once per batch.
-
-        Raises:
-            InputError: a query sees more keys than its document has, or fewer than none.
-        """
-        q_begin, q_count = self.cu_q[:-1], self.cu_q.diff()
-        k_begin, k_count = self.cu_k[:-1], self.cu_k.diff()
-        prefix_count = torch.zeros_like(k_count)
-        prefix_begin = torch.zeros_like(k_count)
-        prefix_rows = 0
-        if self.cu_prefix is not None and self.prefix_index is not None:
-            prefix_count = self.cu_prefix.diff()[self.prefix_index]
-            prefix_begin = self.cu_prefix[self.prefix_index]
-            prefix_rows = int(self.cu_prefix[-1])
-        device = self.cu_q.device
-        key_count = prefix_count + k_count
-        query = torch.arange(_largest(q_count), device=device)
-        key = torch.arange(_largest(key_count), device=device)
-        query_inside_RQ = query < q_count[:, None]
-        key_inside_RK = key < key_count[:, None]
-        zeros_row = prefix_rows + int(self.cu_k[-1])
-        # Rows of the concatenation [prefixes | own keys | zeros]; what lies outside points at the
-        # zeros, because 0 · NaN would carry a stranger's NaN into every shorter document.
-        own_RK = prefix_rows + k_begin[:, None] + key - prefix_count[:, None]
-        key_rows_RK = torch.where(key < prefix_count[:, None], prefix_begin[:, None] + key, own_RK)
-        key_rows_RK = torch.where(key_inside_RK, key_rows_RK, zeros_row)
-        query_rows_RQ = torch.where(query_inside_RQ, q_begin[:, None] + query, 0)
-        end_RQ = torch.where(query_inside_RQ, self.kv_end[query_rows_RQ], 0)
-        if bool(((end_RQ < 0) | (end_RQ > key_count[:, None])).any()):
-            raise InputError(
-                "kv_end leaves the keys of its document; expected 0 to the number of cached and own"
-                " keys"
-            )
-        return Padded(
-            query_rows_RQ=query_rows_RQ,
-            key_rows_RK=key_rows_RK,
-            zeros_row=zeros_row,
-            visible_RQK=key < end_RQ[:, :, None],
-            packed_T=query_inside_RQ.flatten().nonzero().squeeze(1),
-        )
+__all__ = ["shared_attention_gradients", "shared_attention_reference"]
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Index rectangles: rows to gather, which pairs are visible, and where the real queries lie.
+class Document(NamedTuple):
+    """Where one document's tokens are."""
 
-    ``zeros_row`` is the key row that stands for "none", after all others.
-    """
-
-    query_rows_RQ: Tensor
-    key_rows_RK: Tensor
-    zeros_row: int
-    visible_RQK: Tensor
-    packed_T: Tensor
+    queries: Tensor  # int64 [Q], rows of q, out and lse
+    own: slice  # rows of k and v
+    cached: slice  # rows of prefix_k and prefix_v
+    visible_QK: Tensor  # bool
 
 
-def shared_attention(
+def documents(who: KvEnd, rows: Tensor | None) -> Iterator[Document]:
+    """The documents in order; their keys are ``[cached, own]``."""
+    if rows is not None and not torch.equal(
+        rows.sort().values.cpu(), torch.arange(who.queries, dtype=rows.dtype)
+    ):
+        raise InputError("rows must hold every row of q once: a permutation of 0 to T - 1")
+    cu_q, cu_k = who.cu_q.tolist(), who.cu_k.tolist()
+    cu_p = [0, 0] if who.cu_prefix is None else who.cu_prefix.tolist()
+    index = [0] * (len(cu_q) - 1) if who.prefix_index is None else who.prefix_index.tolist()
+    joint_T = torch.arange(who.queries, device=who.cu_q.device) if rows is None else rows.long()
+    for r, prefix in enumerate(index):
+        cached = slice(cu_p[prefix], cu_p[prefix + 1])
+        own = slice(cu_k[r], cu_k[r + 1])
+        keys = cached.stop - cached.start + own.stop - own.start
+        end_Q = who.kv_end[cu_q[r] : cu_q[r + 1]]
+        visible_QK = torch.arange(keys, device=end_Q.device) < end_Q[:, None]
+        yield Document(joint_T[cu_q[r] : cu_q[r + 1]], own, cached, visible_QK)
+
+
+def keys_of(document: Document, own_SGD: Tensor, prefix_PGD: Tensor | None) -> Tensor:
+    """``[K, G, D]``, the document's cached rows and then its own, in the precision of the op."""
+    own_KGD = own_SGD[document.own]
+    parts = [own_KGD] if prefix_PGD is None else [prefix_PGD[document.cached], own_KGD]
+    return torch.cat(parts).to(wide(own_SGD))
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def shared_attention_reference(
     q_THD: Tensor,
     k_SGD: Tensor,
     v_SGD: Tensor,
     who: KvEnd,
     prefix_k_PGD: Tensor | None = None,
     prefix_v_PGD: Tensor | None = None,
-) -> Tensor:
-    """softmax(q kᵀ / sqrt(D)) v over the visible keys, per document (arXiv 2602.09722, Eq. 1).
+    *,
+    rows: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale · q kᵀ) v over the visible keys, per document (arXiv 2602.09722, Eq. 1).
 
-    Args:
-        q_THD, k_SGD, v_SGD: packed rows; H is a multiple of G and query head h reads key-value
-            head ``h // (H // G)``.
-        who: the visible ranges.
-        prefix_k_PGD, prefix_v_PGD: cached keys and values, with ``who.cu_prefix``.
+    Query head h reads key-value head ``h // (H // G)``. Row ``rows[i]`` of q, of the output and of
+    the log-sum-exp is joint query i. Computed in fp32, or in fp64 for fp64.
 
     Returns:
-        ``[T, H, D]`` in q's dtype, computed in fp32, or in fp64 for fp64 queries. A query that sees
-        nothing gives zeros.
-
-    Raises:
-        InputError: shapes that do not fit each other or ``who``.
+        out ``[T, H, D]`` in q's dtype and lse ``[T, H]``, the natural logarithm of the sum of
+        exp(scale · q·k). A query that sees nothing gives 0 and -inf.
     """
-    _check(q_THD, k_SGD, v_SGD, who, prefix_k_PGD, prefix_v_PGD)
-    rows = who.padded
-    k_SGD, v_SGD = _with_zeros(prefix_k_PGD, k_SGD), _with_zeros(prefix_v_PGD, v_SGD)
-    if len(k_SGD) != rows.zeros_row + 1:
-        raise InputError(
-            f"shared_attention: found {len(k_SGD) - 1} cached and own keys, but cu_prefix and cu_k"
-            f" count {rows.zeros_row}"
-        )
-    groups = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
-    wide = torch.promote_types(q_THD.dtype, torch.float32)
-    # The N = H / G · Q queries that read one key-value head, head by head.
-    q_RQHD = _rows(q_THD, rows.query_rows_RQ).to(wide)
-    q_RGND = q_RQHD.unflatten(2, groups).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    k_RGKD = _rows(k_SGD, rows.key_rows_RK).to(wide).transpose(1, 2)
-    v_RGKD = _rows(v_SGD, rows.key_rows_RK).to(wide).transpose(1, 2)
-    visible_R1NK = rows.visible_RQK[:, None].repeat(1, 1, groups[1], 1)
-    scores_RGNK = q_RGND @ k_RGKD.mT / math.sqrt(q_THD.shape[2])
-    # Not -inf: a query that sees nothing must not make NaN gradients. Autocast may lower the dtype.
-    lowest = torch.finfo(scores_RGNK.dtype).min
-    weights_RGNK = scores_RGNK.masked_fill(~visible_R1NK, lowest).softmax(dim=-1)
-    out_RGND = weights_RGNK.masked_fill(~visible_R1NK, 0.0) @ v_RGKD
-    by_query = out_RGND.unflatten(2, (groups[1], -1)).permute(0, 3, 1, 2, 4)
-    out_RQHD = by_query.flatten(2, 3)
-    return out_RQHD.flatten(0, 1).index_select(0, rows.packed_T).to(q_THD.dtype)
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    heads = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
+    out_THD = q_THD.new_zeros(q_THD.shape)
+    lse_TH = q_THD.new_zeros(q_THD.shape[:2], dtype=wide(q_THD))
+    for document in documents(who, rows):
+        q_QGND = q_THD[document.queries].to(wide(q_THD)).unflatten(1, heads)
+        k_KGD = keys_of(document, k_SGD, prefix_k_PGD)
+        v_KGD = keys_of(document, v_SGD, prefix_v_PGD)
+        weights_GNQK, lse_GNQ = softmax(q_QGND, k_KGD, document.visible_QK, scale)
+        out_QGND = torch.einsum("gnqk,kgd->qgnd", weights_GNQK, v_KGD)
+        out_QHD = out_QGND.flatten(1, 2).to(q_THD.dtype)
+        out_THD = out_THD.index_copy(0, document.queries, out_QHD)
+        lse_TH = lse_TH.index_copy(0, document.queries, lse_GNQ.flatten(0, 1).T)
+    return out_THD, lse_TH
 
 
-def _check(
+def softmax(
+    q_QGND: Tensor, k_KGD: Tensor, visible_QK: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Weights ``[G, N, Q, K]`` and log-sum-exp ``[G, N, Q]`` of one document."""
+    scores_GNQK = scale * torch.einsum("qgnd,kgd->gnqk", q_QGND, k_KGD)
+    # Not -inf: a query that sees nothing must not make NaN gradients.
+    lowest = torch.finfo(scores_GNQK.dtype).min
+    if visible_QK.shape[1] == 0:
+        return scores_GNQK, scores_GNQK.new_full(scores_GNQK.shape[:3], -torch.inf)
+    scores_GNQK = scores_GNQK.masked_fill(~visible_QK, lowest)
+    weights_GNQK = scores_GNQK.softmax(dim=-1).masked_fill(~visible_QK, 0.0)
+    lse_GNQ = scores_GNQK.logsumexp(dim=-1).masked_fill(~visible_QK.any(dim=-1), -torch.inf)
+    return weights_GNQK, lse_GNQ
+
+
+def shared_attention_gradients(
+    grad_out_THD: Tensor,
+    grad_lse_TH: Tensor | None,
     q_THD: Tensor,
     k_SGD: Tensor,
     v_SGD: Tensor,
     who: KvEnd,
-    prefix_k_PGD: Tensor | None,
-    prefix_v_PGD: Tensor | None,
-) -> None:
-    """Host-side facts only: nothing here waits for a device."""
-    heads, groups = q_THD.shape[1], k_SGD.shape[1]
-    if heads % groups or q_THD.shape[2] != k_SGD.shape[2] or k_SGD.shape != v_SGD.shape:
-        raise InputError(
-            f"shared_attention: q {list(q_THD.shape)}, k {list(k_SGD.shape)} and v"
-            f" {list(v_SGD.shape)} do not fit; expected [T, H, D] and twice [S, G, D] with H a"
-            " multiple of G"
-        )
-    if who.kv_end.shape != q_THD.shape[:1]:
-        raise InputError(
-            f"shared_attention: {len(who.kv_end)} entries of kv_end for {q_THD.shape[0]} queries;"
-            " expected one each"
-        )
-    given = [x is not None for x in (prefix_k_PGD, prefix_v_PGD, who.cu_prefix, who.prefix_index)]
-    if any(given) and not all(given):
-        raise InputError(
-            "shared_attention: a cached prefix needs its keys, its values, cu_prefix and"
-            f" prefix_index; found {sum(given)} of the four"
-        )
+    prefix_k_PGD: Tensor | None = None,
+    prefix_v_PGD: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of q, k, v, prefix_k and prefix_v, in the precision of the definition.
+
+    With weights P and dP = dO vᵀ: dv = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP) + dlse), dq = scale·dS k
+    and dk = scale·dSᵀ q. Documents that share a prefix add to its gradient in their order.
+    """
+    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    heads = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
+    dtype = wide(q_THD)
+    grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q_THD, k_SGD, v_SGD))
+    grad_pk = None if prefix_k_PGD is None else torch.zeros_like(prefix_k_PGD, dtype=dtype)
+    grad_pv = None if prefix_v_PGD is None else torch.zeros_like(prefix_v_PGD, dtype=dtype)
+    for document in documents(who, rows):
+        q_QGND = q_THD[document.queries].to(dtype).unflatten(1, heads)
+        grad_QGND = grad_out_THD[document.queries].to(dtype).unflatten(1, heads)
+        k_KGD = keys_of(document, k_SGD, prefix_k_PGD)
+        v_KGD = keys_of(document, v_SGD, prefix_v_PGD)
+        weights_GNQK, _ = softmax(q_QGND, k_KGD, document.visible_QK, scale)
+        grad_P = torch.einsum("qgnd,kgd->gnqk", grad_QGND, v_KGD)
+        delta_GNQ1 = (weights_GNQK * grad_P).sum(dim=-1, keepdim=True)
+        if grad_lse_TH is not None:
+            delta_GNQ1 = delta_GNQ1 - grad_lse_TH[document.queries].T.unflatten(0, heads)[..., None]
+        grad_S = scale * weights_GNQK * (grad_P - delta_GNQ1)
+        grad_QHD = torch.einsum("gnqk,kgd->qgnd", grad_S, k_KGD).flatten(1, 2)
+        grad_q.index_copy_(0, document.queries, grad_QHD)
+        _add(grad_k, grad_pk, document, torch.einsum("gnqk,qgnd->kgd", grad_S, q_QGND))
+        _add(grad_v, grad_pv, document, torch.einsum("gnqk,qgnd->kgd", weights_GNQK, grad_QGND))
+    return grad_q, grad_k, grad_v, grad_pk, grad_pv
 
 
-def _with_zeros(prefix_PGD: Tensor | None, own_SGD: Tensor) -> Tensor:
-    """[prefix | own | one row of zeros]."""
-    parts = [own_SGD, own_SGD.new_zeros(1, *own_SGD.shape[1:])]
-    return torch.cat(parts if prefix_PGD is None else [prefix_PGD, *parts])
-
-
-def _largest(counts_R: Tensor) -> int:
-    return int(counts_R.max()) if len(counts_R) else 0
-
-
-def _rows(x_TGD: Tensor, index: Tensor) -> Tensor:
-    """``x_TGD[index]``, by the one gather whose backward is fast on CPUs: the embedding's."""
-    return F.embedding(index, x_TGD.flatten(1)).unflatten(-1, x_TGD.shape[1:])
+def _add(own: Tensor, prefix: Tensor | None, document: Document, grad_KGD: Tensor) -> None:
+    cached = document.cached.stop - document.cached.start
+    if prefix is not None:
+        prefix[document.cached] += grad_KGD[:cached]
+    own[document.own] += grad_KGD[cached:]
