@@ -15,6 +15,16 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-full", action="store_true", help="2,000 random cases instead of 200")
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> range:
+    """The seeds of a fuzz test."""
+    return range(2000 if request.config.getoption("--fuzz-full") else 200)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Away from the checkout: a Python started by a test must import the installed package."""

@@ -1,39 +1,74 @@
-"""Shared attention in ``kv_end`` form is plain softmax attention under a dense boolean mask."""
+"""shared_attention: every backend and instruction set against a dense boolean mask in fp64."""
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from vlakern.errors import InputError
-from vlakern.ops.shared_attention import KvEnd, shared_attention
-from vlakern.ops.shared_attention.cases import CASES, Case, Inputs, make
-from vlakern.testing import assert_accurate, generator
+from vlakern import env, ops
+from vlakern.errors import InputError, Unsupported
+from vlakern.ops import _native
+from vlakern.ops._dispatch import backends_of
+from vlakern.ops.shared_attention import KvEnd
+from vlakern.ops.shared_attention.cases import CASES, Case, Inputs, make, random_case
+from vlakern.ops.shared_attention.reference import shared_attention_reference
+from vlakern.testing import assert_accurate, generator, poison, poisoned_allocations
+from vlakern.testing.compare import largest_error
 
-EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+INTERPRETED = env.triton_interpret()
+NAMES = [backend.name for backend in backends_of("shared_attention")]
+ISAS: list[str] = _native.native_info()["isas"] if "cpu" in NAMES else []
+# (backend, instruction set); the interpreter has a process of its own, see test_in_interpreter
+WAYS = [("reference", ""), *(("cpu", isa) for isa in ISAS)]
+WAYS += [("triton", "")] if INTERPRETED and "triton" in NAMES else []
+every_way = pytest.mark.parametrize(
+    ("backend", "isa"), WAYS, ids=[f"{name}{isa and '-'}{isa}" for name, isa in WAYS]
+)
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 SHARED = next(case for case in CASES if case.name == "one prefix shared by several rows")
+FIELDS = ("q_THD", "k_SGD", "v_SGD", "prefix_k_PGD", "prefix_v_PGD")
 
 
-def run(given: Inputs) -> Tensor:
-    return shared_attention(
-        given.q_THD, given.k_SGD, given.v_SGD, given.who, given.prefix_k_PGD, given.prefix_v_PGD
-    )
+@pytest.fixture(autouse=True)
+def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces the instruction set that the test's parameter names."""
+    call = getattr(request.node, "callspec", None)
+    if call is not None and call.params.get("isa"):
+        monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
+
+
+def tensors(given: Inputs) -> list[Tensor]:
+    found = [getattr(given, name) for name in FIELDS]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def replaced(given: Inputs, new: list[Tensor]) -> Inputs:
+    return dataclasses.replace(given, **dict(zip(FIELDS, new, strict=False)))
 
 
 def cast(given: Inputs, dtype: torch.dtype) -> Inputs:
-    def to(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().to(dtype, copy=True)
+    """Copies in another dtype, with the strides of the given ones."""
+    return replaced(given, [x.detach().to(dtype, copy=True) for x in tensors(given)])
 
-    fields = ("q_THD", "k_SGD", "v_SGD", "prefix_k_PGD", "prefix_v_PGD")
-    return dataclasses.replace(given, **{name: to(getattr(given, name)) for name in fields})
+
+def run(given: Inputs, backend: str = "auto", **options: Any) -> tuple[Tensor, Tensor]:
+    """The op on a case's inputs."""
+    q, k, v, pk, pv = (getattr(given, name) for name in FIELDS)
+    return ops.shared_attention(
+        q, k, v, given.who, pk, pv, rows=given.rows_T, backend=backend, **options
+    )
 
 
 def block_mask(case: Case, document: int) -> Tensor:
     """bool [own, prefix + own] from block(j) <= block(i), with no word of ``kv_end``."""
-    block = torch.tensor([b for b, size in enumerate(case.blocks[document]) for _ in range(size)])
+    block = torch.tensor(
+        [b for b, size in enumerate(case.blocks[document]) for _ in range(size)], dtype=torch.int64
+    )
     prefix = case.prefixes[case.index[document]] if case.index else 0
     key_block = torch.cat([torch.full((prefix,), -1), block])
     visible = key_block[None, :] <= block[:, None]
@@ -41,9 +76,10 @@ def block_mask(case: Case, document: int) -> Tensor:
     return visible
 
 
-def dense(case: Case, given: Inputs) -> Tensor:
+def dense(case: Case, given: Inputs) -> tuple[Tensor, Tensor]:
     """Document by document and head by head, in the inputs' own dtype."""
-    rows, begin = [], 0
+    joint = torch.arange(len(given.q_THD)) if given.rows_T is None else given.rows_T.long()
+    q_THD, rows, lse, begin = given.q_THD[joint], [], [], 0
     for document, blocks in enumerate(case.blocks):
         own = slice(begin, begin + sum(blocks))
         begin = own.stop
@@ -54,119 +90,214 @@ def dense(case: Case, given: Inputs) -> Tensor:
             k_KGD = torch.cat([given.prefix_k_PGD[cached], k_KGD])
             v_KGD = torch.cat([given.prefix_v_PGD[cached], v_KGD])
         visible = block_mask(case, document)
-        heads = []
         for h in range(case.heads):
             g = h // (case.heads // case.groups)
-            score = given.q_THD[own, h] @ k_KGD[:, g].T / math.sqrt(case.head_dim)
-            weight = torch.where(visible, score.exp(), 0)
-            total = weight.sum(-1, keepdim=True)
-            heads.append(torch.where(total > 0, weight / total.clamp(min=1e-30), 0) @ v_KGD[:, g])
-        rows.append(torch.stack(heads, dim=1))
-    return torch.cat(rows)
+            score = q_THD[own, h] @ k_KGD[:, g].T / math.sqrt(case.head_dim)
+            score = score.masked_fill(~visible, -torch.inf)
+            seen = visible.any(1, keepdim=True)
+            weight = torch.where(seen, score, 0).softmax(-1)
+            rows.append(torch.where(seen, weight @ v_KGD[:, g], 0))
+            lse.append(score.logsumexp(-1))
+    out_THD, lse_TH = torch.empty_like(given.q_THD), given.q_THD.new_empty(given.q_THD.shape[:2])
+    joined = [list(zip(*[iter(each)] * case.heads, strict=True)) for each in (rows, lse)]
+    if case.blocks:
+        out_THD[joint] = torch.cat([torch.stack(heads, dim=1) for heads in joined[0]])
+        lse_TH[joint] = torch.cat([torch.stack(heads, dim=1) for heads in joined[1]])
+    return out_THD, lse_TH.to(torch.promote_types(lse_TH.dtype, torch.float32))
 
 
-@EVERY
-def test_equals_a_dense_boolean_mask(case: Case) -> None:
-    """In fp64 both agree to the last few bits, for every kind of mask."""
+def finite(lse: Tensor) -> Tensor:
+    """-inf, which is exact or wrong, as 0, so that errors of the rest can be measured."""
+    return torch.where(lse == -torch.inf, 0, lse)
+
+
+def assert_as_plain(
+    found: Tensor, exact: Tensor, plain: list[Tensor], what: str, kind: str = "value"
+) -> None:
+    """The rule against the worse of two plain computations: a few numbers may be exact by luck."""
+    worse = max(plain, key=lambda one: largest_error(one, exact))
+    assert_accurate(found, exact, worse, what, kind)
+
+
+def check_values(case: Case, given: Inputs, backend: str) -> None:
+    exact_out, exact_lse = dense(case, cast(given, torch.float64))
+    plain = [dense(case, given), run(given, "reference")]
+    with poisoned_allocations():
+        out, lse = run(given, backend)
+    assert_as_plain(out, exact_out, [out for out, _ in plain], f"{case}: out")
+    assert torch.equal(lse == -torch.inf, exact_lse == -torch.inf)
+    plain_lse = [finite(lse) for _, lse in plain]
+    assert_as_plain(finite(lse), finite(exact_lse), plain_lse, f"{case}: lse")
+
+
+def gradients(
+    given: Inputs, weights: list[Tensor], call: Callable[..., tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors(given)]
+    out, lse = call(replaced(given, leaves))
+    loss = (weights[0].to(out.dtype) * out).sum() + (weights[1] * finite(lse)).sum()
+    loss = loss + 0 * sum(leaf.sum() for leaf in leaves)  # without documents nothing else reaches
+    return list(torch.autograd.grad(loss, leaves))
+
+
+def check_gradients(case: Case, given: Inputs, backend: str) -> None:
+    rng = generator(f"weights of {case}")
+    shape = given.q_THD.shape
+    weights = [torch.randn(s, generator=rng).to(given.q_THD.dtype) for s in (shape, shape[:2])]
+    exact = gradients(cast(given, torch.float64), weights, lambda x: dense(case, x))
+    plain = [
+        gradients(given, weights, lambda x: dense(case, x)),
+        gradients(given, weights, lambda x: run(x, "reference")),
+    ]
+    with poisoned_allocations():
+        ours = gradients(given, weights, lambda x: run(x, backend))
+    for name, found, best, *baselines in zip(FIELDS, ours, exact, *plain, strict=False):
+        assert_as_plain(found, best, baselines, f"{case}: gradient of {name}", "gradient")
+
+
+@dtypes
+@every_case
+@every_way
+def test_values(backend: str, isa: str, case: Case, dtype: torch.dtype) -> None:
+    """Output and log-sum-exp obey the accuracy rule, in memory that was poisoned."""
+    check_values(case, make(case, generator(case.name), dtype), backend)
+
+
+@dtypes
+@every_case
+@every_way
+def test_gradients(backend: str, isa: str, case: Case, dtype: torch.dtype) -> None:
+    """Gradients of every floating argument, through both results, obey the rule."""
+    check_gradients(case, make(case, generator(case.name), dtype), backend)
+
+
+@every_case
+def test_definition_in_fp64(case: Case) -> None:
+    """The definition agrees with the dense mask to the last few bits, for every kind of mask."""
     given = make(case, generator(case.name), torch.float64)
-    found = run(given)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, dense(case, given), rtol=0, atol=1e-13)
+    for found, expected in zip(run(given), dense(case, given), strict=True):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-@pytest.mark.parametrize("case", [CASES[3], CASES[4], CASES[6], SHARED], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [CASES[3], CASES[4], CASES[6], SHARED], ids=str)
 def test_dense_mask_notices_one_key_more_or_less(case: Case, shift: int) -> None:
-    """The comparison above can fail: kv_end off by one is far outside its tolerance."""
+    """The comparisons above can fail: kv_end off by one is far outside their tolerance."""
     given = make(case, generator(case.name), torch.float64)
     last = given.who.kv_end[given.who.cu_q[1:] - 1]
     most = torch.repeat_interleave(last, given.who.cu_q.diff())
     moved = (given.who.kv_end + shift).clamp(min=1).minimum(most)
-    found = run(dataclasses.replace(given, who=dataclasses.replace(given.who, kv_end=moved)))
-    assert (found - dense(case, given)).abs().max() > 1e-3
+    out, _ = run(dataclasses.replace(given, who=dataclasses.replace(given.who, kv_end=moved)))
+    assert (out - dense(case, given)[0]).abs().max() > 1e-3
 
 
-@EVERY
-@DTYPES
-def test_low_precision_is_as_good_as_plain_pytorch(case: Case, dtype: torch.dtype) -> None:
-    """At most twice plain PyTorch's error against fp64 from the same rounded inputs."""
-    given = make(case, generator(case.name), dtype)
-    exact = dense(case, cast(given, torch.float64))
-    assert_accurate(run(given), exact, dense(case, given), case.name)
+@every_case
+def test_gradcheck(case: Case) -> None:
+    """The definition and the registered gradients, by finite differences in fp64."""
+    given = make(case, generator(case.name), torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in tensors(given)]
+
+    def definition(*new: Tensor) -> tuple[Tensor, Tensor]:
+        x = replaced(given, list(new))
+        q, k, v, pk, pv = (getattr(x, name) for name in FIELDS)
+        out, lse = shared_attention_reference(q, k, v, x.who, pk, pv, rows=x.rows_T)
+        return out, finite(lse)
+
+    def op(*new: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = run(replaced(given, list(new)))
+        return out, finite(lse)
+
+    assert torch.autograd.gradcheck(definition, leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(op, leaves, fast_mode=True)
 
 
-def test_query_heads_share_key_value_heads_in_runs() -> None:
+@every_way
+def test_query_heads_share_key_value_heads_in_runs(backend: str, isa: str) -> None:
     """With H = 6 and G = 2, heads 0 to 2 read key-value head 0 and heads 3 to 5 read head 1."""
     g = generator("gqa")
     q_THD, k_SGD = torch.randn(4, 6, 8, generator=g), torch.randn(4, 2, 8, generator=g)
     v_SGD = torch.tensor([1.0, 2.0])[None, :, None].expand(4, 2, 8)
     cu = torch.tensor([0, 4])
-    out_THD = shared_attention(q_THD, k_SGD, v_SGD, KvEnd(cu, cu, torch.arange(1, 5)))
+    who = KvEnd(cu, cu, torch.arange(1, 5))
+    out_THD, _ = ops.shared_attention(q_THD, k_SGD, v_SGD, who, backend=backend)
     expected = torch.tensor([1.0, 1, 1, 2, 2, 2])[None, :, None].expand(4, 6, 8)
     torch.testing.assert_close(out_THD, expected)
 
 
-@EVERY
-def test_gradients_reach_all_inputs_exactly(case: Case) -> None:
-    """Finite differences in fp64, for queries, own keys and values and the cached prefix."""
-    given = make(case, generator(case.name), torch.float64)
-    tensors = [given.q_THD, given.k_SGD, given.v_SGD]
-    if given.prefix_k_PGD is not None and given.prefix_v_PGD is not None:
-        tensors += [given.prefix_k_PGD, given.prefix_v_PGD]
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-
-    def call(
-        q: Tensor, k: Tensor, v: Tensor, pk: Tensor | None = None, pv: Tensor | None = None
-    ) -> Tensor:
-        return shared_attention(q, k, v, given.who, pk, pv)
-
-    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
-    run(given).square().sum().backward()
-    for leaf in leaves:
-        assert leaf.grad is not None
-        assert case.name == "one token" or bool(leaf.grad.abs().sum() > 0)
+@every_way
+@pytest.mark.parametrize("scale", [0.0, 0.01, 3.0])
+def test_scale_and_large_scores(backend: str, isa: str, scale: float) -> None:
+    """The scale multiplies the scores, and scores of hundreds neither overflow nor lose the sum."""
+    given = make(CASES[1], generator("scale"))
+    given = dataclasses.replace(given, q_THD=given.q_THD * 40)
+    out, lse = run(given, backend, scale=scale)
+    wide = cast(given, torch.float64)
+    exact_out, exact_lse = run(wide, "reference", scale=scale)
+    torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=1e-4)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=1e-6)
 
 
-def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients() -> None:
-    """Its output row and its query's gradient are exactly zero, and nothing is NaN."""
+@dtypes
+@every_way
+def test_a_query_that_sees_nothing(backend: str, isa: str, dtype: torch.dtype) -> None:
+    """0 and -inf, a gradient of exactly 0 for the query, and nothing of it in k's and v's."""
     cu = torch.tensor([0, 3, 5])
-    q, k, v = (torch.randn(5, n, 4, generator=generator("none")) for n in (4, 2, 2))
+    q, k, v = (torch.randn(5, n, 8, generator=generator("none")).to(dtype) for n in (4, 2, 2))
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = shared_attention(q, k, v, KvEnd(cu, cu, torch.tensor([0, 2, 3, 0, 0])))
-    out.sum().backward()
+    who = KvEnd(cu, cu, torch.tensor([0, 2, 3, 0, 0]))
+    out, lse = ops.shared_attention(q, k, v, who, backend=backend)
+    (out.sum() + torch.where(lse == -torch.inf, 0, lse).sum()).backward()
     blind = torch.tensor([0, 3, 4])
     assert bool((out[blind] == 0).all())
-    assert q.grad is not None
-    assert bool((q.grad[blind] == 0).all())
-    assert all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
+    assert bool((lse[blind] == -torch.inf).all())
+    grads = [leaf.grad for leaf in leaves]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+    assert bool((grads[0][blind] == 0).all())  # type: ignore[index]
+    assert all(bool((grad[3:] == 0).all()) for grad in grads[1:])  # type: ignore[index]
 
 
-def test_documents_without_keys_give_zeros() -> None:
-    """No own key and no prefix at all is a legal call."""
-    cu, none = torch.tensor([0, 2, 3]), torch.zeros(3, dtype=torch.int64)
-    q, k = torch.randn(3, 4, 8), torch.randn(0, 2, 8)
-    out = shared_attention(q, k, k, KvEnd(cu, none, none))
-    assert out.shape == q.shape
-    assert bool((out == 0).all())
+@every_way
+def test_nothing_to_do(backend: str, isa: str) -> None:
+    """No keys, no queries, no documents: legal calls, with gradients."""
+    zero = torch.zeros(3, dtype=torch.int64)
+    for cu_q, cu_k in (
+        (torch.tensor([0, 2, 3]), zero),
+        (zero, torch.tensor([0, 2, 3])),
+        (zero[:1],) * 2,
+    ):
+        q, k = torch.randn(int(cu_q[-1]), 4, 8), torch.randn(int(cu_k[-1]), 2, 8)
+        who = KvEnd(cu_q, cu_k, zero[: len(q)])
+        leaves = [q.requires_grad_(), k.requires_grad_()]
+        out, lse = ops.shared_attention(q, k, k, who, backend=backend)
+        assert out.shape == q.shape
+        assert bool((out == 0).all())
+        assert bool((lse == -torch.inf).all())
+        for grad in torch.autograd.grad(out.sum(), leaves):
+            assert bool((grad == 0).all())
 
 
-def test_another_documents_nan_stays_there() -> None:
+@dtypes
+@every_way
+def test_another_documents_nan_stays_there(backend: str, isa: str, dtype: torch.dtype) -> None:
     """Keys and values of NaN in one document leave the bits of the others."""
     case = CASES[3]
-    given = make(case, generator("nan"))
-    clean = run(given)
+    given = make(case, generator("nan"), dtype)
+    clean, _ = run(given, backend)
     for poisoned in (slice(0, 3), slice(3, 12), slice(12, 13)):
-        spoilt = cast(given, torch.float32)
+        spoilt = cast(given, dtype)
         spoilt.k_SGD[poisoned] = math.nan
         spoilt.v_SGD[poisoned] = math.nan
         others = torch.ones(13, dtype=torch.bool)
         others[poisoned] = False
-        assert torch.equal(run(spoilt)[others], clean[others])
+        assert torch.equal(run(spoilt, backend)[0][others], clean[others])
 
 
-def test_shared_prefix_equals_copies_of_it() -> None:
+@dtypes
+@every_way
+def test_shared_prefix_equals_copies_of_it(backend: str, isa: str, dtype: torch.dtype) -> None:
     """prefix_index that repeats one prefix gives what as many copies of it give."""
-    given = make(SHARED, generator("copies"))
+    given = make(SHARED, generator("copies"), dtype)
     assert given.prefix_k_PGD is not None
     assert given.prefix_v_PGD is not None
     begin = [sum(SHARED.prefixes[:i]) for i in SHARED.index]
@@ -185,36 +316,180 @@ def test_shared_prefix_equals_copies_of_it() -> None:
         prefix_k_PGD=given.prefix_k_PGD[rows],
         prefix_v_PGD=given.prefix_v_PGD[rows],
     )
-    assert torch.equal(run(given), run(copies))
+    assert torch.equal(run(given, backend)[0], run(copies, backend)[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"kv_end": torch.tensor([1, 2, 4, 1, 2])}, "leaves the keys of its document"),
-        ({"kv_end": torch.tensor([1, 2, -1, 1, 2])}, "leaves the keys of its document"),
-        ({"kv_end": torch.tensor([1, 2])}, "2 entries of kv_end for 5 queries"),
-        ({"cu_k": torch.tensor([0, 3, 4])}, "leaves the keys of its document"),
-        ({"cu_k": torch.tensor([0, 3, 6])}, "found 5 cached and own keys"),
-        ({"prefix_index": torch.tensor([0, 0])}, "found 1 of the four"),
-    ],
-)
+@every_way
+def test_out_face(backend: str, isa: str) -> None:
+    """The bound pass follows what its memory holds and writes nothing between the elements."""
+    given = make(CASES[4], generator("out"))
+    q, k, v, _, _ = (getattr(given, name) for name in FIELDS)
+    full = torch.full((*q.shape[:2], q.shape[2] + 3), 7.0)
+    out, lse = poison(full[..., : q.shape[2]]), poison(torch.empty(q.shape[:2]))
+    attend = ops.shared_attention_out(
+        q, k, v, given.who, out=out, lse=lse, rows=given.rows_T, backend=backend
+    )
+    q.mul_(-0.5)
+    attend()
+    for one, other in zip((out, lse), run(given, backend), strict=True):
+        assert torch.equal(one, other)
+    assert bool((full[..., q.shape[2] :] == 7.0).all())
+
+
+@every_way
+def test_autocast(backend: str, isa: str) -> None:
+    """Under autocast mixed inputs are cast like torch's attention casts them."""
+    given = make(CASES[5], generator("autocast"))
+    low = cast(given, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = run(dataclasses.replace(given, v_SGD=low.v_SGD), backend)
+    assert torch.equal(found, run(low, backend)[0])
+
+
+@pytest.mark.parametrize("case", [CASES[4], SHARED], ids=str)
+def test_opcheck(case: Case) -> None:
+    """Schema, fake and autograd registrations agree with the op."""
+    given = make(case, generator(case.name))
+    leaves = [x.requires_grad_() for x in tensors(given)]
+    pk, pv = leaves[3:] or (None, None)
+    who = given.who
+    arguments = (*leaves[:3], who.cu_q, who.cu_k, who.kv_end, who.cu_prefix, who.prefix_index)
+    options = (who.max_q, who.max_keys, 0.3, True, "auto")
+    torch.library.opcheck(
+        torch.ops.vlakern.shared_attention.default,
+        (*arguments, pk, pv, given.rows_T, *options),
+    )
+
+
+def test_compiles_without_a_graph_break() -> None:
+    """torch.compile(fullgraph=True) traces the op, forward and backward."""
+    given = make(SHARED, generator("compile"))
+    leaves = [x.requires_grad_() for x in tensors(given)]
+
+    def loss(*new: Tensor) -> Tensor:
+        out, _ = ops.shared_attention(*new[:3], given.who, *new[3:], rows=given.rows_T)
+        return torch.tanh(out).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(*leaves), leaves)
+    for one, other in zip(found, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+CHANGES: dict[str, tuple[dict[str, Tensor], str]] = {
+    "too far": ({"kv_end": torch.tensor([1, 2, 4, 1, 2])}, "leaves the keys of its document"),
+    "negative": ({"kv_end": torch.tensor([1, 2, -1, 1, 2])}, "leaves the keys of its document"),
+    "back": ({"kv_end": torch.tensor([1, 3, 2, 1, 2])}, "kv_end decreases within a document"),
+    "few": ({"kv_end": torch.tensor([1, 2])}, "2 entries of kv_end for 5 queries"),
+    "floats": ({"kv_end": torch.ones(5)}, "kv_end must be integers of one dimension"),
+    "fewer keys": ({"cu_k": torch.tensor([0, 3, 4])}, "leaves the keys of its document"),
+    "not from 0": ({"cu_k": torch.tensor([1, 3, 5])}, "cu_k must start with 0 and never decrease"),
+    "back in cu": ({"cu_q": torch.tensor([0, 6, 5])}, "cu_q must start with 0 and never decrease"),
+    "documents": ({"cu_k": torch.tensor([0, 5])}, "cu_q is of 2 documents and cu_k of 1"),
+    "half a prefix": ({"prefix_index": torch.tensor([0, 0])}, "must be given together"),
+    "no such prefix": (
+        {"cu_prefix": torch.tensor([0, 2]), "prefix_index": torch.tensor([0, 1])},
+        "prefix_index leaves the 1 cached prefixes",
+    ),
+    "entries": (
+        {"cu_prefix": torch.tensor([0, 2]), "prefix_index": torch.tensor([0])},
+        "prefix_index has 1 entries for 2 documents",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), CHANGES.values(), ids=CHANGES)
 def test_ranges_that_do_not_fit_are_refused(change: dict[str, Tensor], sentence: str) -> None:
-    """Each wrong range is one sentence, never a read of a stranger's row."""
+    """Each wrong range is one sentence, when it is built, never a read of a stranger's row."""
     cu = torch.tensor([0, 3, 5])
-    who = dataclasses.replace(KvEnd(cu, cu, torch.tensor([1, 2, 3, 1, 2])), **change)
-    q, k = torch.randn(5, 4, 8), torch.randn(5, 2, 8)
+    who = KvEnd(cu, cu, torch.tensor([1, 2, 3, 1, 2]))
     with pytest.raises(InputError, match=sentence):
-        shared_attention(q, k, k, who)
+        dataclasses.replace(who, **change)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    """Heads that do not divide, another width, or a prefix without its ranges."""
+def test_ranges_know_their_sizes() -> None:
+    """int32 whatever they were, the longest document's lengths, and the same on another device."""
+    cu = torch.tensor([0, 3, 5])
+    who = KvEnd(
+        cu, cu, torch.tensor([1, 2, 3, 1, 9]), torch.tensor([0, 2, 9]), torch.tensor([0, 1])
+    )
+    sizes = (who.max_q, who.max_keys, who.queries, who.keys, who.prefix_keys)
+    assert sizes == (3, 9, 5, 5, 9)
+    assert all(getattr(who, name).dtype == torch.int32 for name in ("cu_q", "kv_end", "cu_prefix"))
+    moved = who.to("meta")
+    assert moved.kv_end.device.type == "meta"
+    assert moved.max_keys == 9
+
+
+def bad(**changes: Any) -> dict[str, Any]:
     cu = torch.tensor([0, 3])
-    who = KvEnd(cu, cu, torch.tensor([1, 2, 3]))
-    q, k = torch.randn(3, 4, 8), torch.randn(3, 2, 8)
-    for wrong in (torch.randn(3, 3, 8), torch.randn(3, 2, 6)):
-        with pytest.raises(InputError, match="do not fit"):
-            shared_attention(q, wrong, wrong, who)
-    with pytest.raises(InputError, match="found 2 of the four"):
-        shared_attention(q, k, k, who, k, k)
+    arguments: dict[str, Any] = {
+        "q": torch.zeros(3, 4, 8),
+        "k": torch.zeros(3, 2, 8),
+        "v": torch.zeros(3, 2, 8),
+        "who": KvEnd(cu, cu, torch.tensor([1, 2, 3])),
+    }
+    return arguments | changes
+
+
+THREE, WIDE = torch.zeros(3, 3, 8), torch.zeros(3, 2, 16)
+BAD = {
+    "heads": (bad(k=THREE, v=THREE), "do not fit; expected floating"),
+    "width": (bad(k=WIDE, v=WIDE), "do not fit; expected floating"),
+    "integers": (bad(q=torch.zeros(3, 4, 8, dtype=torch.int32)), "do not fit; expected floating"),
+    "q rows": (bad(q=torch.zeros(4, 4, 8)), r"q must be \[3, 4, 8\], as cu_q counts"),
+    "k rows": (bad(k=torch.zeros(5, 2, 8), v=torch.zeros(5, 2, 8)), r"k must be \[3, 2, 8\]"),
+    "dtype": (
+        bad(v=torch.zeros(3, 2, 8).half()),
+        "v must be torch.float32 as q, got torch.float16",
+    ),
+    "device": (bad(v=torch.zeros(3, 2, 8, device="meta")), "v must be on q's device cpu"),
+    "prefix alone": (bad(prefix_k=torch.zeros(3, 2, 8)), "found 1 of the three"),
+    "rows dtype": (bad(rows=torch.arange(3)), "rows must be torch.int32, got torch.int64"),
+    "rows shape": (bad(rows=torch.zeros(2, dtype=torch.int32)), r"rows must be \[3\]"),
+    "rows twice": (bad(rows=torch.zeros(3, dtype=torch.int32)), "a permutation"),
+    "rows outside": (bad(rows=torch.tensor([0, 1, 3], dtype=torch.int32)), "a permutation"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input(arguments: dict[str, Any], message: str) -> None:
+    """An argument that does not fit is one sentence: name, expected, found."""
+    with pytest.raises(InputError, match=message):
+        ops.shared_attention(**arguments)
+
+
+def test_bad_outputs() -> None:
+    """Outputs of another shape or dtype are refused."""
+    arguments = bad()
+    out, lse = torch.zeros(3, 4, 8), torch.zeros(3, 4)
+    for wrong, message in (
+        ({"out": out[:2], "lse": lse}, "out must be"),
+        ({"out": out.bfloat16(), "lse": lse}, "out must be torch.float32 as q"),
+        ({"out": out, "lse": lse.double()}, "lse must be torch.float32"),
+        ({"out": out, "lse": lse[:2]}, "lse must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ops.shared_attention_out(**arguments, **wrong)
+
+
+@pytest.mark.parametrize("backend", [name for name in NAMES if name != "reference"])
+def test_refuses_fp64(backend: str) -> None:
+    """Only the definition takes fp64; auto finds it, a name is refused."""
+    wide = {n: x.double() if isinstance(x, Tensor) else x for n, x in bad().items()}
+    assert ops.shared_attention(**wide)[0].dtype == torch.float64
+    with pytest.raises(Unsupported, match=f"{backend} of shared_attention refuses: "):
+        ops.shared_attention(**wide, backend=backend)
+
+
+def test_fuzz(fuzz: range) -> None:
+    """Random documents: values and gradients of the default backend obey the rule."""
+    for seed in fuzz:
+        case = random_case(seed)
+        dtype = (torch.float32, torch.bfloat16)[seed % 2]
+        given = make(case, generator(case.name), dtype)
+        try:
+            check_values(case, given, "auto")
+            check_gradients(case, given, "auto")
+        except AssertionError as error:
+            raise AssertionError(f"random_case({seed}), {dtype}: {error}") from error

@@ -1,8 +1,8 @@
 """Layerwise shared attention of the Mixture-of-Transformers, under ``kv_end`` masks.
 
 Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, H query heads, G
-key-value heads, D head dim. Who sees what is in :class:`KvEnd`; what a backend must do is written in
-``_check.py``, at :class:`Forward`, :class:`Gradients` and :class:`Kernels`.
+key-value heads, D head dim. Who sees what is in :class:`KvEnd`; what a backend must do is written
+in ``_check.py``, at :class:`Forward`, :class:`Gradients` and :class:`Kernels`.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What a backend of ``shared_attention`` takes and must do, and the one check, at the border.
 
-Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, N cached
-prefixes, H query heads, G key-value heads, D head dim.
+Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, N
+cached prefixes, H query heads, G key-value heads, D head dim.
 """
 
 from collections.abc import Callable
@@ -153,6 +153,5 @@ def _like(name: str, tensor: Tensor, q: Tensor) -> None:
 def _device(name: str, tensor: Tensor, q: Tensor) -> None:
     if tensor.device != q.device:
         raise InputError(
-            f"shared_attention: {name} must be on q's device {q.device}, got one on"
-            f" {tensor.device}"
+            f"shared_attention: {name} must be on q's device {q.device}, got one on {tensor.device}"
         )

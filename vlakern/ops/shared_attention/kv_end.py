@@ -62,9 +62,7 @@ class KvEnd:
     def to(self, device: torch.device | str) -> "KvEnd":
         """The same ranges on another device, without checking or waiting again."""
         fields = self.__dict__.items()
-        return KvEnd.trusted(
-            **{n: v.to(device) if torch.is_tensor(v) else v for n, v in fields}
-        )
+        return KvEnd.trusted(**{n: v.to(device) if torch.is_tensor(v) else v for n, v in fields})
 
     @classmethod
     def trusted(cls, **values: Tensor | int | None) -> "KvEnd":
@@ -84,7 +82,9 @@ class KvEnd:
         q_count, key_count = np.diff(cu_q), np.diff(cu_k) + prefix_R
         end = self.kv_end.cpu().numpy()
         if len(end) != cu_q[-1]:
-            raise InputError(f"{len(end)} entries of kv_end for {cu_q[-1]} queries; expected one each")
+            raise InputError(
+                f"{len(end)} entries of kv_end for {cu_q[-1]} queries; expected one each"
+            )
         if np.any((end < 0) | (end > np.repeat(key_count, q_count))):
             raise InputError(
                 "kv_end leaves the keys of its document; expected 0 to the number of cached and own"
@@ -92,7 +92,9 @@ class KvEnd:
             )
         back = np.flatnonzero(np.diff(end) < 0) + 1  # a first query may see less than its neighbour
         if not np.isin(back, cu_q).all():
-            raise InputError("kv_end decreases within a document; order its queries by what they see")
+            raise InputError(
+                "kv_end decreases within a document; order its queries by what they see"
+            )
         numbers = {
             "max_q": q_count.max(initial=0),
             "max_keys": key_count.max(initial=0),

@@ -1,7 +1,7 @@
 """The definition of shared attention and its gradients, document by document.
 
-Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, H query
-heads, G key-value heads, D head dim, Q queries and K logical keys of one document, N = H / G query
+Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, H
+query heads, G key-value heads, D head dim, Q queries and K logical keys of one document, N = H / G query
 heads that read one key-value head.
 """
 
@@ -123,8 +123,8 @@ def shared_attention_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, k, v, prefix_k and prefix_v, in the precision of the definition.
 
-    With weights P and dP = dO vᵀ: dv = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP) + dlse), dq = scale·dS k
-    and dk = scale·dSᵀ q. Documents that share a prefix add to its gradient in their order.
+    With weights P and dP = dO vᵀ: dv = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP) + dlse),
+    dq = scale·dS k and dk = scale·dSᵀ q. Documents that share a prefix add to its gradient in their order.
     """
     scale = q_THD.shape[2] ** -0.5 if scale is None else scale
     heads = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
