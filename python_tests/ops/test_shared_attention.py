@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vlakern import env, ops
-from vlakern.errors import InputError, Unsupported
 from vlakern.ops import _native
 from vlakern.ops._dispatch import backends_of
 from vlakern.ops.shared_attention import KvEnd
@@ -374,112 +373,6 @@ def test_compiles_without_a_graph_break() -> None:
     found = torch.autograd.grad(compiled(*leaves), leaves)
     for one, other in zip(found, torch.autograd.grad(loss(*leaves), leaves), strict=True):
         torch.testing.assert_close(one, other)
-
-
-CHANGES: dict[str, tuple[dict[str, Tensor], str]] = {
-    "too far": ({"kv_end": torch.tensor([1, 2, 4, 1, 2])}, "leaves the keys of its document"),
-    "negative": ({"kv_end": torch.tensor([1, 2, -1, 1, 2])}, "leaves the keys of its document"),
-    "back": ({"kv_end": torch.tensor([1, 3, 2, 1, 2])}, "kv_end decreases within a document"),
-    "few": ({"kv_end": torch.tensor([1, 2])}, "2 entries of kv_end for 5 queries"),
-    "floats": ({"kv_end": torch.ones(5)}, "kv_end must be integers of one dimension"),
-    "fewer keys": ({"cu_k": torch.tensor([0, 3, 4])}, "leaves the keys of its document"),
-    "not from 0": ({"cu_k": torch.tensor([1, 3, 5])}, "cu_k must start with 0 and never decrease"),
-    "back in cu": ({"cu_q": torch.tensor([0, 6, 5])}, "cu_q must start with 0 and never decrease"),
-    "documents": ({"cu_k": torch.tensor([0, 5])}, "cu_q is of 2 documents and cu_k of 1"),
-    "half a prefix": ({"prefix_index": torch.tensor([0, 0])}, "must be given together"),
-    "no such prefix": (
-        {"cu_prefix": torch.tensor([0, 2]), "prefix_index": torch.tensor([0, 1])},
-        "prefix_index leaves the 1 cached prefixes",
-    ),
-    "entries": (
-        {"cu_prefix": torch.tensor([0, 2]), "prefix_index": torch.tensor([0])},
-        "prefix_index has 1 entries for 2 documents",
-    ),
-}
-
-
-@pytest.mark.parametrize(("change", "sentence"), CHANGES.values(), ids=CHANGES)
-def test_ranges_that_do_not_fit_are_refused(change: dict[str, Tensor], sentence: str) -> None:
-    """Each wrong range is one sentence, when it is built, never a read of a stranger's row."""
-    cu = torch.tensor([0, 3, 5])
-    who = KvEnd(cu, cu, torch.tensor([1, 2, 3, 1, 2]))
-    with pytest.raises(InputError, match=sentence):
-        dataclasses.replace(who, **change)
-
-
-def test_ranges_know_their_sizes() -> None:
-    """int32 whatever they were, the longest document's lengths, and the same on another device."""
-    cu = torch.tensor([0, 3, 5])
-    who = KvEnd(
-        cu, cu, torch.tensor([1, 2, 3, 1, 9]), torch.tensor([0, 2, 9]), torch.tensor([0, 1])
-    )
-    sizes = (who.max_q, who.max_keys, who.queries, who.keys, who.prefix_keys)
-    assert sizes == (3, 9, 5, 5, 9)
-    assert all(getattr(who, name).dtype == torch.int32 for name in ("cu_q", "kv_end", "cu_prefix"))
-    moved = who.to("meta")
-    assert moved.kv_end.device.type == "meta"
-    assert moved.max_keys == 9
-
-
-def bad(**changes: Any) -> dict[str, Any]:
-    cu = torch.tensor([0, 3])
-    arguments: dict[str, Any] = {
-        "q": torch.zeros(3, 4, 8),
-        "k": torch.zeros(3, 2, 8),
-        "v": torch.zeros(3, 2, 8),
-        "who": KvEnd(cu, cu, torch.tensor([1, 2, 3])),
-    }
-    return arguments | changes
-
-
-THREE, WIDE = torch.zeros(3, 3, 8), torch.zeros(3, 2, 16)
-BAD = {
-    "heads": (bad(k=THREE, v=THREE), "do not fit; expected floating"),
-    "width": (bad(k=WIDE, v=WIDE), "do not fit; expected floating"),
-    "integers": (bad(q=torch.zeros(3, 4, 8, dtype=torch.int32)), "do not fit; expected floating"),
-    "q rows": (bad(q=torch.zeros(4, 4, 8)), r"q must be \[3, 4, 8\], as cu_q counts"),
-    "k rows": (bad(k=torch.zeros(5, 2, 8), v=torch.zeros(5, 2, 8)), r"k must be \[3, 2, 8\]"),
-    "dtype": (
-        bad(v=torch.zeros(3, 2, 8).half()),
-        "v must be torch.float32 as q, got torch.float16",
-    ),
-    "device": (bad(v=torch.zeros(3, 2, 8, device="meta")), "v must be on q's device cpu"),
-    "prefix alone": (bad(prefix_k=torch.zeros(3, 2, 8)), "found 1 of the three"),
-    "rows dtype": (bad(rows=torch.arange(3)), "rows must be torch.int32, got torch.int64"),
-    "rows shape": (bad(rows=torch.zeros(2, dtype=torch.int32)), r"rows must be \[3\]"),
-    "rows twice": (bad(rows=torch.zeros(3, dtype=torch.int32)), "a permutation"),
-    "rows outside": (bad(rows=torch.tensor([0, 1, 3], dtype=torch.int32)), "a permutation"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_input(arguments: dict[str, Any], message: str) -> None:
-    """An argument that does not fit is one sentence: name, expected, found."""
-    with pytest.raises(InputError, match=message):
-        ops.shared_attention(**arguments)
-
-
-def test_bad_outputs() -> None:
-    """Outputs of another shape or dtype are refused."""
-    arguments = bad()
-    out, lse = torch.zeros(3, 4, 8), torch.zeros(3, 4)
-    for wrong, message in (
-        ({"out": out[:2], "lse": lse}, "out must be"),
-        ({"out": out.bfloat16(), "lse": lse}, "out must be torch.float32 as q"),
-        ({"out": out, "lse": lse.double()}, "lse must be torch.float32"),
-        ({"out": out, "lse": lse[:2]}, "lse must be"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ops.shared_attention_out(**arguments, **wrong)
-
-
-@pytest.mark.parametrize("backend", [name for name in NAMES if name != "reference"])
-def test_refuses_fp64(backend: str) -> None:
-    """Only the definition takes fp64; auto finds it, a name is refused."""
-    wide = {n: x.double() if isinstance(x, Tensor) else x for n, x in bad().items()}
-    assert ops.shared_attention(**wide)[0].dtype == torch.float64
-    with pytest.raises(Unsupported, match=f"{backend} of shared_attention refuses: "):
-        ops.shared_attention(**wide, backend=backend)
 
 
 def test_fuzz(fuzz: range) -> None:

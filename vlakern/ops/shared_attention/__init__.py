@@ -5,6 +5,7 @@ key-value heads, D head dim. Who sees what is in :class:`KvEnd`; what a backend 
 in ``_check.py``, at :class:`Forward`, :class:`Gradients` and :class:`Kernels`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -80,11 +81,11 @@ def shared_attention(
         if prefix_k is not None and prefix_v is not None:
             prefix_k, prefix_v = prefix_k.to(low), prefix_v.to(low)
     check(q, k, v, who, prefix_k, prefix_v, rows)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     ranges = (who.cu_q, who.cu_k, who.kv_end, who.cu_prefix, who.prefix_index)
     sizes = (who.max_q, who.max_keys)
     given = (q, k, v, *ranges, prefix_k, prefix_v, rows)
-    return _forward(*given, *sizes, scale, deterministic, backend)
+    return _forward(*given, *sizes, factor, deterministic, backend)
 
 
 def shared_attention_out(
@@ -108,8 +109,8 @@ def shared_attention_out(
     """
     check(q, k, v, who, prefix_k, prefix_v, rows)
     check_outputs(q, out, lse)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
-    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, True, out, lse)
+    factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
+    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse)
     bound = BoundAttention(tensors, _chosen(q, k, backend).forward(tensors))
     bound()
     return bound

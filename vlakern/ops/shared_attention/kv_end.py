@@ -76,7 +76,7 @@ class KvEnd:
         cu_q, cu_k = _counts("cu_q", self.cu_q), _counts("cu_k", self.cu_k)
         if len(cu_q) != len(cu_k):
             raise InputError(
-                f"cu_q is of {len(cu_q) - 1} documents and cu_k of {len(cu_k) - 1}; expected as many"
+                f"cu_q is of {len(cu_q) - 1} documents, cu_k of {len(cu_k) - 1}; expected as many"
             )
         prefix_R = self._prefix_lengths(len(cu_q) - 1)
         q_count, key_count = np.diff(cu_q), np.diff(cu_k) + prefix_R

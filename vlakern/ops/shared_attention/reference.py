@@ -1,10 +1,11 @@
 """The definition of shared attention and its gradients, document by document.
 
-Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents, H
-query heads, G key-value heads, D head dim, Q queries and K logical keys of one document, N = H / G query
+Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys, R documents,
+H query heads, G key-value heads, D head dim, Q queries and K logical keys of one document, N query
 heads that read one key-value head.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def shared_attention_reference(
         out ``[T, H, D]`` in q's dtype and lse ``[T, H]``, the natural logarithm of the sum of
         exp(scale · q·k). A query that sees nothing gives 0 and -inf.
     """
-    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q_THD.shape[2]) if scale is None else scale
     heads = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
     out_THD = q_THD.new_zeros(q_THD.shape)
     lse_TH = q_THD.new_zeros(q_THD.shape[:2], dtype=wide(q_THD))
@@ -85,7 +86,7 @@ def shared_attention_reference(
         q_QGND = q_THD[document.queries].to(wide(q_THD)).unflatten(1, heads)
         k_KGD = keys_of(document, k_SGD, prefix_k_PGD)
         v_KGD = keys_of(document, v_SGD, prefix_v_PGD)
-        weights_GNQK, lse_GNQ = softmax(q_QGND, k_KGD, document.visible_QK, scale)
+        weights_GNQK, lse_GNQ = softmax(q_QGND, k_KGD, document.visible_QK, factor)
         out_QGND = torch.einsum("gnqk,kgd->qgnd", weights_GNQK, v_KGD)
         out_QHD = out_QGND.flatten(1, 2).to(q_THD.dtype)
         out_THD = out_THD.index_copy(0, document.queries, out_QHD)
@@ -124,9 +125,10 @@ def shared_attention_gradients(
     """Gradients of q, k, v, prefix_k and prefix_v, in the precision of the definition.
 
     With weights P and dP = dO vᵀ: dv = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP) + dlse),
-    dq = scale·dS k and dk = scale·dSᵀ q. Documents that share a prefix add to its gradient in their order.
+    dq = scale·dS k and dk = scale·dSᵀ q.
+    Documents that share a prefix add to its gradient in their order.
     """
-    scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q_THD.shape[2]) if scale is None else scale
     heads = (k_SGD.shape[1], q_THD.shape[1] // k_SGD.shape[1])
     dtype = wide(q_THD)
     grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q_THD, k_SGD, v_SGD))
@@ -137,12 +139,12 @@ def shared_attention_gradients(
         grad_QGND = grad_out_THD[document.queries].to(dtype).unflatten(1, heads)
         k_KGD = keys_of(document, k_SGD, prefix_k_PGD)
         v_KGD = keys_of(document, v_SGD, prefix_v_PGD)
-        weights_GNQK, _ = softmax(q_QGND, k_KGD, document.visible_QK, scale)
+        weights_GNQK, _ = softmax(q_QGND, k_KGD, document.visible_QK, factor)
         grad_P = torch.einsum("qgnd,kgd->gnqk", grad_QGND, v_KGD)
         delta_GNQ1 = (weights_GNQK * grad_P).sum(dim=-1, keepdim=True)
         if grad_lse_TH is not None:
             delta_GNQ1 = delta_GNQ1 - grad_lse_TH[document.queries].T.unflatten(0, heads)[..., None]
-        grad_S = scale * weights_GNQK * (grad_P - delta_GNQ1)
+        grad_S = factor * weights_GNQK * (grad_P - delta_GNQ1)
         grad_QHD = torch.einsum("gnqk,kgd->qgnd", grad_S, k_KGD).flatten(1, 2)
         grad_q.index_copy_(0, document.queries, grad_QHD)
         _add(grad_k, grad_pk, document, torch.einsum("gnqk,qgnd->kgd", grad_S, q_QGND))
