@@ -14,6 +14,8 @@ import vlakern
 from vlakern.cli import main
 from vlakern.cli import rollout as verb
 from vlakern.errors import CheckpointError, InputError, RenderError, VlakernError
+from vlakern.space import embodiment, slot_map
+from vlakern.space.controller import NativeControl
 from vlakern.types import ActionChunk, Observation
 
 STAGES = {"preprocess": 1.0, "vision": 2.0, "prefix": 3.0, "ode": 4.0, "postprocess": 5.0}
@@ -48,7 +50,7 @@ class Steady:
     """Stands for the policy."""
 
     name, views, image_size, chunk, execute = "steady", ("left", "right"), 16, 8, 4
-    control_rate, device, dtype = 80.0, "cpu", "torch.float32"
+    control_rate, device, dtype, frame = 80.0, "cpu", "torch.float32", "native"
 
     def act_batch(self, observations: list[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
         stages = {**STAGES, "total": 15.0}
@@ -197,6 +199,32 @@ def test_failures_leave_nothing(
     with pytest.raises(type(error)):
         verb.run(toy())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_in_a_frame_commands_through_its_robots_controller(
+    toy: Callable[..., verb.Args], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chunks are absolute: at the origin, a command of half a centimetre is half a unit."""
+    told: list[np.ndarray] = []
+
+    def step(self: Toy, action: np.ndarray) -> SimpleNamespace:
+        told.append(action)
+        return SimpleNamespace(success=len(told) >= 4)
+
+    def act(self: Steady, observations: list[Observation], seeds: Any) -> list[ActionChunk]:
+        stages = {**STAGES, "total": 15.0}
+        line = np.arange(1, 9, dtype=np.float32)[:, None] * np.float32(0.005)
+        chunk = np.hstack([line, np.zeros((8, 2), np.float32), np.ones((8, 1), np.float32)])
+        return [ActionChunk(chunk, stages) for _ in observations]
+
+    control = NativeControl(embodiment("metaworld_sawyer"), slot_map("unified-200"))
+    monkeypatch.setattr(Toy, "step", step)
+    monkeypatch.setattr(Toy, "state", lambda self: np.zeros(4, np.float32), raising=False)
+    monkeypatch.setattr(Steady, "act_batch", act)
+    monkeypatch.setattr(Steady, "frame", "world_relative")
+    monkeypatch.setattr(Steady, "control", control, raising=False)
+    assert verb.run(toy(episodes=1, tasks="reach-v3")) == 0
+    np.testing.assert_allclose(told, [[0.5, 0, 0, 1]] * 4, atol=1e-5)
 
 
 def test_policy_of_another_rate_is_refused(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import vlakern
 from vlakern.cli import main
@@ -61,9 +62,59 @@ def test_two_steps_leave_a_policy_that_acts(dataset: Path, tmp_path: Path) -> No
     assert json.loads(rows[0])["train"]["steps"] == 2
 
 
+def test_a_robot_and_a_frame_are_named(dataset: Path, tmp_path: Path) -> None:
+    """The policy speaks in commands of that robot, and its chunks are relative to the hand."""
+    out = tmp_path / "policy"
+    words = ("--steps", "1", "--batch-size", "2", "--save-every", "0")
+    named = ("--embodiment", "metaworld_sawyer", "--frame", "world_relative")
+    assert run("--data", dataset, "--out", out, *words, *named) == 0
+    policy = vlakern.load(out)
+    assert (policy.robot.name, policy.frame) == ("metaworld_sawyer", "world_relative")
+    images = {view: np.zeros((SIDE, SIDE, 3), np.uint8) for view in policy.views}
+    here, far = np.zeros(4, np.float32), np.array([50, 0, 0, 0], np.float32)
+    seen = vlakern.Observation(images, here, "push the puck")
+    x = policy.space.encode(policy.act(seen, seed=0).actions, here)
+    moved = policy.space.decode(torch.from_numpy(x)[None], far[None])[0]
+    np.testing.assert_allclose(moved[:, 0] - policy.act(seen, seed=0).actions[:, 0], 50, atol=1e-3)
+    assert (
+        json.loads((tmp_path / "policy.jsonl").read_text().splitlines()[0])["processing"]["frame"]
+        == "world_relative"
+    )
+
+
+def test_a_robot_of_ones_own_is_a_file(dataset: Path, tmp_path: Path) -> None:
+    """With its own slot map beside it, too."""
+    (tmp_path / "map.toml").write_text(
+        'name = "mine"\nwidth = 4\n'
+        'slots = [{ name = "tip_position", unit = "m", start = 0, stop = 3, kind = "position" },\n'
+        '{ name = "claw", unit = "1", start = 3, stop = 4, kind = "gripper" }]\n'
+    )
+    fields = (
+        '[{ slot = "tip_position", native = [0, 3] }, { slot = "claw", native = [3, 4], '
+        "closed = -1.0, open = 1.0 }]"
+    )
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nslot_map = "map.toml"\ncontrol_rate = 80\nviews = ["left"]\n'
+        f"state_width = 4\naction_width = 4\nstate = {fields}\naction = {fields}\n"
+    )
+    words = ("--steps", "1", "--batch-size", "2", "--embodiment", tmp_path / "mine.toml")
+    out = tmp_path / "policy"
+    assert run("--data", dataset, "--out", out, *words, "--frame", "world_delta") == 0
+    policy = vlakern.load(out)
+    assert (policy.robot.name, policy.robot.slot_map) == ("mine", "mine")
+    assert policy.views == ("left", "right")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--embodiment", "sawyer"), "no embodiment 'sawyer'; use franka_panda"),
+        (("--frame", "eef_delta"), "frame eef_delta cannot be made; name a robot with"),
+        (
+            ("--frame", "eef_delta", "--embodiment", "metaworld_sawyer"),
+            "frame eef_delta needs slot 'right_eef_rotation' in the action",
+        ),
+        (("--embodiment", "libero_panda"), "has 4 numbers, robot libero_panda has 8"),
         (("--recipe", "huge"), "no recipe 'huge'; the recipes are metaworld-small"),
         (("--steps", "0"), "train.steps is 0, expected at least 1"),
         (("--batch-size", "-3"), "train.batch_size is -3"),

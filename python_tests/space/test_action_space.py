@@ -255,7 +255,7 @@ def test_an_example_computed_by_hand(robots: Any) -> None:
     """From (1, 0, 0) turned 90° about z to (1, 1, 0), turned 90° about the world's x besides."""
     robot, slots = robots["robosuite_panda"]
     half = math.sqrt(0.5)
-    state = np.array([1.0, 0.0, 0.0, 0.0, 0.0, half, half, 0.04])
+    state = np.array([1.0, 0.0, 0.0, 0.0, 0.0, half, half, robot.state[2].open])
     turned = Peer.from_rotvec([math.pi / 2, 0, 0]) * Peer.from_rotvec([0, 0, math.pi / 2])
     command = np.r_[1.0, 1.0, 0.0, turned.as_rotvec(), 1.0][None]
     for frame in FRAMES:

@@ -153,24 +153,17 @@ def arm(x: float, y: float, z: float, grip: float = 0.0) -> np.ndarray:
     return np.array([x, y, z, grip])
 
 
-def test_recorded_steps_against_the_workspaces_wall_do_not_pile_up() -> None:
-    """The point stays at the wall, so one step back is one step away from it."""
+def test_chunks_add_up_from_where_each_begins() -> None:
+    """Batched; with one state a chunk, since only the first is read."""
     robot = NativeControl(SAWYER, SLOTS)
-    state = np.tile(arm(0.0, 0.6, 0.065), (7, 1))
-    native = np.zeros((7, 4))
-    native[:, 2] = [-1, -1, -1, -1, 1, 0, 0.5]
-    found = robot.to_commands(native, state)
-    np.testing.assert_allclose(found[:, 2], [0.055, 0.05, 0.05, 0.05, 0.06, 0.06, 0.065])
-    np.testing.assert_allclose(found[:, :2], state[:, :2])
-
-
-def test_a_target_outside_the_workspace_is_refused_or_clipped() -> None:
-    """The sentence says how far; clipped, the step ends at the wall."""
-    robot, state = NativeControl(SAWYER, SLOTS), arm(0.0, 0.6, 0.055)
-    with pytest.raises(InputError, match=r"'right_eef_position': the target lies 0\.015 m outside"):
-        robot.to_native(arm(0.0, 0.6, 0.035), state)
-    native = robot.to_native(arm(0.0, 0.6, 0.035), state, limit="clip")
-    np.testing.assert_allclose(native, [0, 0, -0.5, 0], atol=1e-6)
+    rng = np.random.default_rng(3)
+    native, start = rng.uniform(-1, 1, (2, 5, 4)), rng.uniform(0, 1, (2, 1, 4))
+    found = robot.to_commands(native, start)
+    expected = start[..., :3] + np.cumsum(0.01 * native[..., :3], axis=1)
+    np.testing.assert_allclose(found[..., :3], expected)
+    assert np.array_equal(found[..., 3], native[..., 3])
+    many = np.concatenate([start, rng.normal(size=(2, 4, 4))], axis=1)
+    assert np.array_equal(robot.to_commands(native, many), found)
 
 
 def test_a_hand_that_never_turns_is_commanded_by_position() -> None:

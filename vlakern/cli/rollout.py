@@ -127,9 +127,15 @@ def _environment(simulator: Any, policy: Any) -> Callable[[str], Any]:
             f"policy {policy.name} acts at {policy.control_rate:g} Hz, the simulator expects "
             f"{simulator.CONTROL_RATE:g} Hz; use a policy that was trained for this simulator"
         )
-    return functools.partial(
+    make = functools.partial(
         simulator.MetaWorldEnv, views=policy.views, image_size=policy.image_size
     )
+    if policy.frame == "native":
+        return make
+    from vlakern.sim.commands import CommandedEnv
+
+    control = policy.control
+    return lambda task: CommandedEnv(make(task), control)
 
 
 def _settings(args: Args, policy: Any) -> dict[str, str]:

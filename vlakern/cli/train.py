@@ -3,12 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
 from vlakern.errors import ConfigError
 
 __all__ = ["Args", "run"]
 
+# As vlakern.space.action_space.ActionFrame, which would import torch for --help.
+Frame = Literal["native", "world_relative", "world_delta", "eef_relative", "eef_delta"]
 LOG_EVERY = 20
 
 
@@ -22,6 +25,11 @@ class Args:
     """Policy directory to write; the loss curve goes beside it, OUT.jsonl."""
     recipe: str = "metaworld-small"
     """Model, optimiser and augmentation by name."""
+    embodiment: str | None = None
+    """Robot that recorded the data: a name that ships or a TOML file; the dataset's by default."""
+    frame: Frame | None = None
+    """Parametrisation of the actions; the recipe's by default. `native` predicts the numbers of the
+    robot's own controller, the others poses relative to the hand."""
     steps: int | None = None
     """Optimizer steps; the recipe's by default."""
     batch_size: int | None = None
@@ -49,6 +57,7 @@ def run(args: Args) -> int:
     from vlakern.data.lerobot import LeRobotDataset
     from vlakern.models import preset
     from vlakern.models.weights.native import check_target
+    from vlakern.space import robot_and_slots
     from vlakern.train import loop
     from vlakern.train.config import recipe
 
@@ -61,10 +70,18 @@ def run(args: Args) -> int:
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, **given))
+    if args.frame is not None:
+        processing = dataclasses.replace(chosen.processing, frame=args.frame)
+        chosen = dataclasses.replace(chosen, processing=processing)
+    robot = None if args.embodiment is None else robot_and_slots(args.embodiment)
     dataset = LeRobotDataset(args.data)
     with Progress(dataset.num_episodes, "decode") as bar:
         prepared = loop.prepare(
-            dataset, preset(chosen.preset), chosen.processing, lambda done, total: bar.update(1)
+            dataset,
+            preset(chosen.preset),
+            chosen.processing,
+            lambda done, total: bar.update(1),
+            robot,
         )
     log = loop.JsonLines(curve, chosen)
     try:

@@ -16,8 +16,9 @@ from vlakern.models.config import VLAConfig
 from vlakern.models.sequence import Batch, Document, document, pack
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.space import ActionSpace
+from vlakern.space.controller import NativeControl
 
-__all__ = ["Augment", "Chunks", "ClipStore", "TrainBatch", "collate", "to_pixels"]
+__all__ = ["Augment", "Chunks", "ClipStore", "TrainBatch", "chunks_at", "collate", "to_pixels"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class ClipStore:
     Attributes:
         frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
         states: per episode, native ``[T, S]``.
-        actions: per episode, ``[T, N]``: commands, or the numbers of the robot's own controller if
-            the frame of ``space`` is native.
+        actions: per episode, ``[T, N]`` as recorded: commands, or the numbers of the robot's own
+            controller.
         instructions: per episode.
-        space: from these numbers to the model's.
+        space: from states and commands to the model's numbers, or from the controller's numbers if
+            its frame is native.
+        control: from the controller's numbers to commands; None if ``space`` takes ``actions``.
     """
 
     frames: Sequence[Mapping[str, np.ndarray]]
@@ -70,6 +73,7 @@ class ClipStore:
     actions: Sequence[np.ndarray]
     instructions: Sequence[str]
     space: ActionSpace
+    control: NativeControl | None = None
 
 
 class Chunks:
@@ -116,15 +120,16 @@ def collate(
         documents.append(document(config.prompt, tokenizer.encode, words, len(kept)))
         kept_states.append(rng.random() >= augment.drop_state)
         starts.append(store.states[episode][frame])
-        chunk, valid = _chunk(store.actions[episode], frame, config.chunk)
-        chunks.append(chunk)
-        inside.append(valid)
+        vectors = store.states[episode], store.actions[episode]
+        chunk, valid = chunks_at(*vectors, [frame], config.chunk, store.control)
+        chunks.append(chunk[0])
+        inside.append(valid[0])
         outcomes.append(store.states[episode][-1])
     pixels = to_pixels(np.stack(images))
     pixels = _translate(_recolour(pixels, augment.jitter, rng), augment.shift, rng)
     space, valid_BH = store.space, np.stack(inside)
     # A dropped state is zero for the model; actions stay relative to where the hand really is.
-    state_BS = space.encode_state(np.stack(starts)) * np.float32(kept_states)[:, None]
+    state_BS = space.encode_state(np.stack(starts)) * np.array(kept_states, np.float32)[:, None]
     prefix = pack(config, documents, pixels, torch.from_numpy(state_BS))
     actions_BHA = space.encode(np.stack(chunks), np.stack(starts), valid_BH)
     slots_BA = np.broadcast_to(space.action_mask, (len(actions_BHA), config.action_dim))
@@ -143,11 +148,29 @@ def to_pixels(images_VSS3: np.ndarray) -> Tensor:
     return torch.from_numpy(images_VSS3).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def _chunk(actions_TA: np.ndarray, frame: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Actions ``[H, A]`` from ``frame`` on, the last one repeated, and which exist ``[H]``."""
-    index = frame + np.arange(chunk)
-    inside = index < len(actions_TA)
-    return actions_TA[np.minimum(index, len(actions_TA) - 1)], inside
+def chunks_at(
+    states_TS: np.ndarray,
+    actions_TN: np.ndarray,
+    frames: Sequence[int],
+    chunk: int,
+    control: NativeControl | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The chunks that begin at B frames of one episode, the last action repeated past its end.
+
+    Numbers of a controller become commands chunk by chunk: where its steps start from what was
+    commanded, they add up from the measured pose at the chunk's start. That is where a rollout
+    starts them again, so the robot gets back the recorded numbers, however far it lags behind and
+    whatever noise was added to what the demonstrator asked for.
+
+    Returns:
+        ``[B, H, N]`` and, bool ``[B, H]``, which of them exist.
+    """
+    index_BH = np.asarray(frames)[:, None] + np.arange(chunk)
+    inside_BH, index_BH = index_BH < len(actions_TN), np.minimum(index_BH, len(actions_TN) - 1)
+    chunks_BHN = actions_TN[index_BH]
+    if control is not None:
+        chunks_BHN = control.to_commands(chunks_BHN, states_TS[index_BH])
+    return chunks_BHN, inside_BH
 
 
 def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:

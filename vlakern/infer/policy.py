@@ -20,6 +20,7 @@ from vlakern.errors import CheckpointError, InputError, Unsupported
 from vlakern.flow.solver import integrate
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.weights.native import PolicyFiles, read
+from vlakern.space.controller import NativeControl
 from vlakern.types import ActionChunk, Observation
 
 __all__ = ["Policy", "load", "shipped_policies"]
@@ -95,6 +96,15 @@ class Policy:
         self._slot_mask: Tensor | None = None
         if files.model.config.unused_slots == "zero":
             self._slot_mask = torch.from_numpy(self.space.action_mask).to(device)
+
+    @property
+    def control(self) -> NativeControl:
+        """From the commands of its chunks to the numbers of the robot's own controller.
+
+        Raises:
+            ConfigError: the robot declares no controller, because it takes commands themselves.
+        """
+        return NativeControl(self.robot, self._files.action_map)
 
     def act(self, observation: Observation, seed: int | None = None) -> ActionChunk:
         """The next chunk for one observation; see :meth:`act_batch`."""

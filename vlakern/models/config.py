@@ -200,8 +200,9 @@ class VLAConfig:
         chunk: future actions per prediction.
         steps: ODE steps at inference.
         vocab_size: rows of the text embedding.
-        unused_slots: what x_τ holds in slots that a robot does not have: their ``noise``, in training
-            and at inference as the released code of this model family does it, or ``zero``.
+        unused_slots: what x_τ holds in slots that a robot does not have: their ``noise``, in
+            training and at inference as the released code of this model family does it, or
+            ``zero``.
     """
 
     vision: VisionConfig

@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.space.embodiment import Controller, Embodiment, check_vector
@@ -20,8 +21,7 @@ from vlakern.space.slots import SlotMap
 __all__ = ["Limit", "NativeControl"]
 
 Limit = Literal["refuse", "clip"]
-# Of the limit, or in [m]: what fp32 leaves of a small difference of positions is not a command
-# beyond it.
+# Of the limit: what fp32 leaves of a small difference of positions is no command beyond it.
 SLACK = 1e-4
 
 
@@ -63,18 +63,18 @@ class NativeControl:
             last: the command before this one ``[..., N]``, for a controller whose steps start from
                 what was commanded; None before the first one, which starts from the state. Where a
                 step was clipped, it is what :meth:`to_command` says of the clipped one.
-            limit: of a step beyond the controller's limit and a target outside its workspace:
-                ``refuse`` them, or ``clip`` every number as a simulator's own controller does, so
-                that a rollout goes on and the next chunk starts from what was reached.
+            limit: of a step beyond the controller's limit: ``refuse`` it, or ``clip`` every number
+                as a simulator's own controller does, so that a rollout goes on and the next chunk
+                starts from what was reached.
 
         Raises:
-            InputError: such a step or target if they are refused, naming slot and size; or numbers
-                that are not finite, not a pose, or too few.
+            InputError: such a step if it is refused, naming slot and size; or numbers that are not
+                finite, not a pose, or too few.
         """
         wide, start = self._wide(command, "action"), self._start(state, last)
         out = torch.from_numpy(wide.copy())
         for target, begin in zip(self._targets, start, strict=True):
-            goal = self._bounded(target.read(torch.from_numpy(wide)), target, limit)
+            goal = target.read(torch.from_numpy(wide))
             target.write(self._step(self._outside(goal), self._outside(begin)), out)
         native = out.numpy()
         for _, columns, scale, _ in self._columns:
@@ -86,29 +86,34 @@ class NativeControl:
         self, native: np.ndarray, state: np.ndarray, last: np.ndarray | None = None
     ) -> np.ndarray:
         """What numbers ``[..., N]`` of the controller command: :meth:`to_native` back, float64."""
-        scaled, start = self._wide(native, "action"), self._start(state, last)
-        for _, columns, scale, _ in self._columns:
-            scaled[..., columns] *= scale
-        values = torch.from_numpy(scaled)
+        values, start = self._scaled(native), self._start(state, last)
         out = values.clone()
         for target, begin in zip(self._targets, start, strict=True):
             goal = self._goal(target.read(values), self._outside(begin))
-            target.write(self._bounded(self._inside(goal), target, "clip"), out)
+            target.write(self._inside(goal), out)
         return out.numpy()
 
     def to_commands(self, native: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """What recorded controller numbers ``[T, N]`` at ``states [T, S]`` commanded, float64.
+        """What recorded controller numbers ``[..., T, N]`` commanded, float64 absolute targets.
 
-        Recorded deltas become the absolute targets that they stood for, which is what the four
-        parametrisations are defined on.
+        Args:
+            states: ``[..., T, S]``, the one before each step. Where steps start from what was
+                commanded only the first is read, ``[..., 1, S]`` will do, and the steps add up from
+                there.
         """
         if self.controller.reference == "achieved" or self._frame is None:
             return self.to_command(native, states)
-        native, states = self._wide(native, "action"), self._check_state(states)
-        out, last = np.empty_like(native), None
-        for i, row in enumerate(native):
-            out[i] = last = self.to_command(row, states[i], last)
-        return out
+        values, states = self._scaled(native), self._check_state(states)
+        if values.ndim < 2 or states.ndim != values.ndim:
+            raise InputError(
+                f"actions are {list(values.shape)} beside states {list(states.shape)}, expected"
+                " [..., T, N] beside [..., T, S]"
+            )
+        out, start = values.clone(), self._start(states[..., 0, :], None)
+        for target, begin in zip(self._targets, start, strict=True):
+            goals = decode(target.read(values), self._outside(begin), self._frame)
+            target.write(self._inside(goals), out)
+        return out.numpy()
 
     def _start(self, state: np.ndarray, last: np.ndarray | None) -> list[Pose]:
         """Where the step of each end-effector begins."""
@@ -135,22 +140,6 @@ class NativeControl:
     def _inside(self, pose: Pose) -> Pose:
         return pose if self._base is None else self._base.inverse() @ pose
 
-    def _bounded(self, goal: Pose, target: Hand, limit: Limit) -> Pose:
-        """The goal within the controller's workspace."""
-        if not self.controller.workspace_lower:
-            return goal
-        corners = (self.controller.workspace_lower, self.controller.workspace_upper)
-        lower, upper = torch.tensor(corners, dtype=torch.float64)
-        inside = goal.position.clamp(lower, upper)
-        far = float((goal.position - inside).abs().max()) if goal.position.numel() else 0.0
-        if limit == "refuse" and far > SLACK:
-            raise InputError(
-                f"slot {target.position.slot!r}: the target lies {far:.4g} m outside the workspace"
-                f" {list(corners[0])} to {list(corners[1])} [m] of {self.controller.name} of"
-                f" {self.robot.name}; command a target inside, or clip"
-            )
-        return Pose(inside, goal.rotation) if limit == "clip" else goal
-
     def _limited(self, native: np.ndarray, limit: Limit) -> None:
         most = self.controller.limit
         if most is None:
@@ -166,6 +155,13 @@ class NativeControl:
                     f" {self.controller.name} of {self.robot.name} takes at most"
                     f" {most * scale:.4g} {unit}; command smaller steps, or clip"
                 )
+
+    def _scaled(self, native: np.ndarray) -> Tensor:
+        """Numbers of the controller in [m] and [rad]."""
+        values = self._wide(native, "action")
+        for _, columns, scale, _ in self._columns:
+            values[..., columns] *= scale
+        return torch.from_numpy(values)
 
     def _wide(self, values: np.ndarray, what: str) -> np.ndarray:
         robot = self.robot

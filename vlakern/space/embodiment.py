@@ -90,9 +90,6 @@ class Controller:
         position_scale: [m] per native unit.
         rotation_scale: [rad] per native unit.
         limit: largest magnitude of a native number of a pose; None for no limit.
-        workspace_lower, workspace_upper: corners ``[x, y, z]`` [m] of the box that the controller
-            keeps its targets in, in the frame of the state's poses; empty for no box. With the
-            reference ``commanded`` it matters: what lies outside is not where the next step starts.
     """
 
     name: str
@@ -103,20 +100,8 @@ class Controller:
     position_scale: float = 1.0
     rotation_scale: float = 1.0
     limit: float | None = None
-    workspace_lower: tuple[float, ...] = ()
-    workspace_upper: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        corners = (self.workspace_lower, self.workspace_upper)
-        sizes = tuple(len(corner) for corner in corners)
-        if sizes not in ((0, 0), (3, 3)) or not all(
-            low < high for low, high in zip(*corners, strict=True)
-        ):
-            raise ConfigError(
-                f"controller.workspace_lower is {list(corners[0])} and workspace_upper"
-                f" {list(corners[1])}, expected two corners [x, y, z] with the lower below the"
-                " upper, or neither"
-            )
         for name in ("position_scale", "rotation_scale", "limit"):
             value = getattr(self, name)
             if value is not None and not value > 0:

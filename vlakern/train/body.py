@@ -5,20 +5,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vlakern.data.collate import chunks_at
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.stats import SlotStats
 from vlakern.errors import DatasetError
 from vlakern.models.config import VLAConfig
 from vlakern.models.weights.native import Processing, make_space
 from vlakern.space import (
+    ActionSpace,
     Embodiment,
     Slot,
     SlotMap,
     VectorStats,
     compact,
-    embodiment,
+    robot_and_slots,
     shipped_embodiments,
-    slot_map,
 )
 from vlakern.space.action_space import ActionFrame
 from vlakern.space.controller import NativeControl
@@ -36,44 +37,53 @@ class Body:
     action_map: SlotMap
     frame: ActionFrame
 
-    def commands(self, actions: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """What recorded actions ``[T, N]`` at ``states [T, S]`` commanded.
+    @property
+    def control(self) -> NativeControl | None:
+        """Between recorded numbers and commands; None if both are the same.
 
-        They stay as they are if the frame is native or the robot takes commands themselves.
+        They are if the frame is native or the robot takes commands themselves.
         """
         if self.frame == "native" or self.robot.controller is None:
-            return actions
-        return NativeControl(self.robot, self.action_map).to_commands(actions, states)
+            return None
+        return NativeControl(self.robot, self.action_map)
+
+    def plain_space(self) -> ActionSpace:
+        """Between native numbers and slots, with nothing normalised.
+
+        Raises:
+            ConfigError: the robot cannot have this frame; names the slot that it lacks.
+        """
+        maps = self.state_map, self.action_map
+        units = (VectorStats.units(slots.names()) for slots in maps)
+        return make_space(self.robot, *maps, Processing("none", "none", frame=self.frame), *units)
 
     def statistics(
         self, states: Sequence[np.ndarray], actions: Sequence[np.ndarray], chunk: int
     ) -> tuple[VectorStats, VectorStats]:
-        """Of states and of actions in slots, after the frame transform, per episode ``[T, ...]``.
+        """Of states and recorded actions of each episode ``[T, ...]``, after the frame transform.
 
         Native actions count once each; in the other frames every step of the chunk from every
         instant counts, because its numbers differ from chunk to chunk.
         """
         state_stats = SlotStats(self.state_map.names())
         action_stats = SlotStats(self.action_map.names())
-        plain = Processing("none", "none", frame=self.frame)
-        units = (
-            VectorStats.units(self.state_map.names()),
-            VectorStats.units(self.action_map.names()),
-        )
-        space = make_space(self.robot, self.state_map, self.action_map, plain, *units)
+        space = self.plain_space()
+        length, control = 1 if self.frame == "native" else chunk, self.control
         for state_TS, action_TN in zip(states, actions, strict=True):
             state_stats.add(space.unify_state(state_TS), space.state_mask)
-            steps = np.arange(1 if self.frame == "native" else chunk)
-            index_TH = np.arange(len(action_TN))[:, None] + steps
-            valid_TH = index_TH < len(action_TN)
-            chunks = action_TN[np.minimum(index_TH, len(action_TN) - 1)]
+            chunks, valid_TH = chunks_at(
+                state_TS, action_TN, range(len(action_TN)), length, control
+            )
             unified_THW = space.unify(chunks, state_TS)
             action_stats.add(unified_THW[valid_TH], space.action_mask)
         return state_stats.result(), action_stats.result()
 
 
 def resolve_body(
-    dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame, robot: Embodiment | None = None
+    dataset: LeRobotDataset,
+    model: VLAConfig,
+    frame: ActionFrame,
+    robot: tuple[Embodiment, SlotMap] | None = None,
 ) -> Body:
     """The robot of a dataset, with its whole slot map if the model is as wide, else a compact one.
 
@@ -84,26 +94,26 @@ def resolve_body(
         ConfigError: two names of the dataset are the same, or a unit is unknown.
     """
     if robot is None and dataset.robot_type in shipped_embodiments():
-        robot = embodiment(dataset.robot_type)
+        robot = robot_and_slots(dataset.robot_type)
     if robot is None:
         return _by_names(dataset, model, frame)
+    body, slots = robot
     for what, found, wanted in (
-        ("observation.state", len(dataset.state_names), robot.state_width),
-        ("action", len(dataset.action_names), robot.action_width),
+        ("observation.state", len(dataset.state_names), body.state_width),
+        ("action", len(dataset.action_names), body.action_width),
     ):
         if found != wanted:
             raise DatasetError(
-                f"{what} of {dataset.root} has {found} numbers, robot {robot.name} has {wanted};"
+                f"{what} of {dataset.root} has {found} numbers, robot {body.name} has {wanted};"
                 " name the robot that recorded it with --embodiment"
             )
-    slots = slot_map(robot.slot_map)
     if slots.width != model.state_dim:
-        slots = compact(robot, slots)
+        slots = compact(body, slots)
     _check_width(dataset, "state_dim", slots.width, model.state_dim)
     _check_width(dataset, "action_dim", slots.width, model.action_dim)
     rate, views = float(dataset.fps), tuple(dataset.views)
-    robot = replace(robot, slot_map=slots.name, control_rate=rate, views=views)
-    return Body(robot, slots, slots, frame)
+    body = replace(body, slot_map=slots.name, control_rate=rate, views=views)
+    return Body(body, slots, slots, frame)
 
 
 def check_views(dataset: LeRobotDataset, model: VLAConfig) -> None:

@@ -71,13 +71,13 @@ def prepare(
     model: VLAConfig,
     processing: Processing,
     on_episode: Callable[[int, int], None] = lambda done, total: None,
-    robot: Embodiment | None = None,
+    robot: tuple[Embodiment, SlotMap] | None = None,
 ) -> Prepared:
     """Decodes every episode once into memory and computes its statistics.
 
     Args:
-        robot: what the dataset's numbers mean; by default the robot that ships under the dataset's
-            ``robot_type``, else one slot per name of the dataset.
+        robot: what the dataset's numbers mean, with its slot map; by default the robot that ships
+            under the dataset's ``robot_type``, else one slot per name of the dataset.
 
     Raises:
         DatasetError: when the widths or image sizes are not the model's.
@@ -87,6 +87,8 @@ def prepare(
     check_views(dataset, model)
     body = resolve_body(dataset, model, processing.frame, robot)
     check_parts(model, body.state_map, body.action_map, processing, str(dataset.root))
+    # Raises for a frame that the robot cannot have, before minutes of decoding.
+    control, _ = body.control, body.plain_space()
     views = body.robot.views
     episodes, frames = [], []
     for i in range(dataset.num_episodes):
@@ -94,12 +96,12 @@ def prepare(
         frames.append({view: dataset.frames(i, view) for view in views})
         on_episode(i + 1, dataset.num_episodes)
     states = [episode.states for episode in episodes]
-    actions = [body.commands(episode.actions, episode.states) for episode in episodes]
+    actions = [episode.actions for episode in episodes]
     state_stats, action_stats = body.statistics(states, actions, model.chunk)
     maps = (body.state_map, body.action_map)
     space = make_space(body.robot, *maps, processing, state_stats, action_stats)
     words = [episode.task for episode in episodes]
-    store = ClipStore(frames, states, actions, words, space)
+    store = ClipStore(frames, states, actions, words, space, control)
     tokenizer = fit_tokenizer(words, model.vocab_size)
     return Prepared(store, body.robot, *maps, processing, state_stats, action_stats, tokenizer)
 

@@ -1,0 +1,253 @@
+"""A dataset of a known robot becomes a policy in any frame; of an unknown one, by its names."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation as Peer
+
+from vlakern.data.collate import Augment, collate
+from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
+from vlakern.errors import ConfigError, DatasetError, VlakernError
+from vlakern.infer import load
+from vlakern.models import VLA, preset
+from vlakern.models.weights import Processing
+from vlakern.space import SlotMap, embodiment, robot_and_slots
+from vlakern.space.action_space import ActionFrame
+from vlakern.train import Recipe, TrainConfig, loop, step
+from vlakern.train.body import resolve_body
+from vlakern.types import Observation
+
+VIEWS = ("agentview", "robot0_eye_in_hand")
+LENGTHS = (9, 5)
+H = 6
+# The compact map of a LIBERO arm: position, axis-angle, gripper and two finger positions.
+COMPACT = dataclasses.replace(preset("tiny"), state_dim=9, action_dim=9)
+WHOLE = dataclasses.replace(preset("tiny"), state_dim=200, action_dim=200)
+RUN = TrainConfig(steps=1, batch_size=3, flow_samples=1, warmup=0, bf16=False)
+
+
+def collect(root: Path, robot_type: str, state: int = 8, action: int = 7) -> LeRobotDataset:
+    """Two episodes of noise in the numbers of LIBERO."""
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(
+        root,
+        fps=10,
+        views=dict.fromkeys(VIEWS, (28, 28)),
+        state_names=[f"s{i}" for i in range(state)],
+        action_names=[f"a{i}" for i in range(action)],
+        robot_type=robot_type,
+    ) as writer:
+        for length in LENGTHS:
+            frames = {v: rng.integers(0, 256, (length, 28, 28, 3), dtype="u1") for v in VIEWS}
+            states = rng.normal(size=(length, state)).astype(np.float32)
+            actions = rng.uniform(-1, 1, size=(length, action)).astype(np.float32)
+            writer.add_episode(frames, states, actions, "push")
+    return LeRobotDataset(root)
+
+
+@pytest.fixture(scope="module")
+def libero(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
+    """A dataset that says which robot recorded it."""
+    return collect(tmp_path_factory.mktemp("data") / "libero", "libero_panda")
+
+
+def prepared(dataset: LeRobotDataset, frame: ActionFrame, model: Any = COMPACT) -> loop.Prepared:
+    return loop.prepare(dataset, model, Processing("zscore", "zscore", execute=2, frame=frame))
+
+
+def relative(dataset: LeRobotDataset, own: bool) -> np.ndarray:
+    """Every step of every chunk: position, rotation, gripper, from the recorded numbers by scipy.
+
+    LIBERO's controller adds 5 cm and turns by 0.5 rad, from the left, from the achieved pose.
+    """
+    rows = []
+    for i in range(dataset.num_episodes):
+        state = dataset.episode(i).states.astype(float)
+        action = dataset.episode(i).actions.astype(float)
+        turn = Peer.from_rotvec(state[:, 3:6])
+        goal = state[:, :3] + 0.05 * action[:, :3]
+        turned = Peer.from_rotvec(0.5 * action[:, 3:6]) * turn
+        for t in range(len(state)):
+            for k in range(t, min(t + H, len(state))):
+                position, rotation = goal[k] - state[t, :3], turned[k] * turn[t].inv()
+                if own:
+                    position = turn[t].inv().apply(position)
+                    rotation = turn[t].inv() * turned[k]
+                grip = (1 - action[k, 6]) / 2
+                rows.append(np.r_[position, rotation.as_rotvec(), grip])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("frame", ["world_relative", "eef_relative"])
+def test_statistics_are_of_what_the_model_sees(libero: LeRobotDataset, frame: ActionFrame) -> None:
+    """Computed after the transform, over every step that exists and over present slots alone."""
+    found = prepared(libero, frame).action_stats
+    rows = relative(libero, frame.startswith("eef"))
+    np.testing.assert_allclose(found.mean[:7], rows.mean(0), atol=1e-9)
+    np.testing.assert_allclose(found.std[:7], rows.std(0), atol=1e-9)
+    np.testing.assert_allclose(found.min[:7], rows.min(0), atol=1e-9)
+    np.testing.assert_allclose(found.max[:7], rows.max(0), atol=1e-9)
+    np.testing.assert_allclose(found.q99[:7], np.quantile(rows, 0.99, axis=0), atol=1e-9)
+    assert found.present_mask.tolist() == [True] * 7 + [False] * 2
+    assert found.names[6:] == ("right_gripper", "finger_positions.0", "finger_positions.1")
+    states = np.concatenate([libero.episode(i).states for i in range(2)])
+    state_stats = prepared(libero, frame).state_stats
+    assert state_stats.present_mask.tolist() == [True] * 6 + [False] + [True] * 2
+    np.testing.assert_allclose(np.delete(state_stats.mean, 6)[:3], states.mean(0)[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("frame", ["world_relative", "eef_relative", "native"])
+def test_a_policy_in_a_frame_gives_absolute_commands(
+    libero: LeRobotDataset, frame: ActionFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of training; the saved policy's chunks move with the measured hand."""
+    monkeypatch.setattr(loop, "preset", lambda name: COMPACT)
+    recipe = Recipe("tiny", RUN, Processing("zscore", "zscore", execute=2, frame=frame))
+    summary = loop.train(recipe, prepared(libero, frame), tmp_path / "policy", 0, 0)
+    assert np.isfinite(summary.loss)
+    policy = load(tmp_path / "policy", device="cpu")
+    assert (policy.frame, policy.robot.name, policy.views) == (frame, "libero_panda", VIEWS)
+    assert policy.control_rate == 10.0
+    images = {view: np.zeros((28, 28, 3), np.uint8) for view in VIEWS}
+    state = np.random.default_rng(1).normal(size=8).astype(np.float32)
+    chunk = policy.act(Observation(images, state, "push"), seed=0).actions
+    assert chunk.shape == (H, 7)
+    # The same normalised chunk, from a hand 10 m away, is 10 m away; controller numbers are not.
+    moved = state + np.array([10, 0, 0, 0, 0, 0, 0, 0], np.float32)
+    x = torch.from_numpy(policy.space.encode(chunk[None].astype(float), state[None].astype(float)))
+    far = policy.space.decode(x, moved[None])[0]
+    shift = far[:, :3] - chunk[:, :3]
+    np.testing.assert_allclose(
+        shift, np.tile([0 if frame == "native" else 10, 0, 0], (H, 1)), atol=1e-4
+    )
+
+
+def test_a_wide_model_takes_the_whole_map(libero: LeRobotDataset) -> None:
+    """The robot's slots lie where every other robot's lie, and the loss sees no other."""
+    body = resolve_body(libero, WHOLE, "eef_delta")
+    assert (body.robot.slot_map, body.action_map.width) == ("unified-200", 200)
+    ready = prepared(libero, "eef_delta", WHOLE)
+    rng = np.random.default_rng(0)
+    pairs = np.array([[0, 0], [0, 7], [1, 2]])
+    batch = collate(WHOLE, VIEWS, ready.tokenizer, ready.store, pairs, Augment(), rng)
+    there = [*range(6), 18]
+    assert batch.slots_BA[1].nonzero().flatten().tolist() == there
+    assert batch.mask_BHA[1, :, there].sum(0).tolist() == [2.0] * 7
+    assert not batch.action_BHA[:, :, [i for i in range(200) if i not in there]].any()
+    assert not batch.prefix.state_RS[
+        :, [i for i in range(200) if i not in [*range(6), 44, 45]]
+    ].any()
+
+
+def loss_of(model: VLA, batch: Any) -> torch.Tensor:
+    return step.flow_loss(model, batch, RUN, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("unused", ["noise", "zero"])
+def test_an_absent_slot_has_no_say_in_the_loss(libero: LeRobotDataset, unused: Any) -> None:
+    """Neither its target nor the weights that predict it; what x_τ holds there is the config's."""
+    config = dataclasses.replace(COMPACT, unused_slots=unused)
+    ready = prepared(libero, "eef_relative", config)
+    rng = np.random.default_rng(0)
+    pairs = np.array([[0, 0], [1, 1]])
+    batch = collate(config, VIEWS, ready.tokenizer, ready.store, pairs, Augment(), rng)
+    torch.manual_seed(0)
+    model = VLA(config)
+    seen: list[torch.Tensor] = []
+    velocity = model.velocity
+    model.velocity = lambda prefix, x, *rest: (seen.append(x), velocity(prefix, x, *rest))[1]  # pyright: ignore
+    loss = loss_of(model, batch)
+    loss.backward()
+    absent = seen[0][..., 7:]
+    assert bool((absent == 0).all()) == (unused == "zero")
+    assert float(seen[0][..., :7].detach().abs().min()) > 0
+    last = dict(model.named_parameters())["action_decoder.2.weight"]
+    assert last.grad is not None
+    assert not last.grad[7:].any()
+    assert last.grad[:7].any(dim=1).all()
+    with torch.no_grad():
+        last[7:] += 100.0
+    assert float(loss_of(model, batch).detach()) == float(loss.detach())
+
+
+def test_recorded_steps_add_up_from_each_chunks_start(tmp_path: Path) -> None:
+    """Meta-World's point is not recorded: a chunk's world deltas are 1 cm times the numbers."""
+    dataset = collect(tmp_path / "set", "metaworld_sawyer", 4, 4)
+    model = dataclasses.replace(preset("tiny"), state_dim=4, action_dim=4)
+    processing = Processing("zscore", "none", execute=2, frame="world_delta")
+    ready = loop.prepare(dataset, model, processing)
+    rng = np.random.default_rng(0)
+    batch = collate(model, VIEWS, ready.tokenizer, ready.store, np.array([[0, 2]]), Augment(), rng)
+    native = dataset.episode(0).actions[2 : 2 + H]
+    np.testing.assert_allclose(batch.action_BHA[0, :, :3], 0.01 * native[:, :3], atol=1e-7)
+    np.testing.assert_allclose(batch.action_BHA[0, :, 3], (1 - native[:, 3]) / 2, atol=1e-6)
+    relative_to_start = dataclasses.replace(processing, frame="world_relative")
+    ready = loop.prepare(dataset, model, relative_to_start)
+    batch = collate(model, VIEWS, ready.tokenizer, ready.store, np.array([[0, 2]]), Augment(), rng)
+    expected = np.cumsum(0.01 * native[:, :3].astype(float), axis=0)
+    np.testing.assert_allclose(batch.action_BHA[0, :, :3], expected, atol=1e-6)
+
+
+def test_an_unknown_robot_works_by_its_names_and_only_natively(tmp_path: Path) -> None:
+    """A slot per name; its poses are unknown, so no other frame."""
+    dataset = collect(tmp_path / "set", "homemade", 7, 5)
+    ready = prepared(dataset, "native", preset("tiny"))
+    assert ready.embodiment.name == "homemade"
+    assert ready.action_map.names() == tuple(f"a{i}" for i in range(5))
+    with pytest.raises(
+        DatasetError,
+        match=r"was recorded by 'homemade', which has no record here, .* frame eef_relative cannot"
+        " be made; name a robot with --embodiment",
+    ):
+        prepared(dataset, "eef_relative", preset("tiny"))
+
+
+def test_a_robot_can_be_named(tmp_path: Path) -> None:
+    """The dataset's own word does not matter then; its rate and views do."""
+    dataset = collect(tmp_path / "set", "homemade")
+    processing = Processing(execute=2, frame="eef_relative")
+    ready = loop.prepare(dataset, COMPACT, processing, robot=robot_and_slots("libero_panda"))
+    assert ready.embodiment.controller == embodiment("libero_panda").controller
+    assert (ready.embodiment.control_rate, ready.embodiment.views) == (10.0, VIEWS)
+
+
+def wide(dataset: LeRobotDataset) -> Any:
+    return resolve_body(dataset, preset("tiny"), "native")
+
+
+def sawyer(dataset: LeRobotDataset) -> Any:
+    return resolve_body(dataset, COMPACT, "native", robot_and_slots("metaworld_sawyer"))
+
+
+def without_rotation(dataset: LeRobotDataset) -> Any:
+    robot, slots = robot_and_slots("libero_panda")
+    still = tuple(f for f in robot.state if not f.rotation)
+    robot = dataclasses.replace(robot, state=still)
+    named: tuple[Any, SlotMap] = (robot, slots)
+    model = dataclasses.replace(COMPACT, state_dim=200, action_dim=200)
+    return loop.prepare(dataset, model, Processing(execute=2, frame="eef_relative"), robot=named)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "sentence"),
+    [
+        (wide, DatasetError, r"observation\.state .* fills 9 slots, the model's state_dim is 7"),
+        (sawyer, DatasetError, r"has 8 numbers, robot metaworld_sawyer has 4; name the robot"),
+        (without_rotation, ConfigError, "needs slot 'right_eef_rotation' in the state"),
+    ],
+)
+def test_a_robot_that_does_not_fit_is_refused(
+    libero: LeRobotDataset,
+    build: Any,
+    kind: type[VlakernError],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is decoded or trained."""
+    monkeypatch.setattr(LeRobotDataset, "frames", lambda *rest: pytest.fail("decoded"))
+    with pytest.raises(kind, match=sentence):
+        build(libero)
