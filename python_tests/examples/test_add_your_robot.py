@@ -20,7 +20,7 @@ def run(robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_example_prints_the_filled_slots_and_its_round_trip(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A hand that looks down moves backwards along its own z when it rises; 1 is an open gripper."""
+    """A hand that looks down moves back along its own z when it rises; 1 is an open gripper."""
     run(ROBOT, monkeypatch)
     *slots, last = capsys.readouterr().out.splitlines()
     rows = {name: [float(v) for v in values] for name, *values in map(str.split, slots)}
