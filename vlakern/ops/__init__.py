@@ -12,6 +12,7 @@ from vlakern.ops._table import OPS
 if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
+    from vlakern.ops.image_prep import image_prep, image_prep_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
     from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
@@ -20,6 +21,8 @@ __all__ = [
     "action_decode",
     "action_decode_out",
     "explain",
+    "image_prep",
+    "image_prep_out",
     "native_info",
     "ode_step",
     "ode_step_out",

@@ -1,0 +1,177 @@
+// The inner loops of image_prep for one instruction set; included by one translation unit per ISA.
+// `Columns` is the pass along x, the only one that cannot be said in portable vectors.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "common/number.h"
+#include "image_prep/image_prep_kernels.h"
+
+namespace vlakern {
+namespace {
+
+inline std::uint8_t clip_level(std::int32_t total) {
+  return static_cast<std::uint8_t>(std::clamp(total >> kImagePrepBits, 0, 255));
+}
+
+inline void expand_pixels(const std::uint8_t* rgb, std::int64_t begin, std::int64_t pixels,
+                          std::uint8_t* rgbx) {
+  for (std::int64_t i = begin; i < pixels; ++i) {
+    std::memcpy(rgbx + 4 * i, rgb + 3 * i, 3);
+    rgbx[4 * i + 3] = 0;
+  }
+}
+
+struct PlainColumns {
+  static constexpr ImagePrepLayout kLayout = ImagePrepLayout::kPlain;
+
+  static void expand(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx) {
+    expand_pixels(rgb, 0, pixels, rgbx);
+  }
+
+  static void columns(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
+                      std::uint8_t* const (&out)[4]) {
+    const int taps = 4 * table.groups;
+    for (int r = 0; r < 4; ++r) {
+      for (std::int64_t x = 0; x < table.count; ++x) {
+        const std::int32_t* weights = table.weights + x * taps;
+        const std::uint8_t* p = rows[r] + table.offset[x];
+        std::int32_t total[3] = {};
+        for (std::int32_t& t : total) t = 1 << (kImagePrepBits - 1);
+        for (int k = 0; k < taps; ++k) {
+          for (int c = 0; c < 3; ++c) total[c] += weights[k] * p[3 * k + c];
+        }
+        for (int c = 0; c < 3; ++c) out[r][4 * x + c] = clip_level(total[c]);
+        out[r][4 * x + 3] = 0;
+      }
+    }
+  }
+};
+
+inline void blend(const std::uint8_t* const* rows, const std::int32_t* weights, int taps,
+                  std::int64_t bytes, std::uint8_t* out) {
+  using Bytes = std::uint8_t __attribute__((vector_size(16)));
+  using Ints = std::int32_t __attribute__((vector_size(64)));
+  for (std::int64_t i = 0; i < bytes; i += 64) {
+    Ints total[4] = {};
+    for (Ints& t : total) t += 1 << (kImagePrepBits - 1);
+    for (int k = 0; k < taps; ++k) {
+      for (int j = 0; j < 4; ++j) {
+        Bytes levels;
+        std::memcpy(&levels, rows[k] + i + 16 * j, sizeof(levels));
+        total[j] += __builtin_convertvector(levels, Ints) * weights[k];
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      Ints level = total[j] >> kImagePrepBits;
+      level = level < 0 ? 0 : level;
+      level = level > 255 ? 255 : level;
+      const Bytes levels = __builtin_convertvector(level, Bytes);
+      if (i + 64 <= bytes) {
+        std::memcpy(out + i + 16 * j, &levels, sizeof(levels));
+      } else if (const std::int64_t left = bytes - i - 16 * j; left > 0) {
+        std::memcpy(out + i + 16 * j, &levels, static_cast<std::size_t>(std::min<std::int64_t>(left, 16)));
+      }
+    }
+  }
+}
+
+// Vectors of as many lanes as Vec has.
+template <class Vec>
+struct Lanes {
+  using Bytes = std::uint8_t __attribute__((vector_size(Vec::kLanes)));
+  using Words = std::int32_t __attribute__((vector_size(4 * Vec::kLanes)));
+  using Floats = float __attribute__((vector_size(4 * Vec::kLanes)));
+};
+
+template <class Vec>
+inline typename Vec::Float load_levels(const std::uint8_t* p, int n) {
+  typename Lanes<Vec>::Bytes levels = {};
+  if (n == Vec::kLanes) {
+    std::memcpy(&levels, p, sizeof(levels));
+  } else {
+    std::memcpy(&levels, p, static_cast<std::size_t>(n));
+  }
+  const auto values = __builtin_convertvector(levels, typename Lanes<Vec>::Floats);
+  typename Vec::Float result;
+  std::memcpy(&result, &values, sizeof(result));
+  return result;
+}
+
+template <class Vec>
+void blend_real(const std::uint8_t* a, const std::uint8_t* b, const float* weights,
+                std::int64_t count, float* out) {
+  const auto zero = Vec::splat(0.0f), first = Vec::splat(weights[0]),
+             second = Vec::splat(weights[1]);
+  for (std::int64_t i = 0; i < count; i += Vec::kLanes) {
+    const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, count - i));
+    const auto left = Vec::fma(first, load_levels<Vec>(a + i, n), zero);
+    Vec::store(out + i, Vec::fma(second, load_levels<Vec>(b + i, n), left), n);
+  }
+}
+
+inline void columns_real(const float* rgb, const std::int32_t* offset, const float* weights,
+                         std::int64_t step, std::int64_t count, float* out, std::int64_t plane) {
+  for (int c = 0; c < 3; ++c) {
+    for (std::int64_t x = 0; x < count; ++x) {
+      const float* p = rgb + offset[x] + c;
+      out[c * plane + x] = std::fma(weights[2 * x + 1], p[step], weights[2 * x] * p[0]);
+    }
+  }
+}
+
+// A correctly rounded quotient by a constant: one step of Newton on the product with 1 / divisor.
+template <class Vec>
+struct Divider {
+  typename Vec::Float reciprocal, minus_divisor, zero;
+
+  explicit Divider(float divisor)
+      : reciprocal(Vec::splat(1.0f / divisor)),
+        minus_divisor(Vec::splat(-divisor)),
+        zero(Vec::splat(0.0f)) {}
+  typename Vec::Float operator()(typename Vec::Float value) const {
+    const auto quotient = Vec::fma(value, reciprocal, zero);
+    return Vec::fma(Vec::fma(quotient, minus_divisor, value), reciprocal, quotient);
+  }
+};
+
+template <class Vec, class Out>
+void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
+  const Divider<Vec> by_divisor(norm.divisor);
+  const Divider<Vec> by_std[3] = {Divider<Vec>(norm.std[0]), Divider<Vec>(norm.std[1]),
+                                  Divider<Vec>(norm.std[2])};
+  const auto one = Vec::splat(1.0f);
+  typename Vec::Float minus_mean[3];
+  for (int c = 0; c < 3; ++c) minus_mean[c] = Vec::splat(-norm.mean[c]);
+  Out* run = static_cast<Out*>(row.out);
+  for (std::int64_t x = 0; x < row.width; x += row.run, run += row.run_stride) {
+    for (std::int64_t i = 0; i < row.run; i += Vec::kLanes) {
+      const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, row.run - i));
+      typename Lanes<Vec>::Words pixels = {};
+      if (row.levels != nullptr) std::memcpy(&pixels, row.levels + 4 * (x + i), sizeof(pixels));
+      for (int c = 0; c < 3; ++c) {
+        typename Vec::Float value;
+        if (row.levels != nullptr) {
+          const auto level = __builtin_convertvector((pixels >> (8 * c)) & 255,
+                                                     typename Lanes<Vec>::Floats);
+          std::memcpy(&value, &level, sizeof(value));
+        } else {
+          value = Vec::load(row.values + c * row.plane + x + i, n);
+        }
+        value = by_std[c](Vec::fma(by_divisor(value), one, minus_mean[c]));
+        Vec::store(run + c * row.channel_stride + i, value, n);
+      }
+    }
+  }
+}
+
+template <class Vec, class Columns>
+ImagePrepKernels image_prep_kernels() {
+  return {Columns::kLayout, Columns::expand,   Columns::columns,   blend,          blend_real<Vec>,
+          columns_real,     store<Vec, float>, store<Vec, bf16>, store<Vec, f16>};
+}
+
+}  // namespace
+}  // namespace vlakern
