@@ -8,7 +8,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # GCC 12 warns about the undefined vectors in its own AVX-512 header.
   set(VLAKERN_FLAGS_avx512 ${VLAKERN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq
     -Wno-uninitialized -Wno-maybe-uninitialized)
-  set(VLAKERN_FLAGS_avx512bf16 ${VLAKERN_FLAGS_avx512} -mavx512bf16)
+  # Every processor with the bfloat16 instructions has the int8 ones (VNNI).
+  set(VLAKERN_FLAGS_avx512bf16 ${VLAKERN_FLAGS_avx512} -mavx512bf16 -mavx512vnni)
   foreach(isa avx2 avx512 avx512bf16)
     string(REPLACE ";" " " flags "${VLAKERN_FLAGS_${isa}}")
     check_cxx_compiler_flag("${flags}" VLAKERN_COMPILES_${isa})

@@ -6,6 +6,7 @@
 #include "action_decode/action_decode_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
+#include "image_prep/image_prep_python.h"
 #include "ode_step/ode_step_python.h"
 
 namespace nb = nanobind;
@@ -23,6 +24,14 @@ NB_MODULE(_native, m) {
       .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                     const Tensor&, const Tensor&, const Tensor&, const std::string&>())
       .def("__call__", &py::ActionDecode::run);
+  nb::class_<py::ImagePrep>(m, "ImagePrep")
+      .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                    const py::ImagePrep::Place&, const py::ImagePrep::Norm&,
+                    const py::ImagePrep::Level&, std::int64_t, const Tensor&, const std::string&,
+                    int>())
+      .def_prop_ro("workspace_bytes", &py::ImagePrep::workspace_bytes)
+      .def("use", &py::ImagePrep::use)
+      .def("__call__", &py::ImagePrep::run);
   m.def("ode_step", &py::ode_step_cpu, Unlocked());
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);

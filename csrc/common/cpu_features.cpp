@@ -22,7 +22,10 @@ bool has_avx512() {
 std::vector<Isa> detect() {
   std::vector<Isa> found;
 #if defined(VLAKERN_HAS_AVX512_BF16)
-  if (has_avx512() && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::kAvx512Bf16);
+  if (has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    found.push_back(Isa::kAvx512Bf16);
+  }
 #endif
 #if defined(VLAKERN_HAS_AVX512)
   if (has_avx512()) found.push_back(Isa::kAvx512);

@@ -3,6 +3,8 @@
 
 namespace vlakern {
 
-ImagePrepKernels image_prep_avx512bf16() { return image_prep_kernels<VecAvx512Bf16, VnniColumns>(); }
+ImagePrepKernels image_prep_avx512bf16() {
+  return image_prep_kernels<VecAvx512Bf16, VnniColumns>();
+}
 
 }  // namespace vlakern

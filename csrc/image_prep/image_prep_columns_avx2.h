@@ -16,8 +16,7 @@ struct Avx2Columns {
   static constexpr ImagePrepLayout kLayout = ImagePrepLayout::kPairs;
 
   static void expand(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx) {
-    const __m128i apart =
-        _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+    const __m128i apart = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
     std::int64_t i = 0;
     for (; 3 * i + 16 <= 3 * pixels; i += 4) {
       const __m128i four = _mm_shuffle_epi8(load_pixels(rgb + 3 * i), apart);

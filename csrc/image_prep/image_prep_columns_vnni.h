@@ -15,8 +15,8 @@ struct VnniColumns {
 
   static void columns(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
                       std::uint8_t* const (&out)[4]) {
-    const __m512i taps = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+    const __m512i taps =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
     const std::int32_t* w = table.weights;
     for (std::int64_t x = 0; x < table.count; ++x) {
       const std::int64_t at = table.offset[x];

@@ -72,42 +72,63 @@ inline void blend(const std::uint8_t* const* rows, const std::int32_t* weights, 
       if (i + 64 <= bytes) {
         std::memcpy(out + i + 16 * j, &levels, sizeof(levels));
       } else if (const std::int64_t left = bytes - i - 16 * j; left > 0) {
-        std::memcpy(out + i + 16 * j, &levels, static_cast<std::size_t>(std::min<std::int64_t>(left, 16)));
+        std::memcpy(out + i + 16 * j, &levels,
+                    static_cast<std::size_t>(std::min<std::int64_t>(left, 16)));
       }
     }
   }
 }
 
-// Vectors of as many lanes as Vec has.
-template <class Vec>
+// The compiler's portable vectors; only a typedef takes a size that depends on a parameter.
+template <int kLanes>
 struct Lanes {
-  using Bytes = std::uint8_t __attribute__((vector_size(Vec::kLanes)));
-  using Words = std::int32_t __attribute__((vector_size(4 * Vec::kLanes)));
-  using Floats = float __attribute__((vector_size(4 * Vec::kLanes)));
+  typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
+  typedef std::int32_t Words __attribute__((vector_size(4 * kLanes)));
+  typedef float Floats __attribute__((vector_size(4 * kLanes)));
 };
 
+// From `n` bytes.
 template <class Vec>
 inline typename Vec::Float load_levels(const std::uint8_t* p, int n) {
-  typename Lanes<Vec>::Bytes levels = {};
-  if (n == Vec::kLanes) {
-    std::memcpy(&levels, p, sizeof(levels));
-  } else {
-    std::memcpy(&levels, p, static_cast<std::size_t>(n));
-  }
-  const auto values = __builtin_convertvector(levels, typename Lanes<Vec>::Floats);
   typename Vec::Float result;
-  std::memcpy(&result, &values, sizeof(result));
+  if constexpr (Vec::kLanes == 1) {
+    result = static_cast<float>(*p);
+  } else {
+    typename Lanes<Vec::kLanes>::Bytes levels = {};
+    if (n == Vec::kLanes) {
+      std::memcpy(&levels, p, sizeof(levels));
+    } else {
+      std::memcpy(&levels, p, static_cast<std::size_t>(n));
+    }
+    const auto values = __builtin_convertvector(levels, typename Lanes<Vec::kLanes>::Floats);
+    std::memcpy(&result, &values, sizeof(result));
+  }
+  return result;
+}
+
+// Channel c of RGBX pixels.
+template <class Vec>
+inline typename Vec::Float load_channel(const std::uint8_t* rgbx, int c) {
+  typename Vec::Float result;
+  if constexpr (Vec::kLanes == 1) {
+    result = static_cast<float>(rgbx[c]);
+  } else {
+    typename Lanes<Vec::kLanes>::Words pixels;
+    std::memcpy(&pixels, rgbx, sizeof(pixels));
+    const auto values =
+        __builtin_convertvector((pixels >> (8 * c)) & 255, typename Lanes<Vec::kLanes>::Floats);
+    std::memcpy(&result, &values, sizeof(result));
+  }
   return result;
 }
 
 template <class Vec>
 void blend_real(const std::uint8_t* a, const std::uint8_t* b, const float* weights,
                 std::int64_t count, float* out) {
-  const auto zero = Vec::splat(0.0f), first = Vec::splat(weights[0]),
-             second = Vec::splat(weights[1]);
+  const auto first = Vec::splat(weights[0]), second = Vec::splat(weights[1]);
   for (std::int64_t i = 0; i < count; i += Vec::kLanes) {
     const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, count - i));
-    const auto left = Vec::fma(first, load_levels<Vec>(a + i, n), zero);
+    const auto left = Vec::mul(first, load_levels<Vec>(a + i, n));
     Vec::store(out + i, Vec::fma(second, load_levels<Vec>(b + i, n), left), n);
   }
 }
@@ -125,14 +146,12 @@ inline void columns_real(const float* rgb, const std::int32_t* offset, const flo
 // A correctly rounded quotient by a constant: one step of Newton on the product with 1 / divisor.
 template <class Vec>
 struct Divider {
-  typename Vec::Float reciprocal, minus_divisor, zero;
+  typename Vec::Float reciprocal, minus_divisor;
 
   explicit Divider(float divisor)
-      : reciprocal(Vec::splat(1.0f / divisor)),
-        minus_divisor(Vec::splat(-divisor)),
-        zero(Vec::splat(0.0f)) {}
+      : reciprocal(Vec::splat(1.0f / divisor)), minus_divisor(Vec::splat(-divisor)) {}
   typename Vec::Float operator()(typename Vec::Float value) const {
-    const auto quotient = Vec::fma(value, reciprocal, zero);
+    const auto quotient = Vec::mul(value, reciprocal);
     return Vec::fma(Vec::fma(quotient, minus_divisor, value), reciprocal, quotient);
   }
 };
@@ -142,25 +161,16 @@ void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
   const Divider<Vec> by_divisor(norm.divisor);
   const Divider<Vec> by_std[3] = {Divider<Vec>(norm.std[0]), Divider<Vec>(norm.std[1]),
                                   Divider<Vec>(norm.std[2])};
-  const auto one = Vec::splat(1.0f);
-  typename Vec::Float minus_mean[3];
-  for (int c = 0; c < 3; ++c) minus_mean[c] = Vec::splat(-norm.mean[c]);
+  typename Vec::Float mean[3];
+  for (int c = 0; c < 3; ++c) mean[c] = Vec::splat(norm.mean[c]);
   Out* run = static_cast<Out*>(row.out);
   for (std::int64_t x = 0; x < row.width; x += row.run, run += row.run_stride) {
     for (std::int64_t i = 0; i < row.run; i += Vec::kLanes) {
       const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, row.run - i));
-      typename Lanes<Vec>::Words pixels = {};
-      if (row.levels != nullptr) std::memcpy(&pixels, row.levels + 4 * (x + i), sizeof(pixels));
       for (int c = 0; c < 3; ++c) {
-        typename Vec::Float value;
-        if (row.levels != nullptr) {
-          const auto level = __builtin_convertvector((pixels >> (8 * c)) & 255,
-                                                     typename Lanes<Vec>::Floats);
-          std::memcpy(&value, &level, sizeof(value));
-        } else {
-          value = Vec::load(row.values + c * row.plane + x + i, n);
-        }
-        value = by_std[c](Vec::fma(by_divisor(value), one, minus_mean[c]));
+        auto value = row.levels != nullptr ? load_channel<Vec>(row.levels + 4 * (x + i), c)
+                                           : Vec::load(row.values + c * row.plane + x + i, n);
+        value = by_std[c](Vec::sub(by_divisor(value), mean[c]));
         Vec::store(run + c * row.channel_stride + i, value, n);
       }
     }
@@ -169,7 +179,7 @@ void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
 
 template <class Vec, class Columns>
 ImagePrepKernels image_prep_kernels() {
-  return {Columns::kLayout, Columns::expand,   Columns::columns,   blend,          blend_real<Vec>,
+  return {Columns::kLayout, Columns::expand,   Columns::columns, blend,          blend_real<Vec>,
           columns_real,     store<Vec, float>, store<Vec, bf16>, store<Vec, f16>};
 }
 

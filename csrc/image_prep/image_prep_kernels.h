@@ -10,8 +10,8 @@
 
 namespace vlakern {
 
-constexpr int kImagePrepBits = 22;    // of a weight's fraction
-constexpr int kImagePrepSlack = 64;   // [bytes]
+constexpr int kImagePrepBits = 22;     // of a weight's fraction
+constexpr int kImagePrepSlack = 64;    // [bytes]
 constexpr int kImagePrepTogether = 4;  // rows that one call of `columns` resizes
 
 // (level / divisor - mean) / std.
@@ -36,8 +36,8 @@ struct ImagePrepColumns {
 };
 
 struct ImagePrepRow {
-  const std::uint8_t* levels;   // RGBX [width], or null
-  const float* values;          // [3, plane], or null; may be read up to 16 past the end
+  const std::uint8_t* levels;  // RGBX [width], or null
+  const float* values;         // [3, plane], or null; may be read up to 16 past the end
   std::int64_t plane;
   void* out;                    // channel 0 of the row's first pixel
   std::int64_t channel_stride;  // [elements]

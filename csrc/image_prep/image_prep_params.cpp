@@ -141,8 +141,8 @@ void copy_real(const Dims& dims, const Tensor& weights, ImagePrepAxis& axis) {
       dims.fail("an output's inputs must lie in the image");
     }
     for (std::int64_t k = 0; k < 2; ++k) {
-      axis.real.push_back(
-          k < axis.taps ? from[i * weights.stride[0] + k * weights.stride[1]] : 0.0f);
+      axis.real.push_back(k < axis.taps ? from[i * weights.stride[0] + k * weights.stride[1]]
+                                        : 0.0f);
     }
     axis.identity = axis.identity && axis.real[static_cast<std::size_t>(2 * i)] == 1.0f;
   }
@@ -173,8 +173,8 @@ ImagePrepAxis copy_axis(const Dims& dims, const Tensor& first, const Tensor& wei
 }
 
 int choose_threads(const ImagePrepParams& p, int threads) {
-  const std::int64_t bytes = 3 * p.y.inputs * p.x.inputs +
-                             3 * p.s.height * p.s.width * dtype_size(p.out_dtype);
+  const std::int64_t bytes =
+      3 * p.y.inputs * p.x.inputs + 3 * p.s.height * p.s.width * dtype_size(p.out_dtype);
   const int most = threads > 0 ? threads : default_threads();
   return static_cast<int>(std::clamp<std::int64_t>(p.views * bytes / kBytesPerThread, 1, most));
 }

@@ -28,10 +28,13 @@ class ImagePrep {
     const auto [top, left, height, width] = place;
     const auto [divisor, mean0, mean1, mean2, std0, std1, std2] = norm;
     const auto [pad0, pad1, pad2] = pad;
-    const ImagePrepSettings settings{
-        top,   left, height,
-        width, patch, {divisor, {mean0, mean1, mean2}, {std0, std1, std2}},
-        {pad0, pad1, pad2}};
+    const ImagePrepSettings settings{top,
+                                     left,
+                                     height,
+                                     width,
+                                     patch,
+                                     {divisor, {mean0, mean1, mean2}, {std0, std1, std2}},
+                                     {pad0, pad1, pad2}};
     params_ = image_prep_params({images, y_first, y_weights, x_first, x_weights, out}, settings,
                                 isa, threads);
   }

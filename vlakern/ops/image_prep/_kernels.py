@@ -13,7 +13,7 @@ from torch import Tensor
 from vlakern import env
 from vlakern.ops import _native
 from vlakern.ops.image_prep._check import Settings
-from vlakern.ops.image_prep.reference import image_prep_reference, normalisation, place, taps
+from vlakern.ops.image_prep.reference import axes, image_prep_reference, normalisation, place
 
 __all__ = ["cpu", "reference", "triton"]
 
@@ -28,11 +28,8 @@ def cpu() -> Kernel:
     def bind(images: Tensor, out: Tensor, s: Settings) -> Callable[[], None]:
         threads = torch.get_num_threads()
         box = place(images.shape[1:3], s.size, s.fit)
-        axes = (
-            taps(s.filter, images.shape[1], box.height),
-            taps(s.filter, images.shape[2], box.width),
-        )
-        tables = [_native.view(tensor) for axis in axes for tensor in axis]
+        both = axes(s.filter, images.shape[1:3], box)
+        tables = [_native.view(tensor) for axis in both for tensor in axis]
         norm = normalisation(s.mean, s.std)
         prep = native.ImagePrep(
             _native.view(images),

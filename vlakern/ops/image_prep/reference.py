@@ -30,6 +30,7 @@ __all__ = [
     "FITS",
     "Box",
     "Taps",
+    "axes",
     "image_prep_reference",
     "normalisation",
     "place",
@@ -128,9 +129,7 @@ def place(image: Sequence[int], size: tuple[int, int], fit: str) -> Box:
         return Box(0, 0, *size)
     ratio = max(side / room for side, room in zip(image, size, strict=True))
     whole = round if rule.rounds else int
-    sides = [
-        min(room, max(1, whole(side / ratio))) for side, room in zip(image, size, strict=True)
-    ]
+    sides = [min(room, max(1, whole(side / ratio))) for side, room in zip(image, size, strict=True)]
     gaps = [room - side for room, side in zip(size, sides, strict=True)]
     return Box(*(gap // 2 if rule.centred else gap for gap in gaps), *sides)
 
@@ -141,15 +140,28 @@ def taps(filter: str, inputs: int, outputs: int, dtype: torch.dtype = torch.floa
     if inputs == outputs:
         one = torch.ones(outputs, 1, dtype=dtype)
         whole = torch.full((outputs, 1), 1 << BITS, dtype=torch.int32)
-        return Taps(torch.arange(outputs, dtype=torch.int32), one if filter == "bilinear" else whole)
-    first, weights = _two_points(inputs, outputs) if filter == "bilinear" else _antialias(
-        FILTERS[filter], inputs, outputs
+        return Taps(
+            torch.arange(outputs, dtype=torch.int32), one if filter == "bilinear" else whole
+        )
+    first, weights = (
+        _two_points(inputs, outputs)
+        if filter == "bilinear"
+        else _antialias(FILTERS[filter], inputs, outputs)
     )
     first_N = torch.from_numpy(first.astype(np.int32))
     if filter == "bilinear":
         return Taps(first_N, torch.from_numpy(weights).to(dtype))
     fixed = np.trunc(weights * (1 << BITS) + np.where(weights < 0, -0.5, 0.5))
     return Taps(first_N, torch.from_numpy(fixed.astype(np.int32)))
+
+
+def axes(filter: str, image: Sequence[int], box: Box) -> tuple[Taps, Taps]:
+    """The weights of both axes, y first; an image of the right size keeps its whole levels."""
+    sides = (box.height, box.width)
+    if tuple(image) == sides:
+        filter = "bilinear_antialias"
+    y, x = (taps(filter, inputs, outputs) for inputs, outputs in zip(image, sides, strict=True))
+    return y, x
 
 
 def _two_points(inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,9 +203,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _resize(
-    images: Tensor, axis: int, outputs: int, filter: str, compute: torch.dtype
-) -> Tensor:
+def _resize(images: Tensor, axis: int, outputs: int, filter: str, compute: torch.dtype) -> Tensor:
     """One pass along one axis; levels stay whole, and int32, unless the filter is ``bilinear``."""
     inputs = images.shape[axis]
     if inputs == outputs:
