@@ -50,11 +50,13 @@ class Row:
 
 def check(case: Case, images: Tensor, backend: str) -> None:
     """Raises AssertionError if the op is wrong on the very images that are timed."""
-    found = ops.image_prep(images, **case.settings, backend=backend)
+    settings: dict[str, Any] = case.settings
+    found = ops.image_prep(images, **settings, backend=backend)
     if case.filter != "bilinear":
-        assert torch.equal(found, image_prep_reference(images, **case.settings)), str(case)
+        assert torch.equal(found, image_prep_reference(images, **settings)), str(case)
         return
-    exact = image_prep_reference(images, **case.settings | {"dtype": torch.float64})
+    settings["dtype"] = torch.float64
+    exact = image_prep_reference(images, **settings)
     assert_accurate(found, exact, plain_image_prep(images, **case.settings), str(case))
 
 
@@ -73,7 +75,7 @@ def with_pillow(case: Case, images_VHW3: np.ndarray, device: str) -> Tensor:
     method = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     canvases = []
     for image in images_VHW3:
-        canvas = Image.new("RGB", case.size[::-1], case.pad)
+        canvas = Image.new("RGB", (case.size[1], case.size[0]), case.pad)
         canvas.paste(
             Image.fromarray(image).resize((box.width, box.height), method), (box.left, box.top)
         )

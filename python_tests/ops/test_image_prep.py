@@ -41,12 +41,14 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def check_values(case: Case, images: Tensor, backend: str) -> None:
+    settings: dict[str, Any] = case.settings
     with poisoned_allocations():
-        found = ops.image_prep(images, **case.settings, backend=backend)
+        found = ops.image_prep(images, **settings, backend=backend)
     if case.filter != "bilinear":
-        assert torch.equal(found, image_prep_reference(images, **case.settings))
+        assert torch.equal(found, image_prep_reference(images, **settings))
         return
-    exact = image_prep_reference(images, **case.settings | {"dtype": torch.float64})
+    settings["dtype"] = torch.float64
+    exact = image_prep_reference(images, **settings)
     assert_accurate(found, exact, plain_image_prep(images, **case.settings), str(case))
 
 
@@ -63,6 +65,9 @@ def test_fuzz(backend: str, isa: str, fuzz: range) -> None:
     for seed in fuzz[:: 10 if backend == "triton" else 1]:
         rng = generator(f"image_prep {seed}")
         case = draw(rng)
+        # The interpreter takes a millisecond per input of an output.
+        if backend == "triton" and case.height * case.width > 10 * case.size[0] * case.size[1]:
+            continue
         try:
             check_values(case, make_inputs(case, rng), backend)
         except AssertionError as error:

@@ -7,9 +7,10 @@ under a filter as wide as the output's footprint (but at least as wide as the fi
 
 along rows first, then along columns, with weights rounded to multiples of 2^-22 and every pass
 rounded to a level of 0 to 255. (Pillow 13 goes along columns first where the height shrinks much
-more than the width, which a fit that keeps the aspect ratio never does.) f is the triangle ``1 - |x|`` or the cubic convolution with
-a = -1/2 (Keys 1981). ``bilinear`` is the two-point rule without antialiasing, in floating point, as
-``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+more than the width, which a fit that keeps the aspect ratio never does.) f is the triangle
+``1 - |x|`` or the cubic convolution with a = -1/2 (Keys 1981). ``bilinear`` is the two-point rule
+without antialiasing, in floating point, as torch's
+``interpolate(mode="bilinear", align_corners=False)``.
 
 Letters: V views, H and W of an image, S and T sides of the output, P side of a patch, N outputs and
 K inputs per output along one axis.
@@ -109,7 +110,7 @@ def image_prep_reference(
 
 
 def rows_of_patches(pixels_V3ST: Tensor, patch: int) -> Tensor:
-    """``[V, 3, S, T]`` to ``[V, S/P·T/P, 3·P·P]``, a patch in the order of a convolution's weight."""
+    """``[V, 3, S, T]`` to ``[V, S/P·T/P, 3·P·P]``, a patch ordered as a convolution's weight."""
     views, channels, height, width = pixels_V3ST.shape
     split = pixels_V3ST.reshape(views, channels, height // patch, patch, width // patch, patch)
     return split.permute(0, 2, 4, 1, 3, 5).reshape(views, -1, channels * patch * patch)
@@ -123,7 +124,7 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalisation:
 
 
 def place(image: Sequence[int], size: tuple[int, int], fit: str) -> Box:
-    """Where an image of (height, width) goes in an output of ``size``; it has at least one pixel."""
+    """Where an image of (height, width) goes in an output of ``size``, with at least a pixel."""
     rule = FITS[fit]
     if rule.stretches:
         return Box(0, 0, *size)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlakern import env
 from vlakern.ops.image_prep._check import Settings
 from vlakern.ops.image_prep.reference import BITS, Box, Taps, axes, normalisation, place
 
@@ -38,7 +39,7 @@ def _divide(value, divisor, reciprocal):
 
 
 @triton.jit
-def _normalise(value, norm_ptr, c: tl.constexpr):
+def _normalise(value, norm_ptr, c):
     """``(value / divisor - mean) / std`` from divisor, mean, std, 1 / divisor, 1 / std."""
     zero = value * 0.0
     value = _divide(value, zero + tl.load(norm_ptr), zero + tl.load(norm_ptr + 7))
@@ -161,17 +162,19 @@ def bind(images: Tensor, out: Tensor, s: Settings) -> Callable[[], None]:
     views, height, width, _ = images.shape
     box = place((height, width), s.size, s.fit)
     y, x = _axes(images.device, s.filter, (height, width), box)
-    whole = y.weights.dtype == torch.int32
     values, norm = _tables(images.device, s.mean, s.std, out.dtype)
-    tiles = triton.cdiv(s.size[0] * s.size[1], BLOCK)
+    # The interpreter's time is in the number of its steps, not in their width.
+    options = OPTIONS | {"BLOCK": 8192} if env.triton_interpret() else OPTIONS
+    tiles = triton.cdiv(s.size[0] * s.size[1], options["BLOCK"])
     geometry = (height, width, y.weights.shape[1], x.weights.shape[1], *box, *s.size, tiles)
     strides = (*images.stride(), out.stride(0))
     tables = (y.first, y.weights, x.first, x.weights, values, norm)
+    flags: dict[str, Any] = {"WHOLE": y.weights.dtype == torch.int32, "PATCH": s.patch}
     given: list[Any] = [images, *tables, out, *geometry, *strides, *s.pad]
 
     def run() -> None:
         with torch.cuda.device_of(images):
-            image_prep_kernel[(views * tiles,)](*given, WHOLE=whole, PATCH=s.patch, **OPTIONS)
+            image_prep_kernel[(views * tiles,)](*given, **flags, **options)
 
     return run
 
