@@ -4,15 +4,23 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from vlakern.errors import InputError
 from vlakern.sim.commands import CommandedEnv
 from vlakern.sim.metaworld import MetaWorldEnv, Step
-from vlakern.space import embodiment, slot_map
+from vlakern.space import (
+    ActionSpace,
+    Frame,
+    Normalizer,
+    VectorStats,
+    embodiment,
+    slot_map,
+)
 from vlakern.space.controller import NativeControl
 from vlakern.types import Observation
 
-SLOTS = slot_map("unified-200")
+SLOTS, SAWYER = slot_map("unified-200"), embodiment("metaworld_sawyer")
 
 
 class Lagging:
@@ -47,7 +55,7 @@ class Lagging:
 
 def test_a_recorded_chunk_gives_back_its_numbers_chunk_after_chunk() -> None:
     """However far the hand lags, because training adds steps up from the measured hand, too."""
-    env, control = Lagging(4), NativeControl(embodiment("metaworld_sawyer"), SLOTS)
+    env, control = Lagging(4), NativeControl(SAWYER, SLOTS)
     commanded = CommandedEnv(env, control)
     native = np.random.default_rng(0).uniform(-1, 1, size=(3, 5, 4))
     commanded.reset(0)
@@ -62,7 +70,7 @@ def test_a_recorded_chunk_gives_back_its_numbers_chunk_after_chunk() -> None:
 def test_a_command_out_of_reach_is_clipped_and_approached() -> None:
     """Step by step from what was reached, not from what was asked for."""
     env = Lagging(4)
-    commanded = CommandedEnv(env, NativeControl(embodiment("metaworld_sawyer"), SLOTS))
+    commanded = CommandedEnv(env, NativeControl(SAWYER, SLOTS))
     commanded.observe()
     goal = np.array([0.025, 0.6, 0.2, 1.0])
     outcomes = [commanded.step(goal).success for _ in range(4)]
@@ -94,7 +102,7 @@ def test_what_is_no_command_never_reaches_the_simulator(
 ) -> None:
     """The sentence names the slot."""
     env = Lagging(4)
-    commanded = CommandedEnv(env, NativeControl(embodiment("metaworld_sawyer"), SLOTS))
+    commanded = CommandedEnv(env, NativeControl(SAWYER, SLOTS))
     with pytest.raises(InputError, match=sentence):
         commanded.step(change(np.zeros(4)))
     assert not env.told
@@ -104,9 +112,7 @@ def test_what_is_no_command_never_reaches_the_simulator(
 
 def test_the_simulated_hand_goes_where_it_is_commanded() -> None:
     """Meta-World itself: five centimetres to the side, held until the hand is there."""
-    commanded = CommandedEnv(
-        MetaWorldEnv("reach-v3", views=()), NativeControl(embodiment("metaworld_sawyer"), SLOTS)
-    )
+    commanded = CommandedEnv(MetaWorldEnv("reach-v3", views=()), NativeControl(SAWYER, SLOTS))
     commanded.reset(0)
     start = commanded.observe().state
     goal = start + np.array([0.05, 0.0, 0.05, 0.0], np.float32)
@@ -115,3 +121,28 @@ def test_the_simulated_hand_goes_where_it_is_commanded() -> None:
     reached = commanded.observe().state
     commanded.close()
     assert np.abs(reached[:3] - goal[:3]).max() < 0.012
+
+
+@pytest.mark.parametrize("frame", ["world_relative", "world_delta"])
+def test_an_experts_episode_is_replayed_through_a_frame(frame: Frame) -> None:
+    """Encoded, decoded and commanded in chunks of 8, every state is the original's to fp32."""
+    control = NativeControl(SAWYER, SLOTS)
+    units = VectorStats.units(SLOTS.names())
+    plain = Normalizer("state", "none", units), Normalizer("action", "none", units)
+    space = ActionSpace(SAWYER, SLOTS, SLOTS, frame, *plain)
+    env, actions, states = MetaWorldEnv("drawer-open-v3", views=()), [], []
+    env.reset(1_000_000)
+    for _ in range(40):
+        actions.append(env.expert_action())
+        env.step(actions[-1])
+        states.append(env.state())
+    replayed = CommandedEnv(env, control)
+    replayed.reset(1_000_000)
+    for begin in range(0, 40, 8):
+        state = replayed.observe().state[None]
+        commands = control.to_commands(np.stack(actions[begin : begin + 8]), state)
+        x = torch.from_numpy(space.encode(commands, state[0]))
+        for t, command in enumerate(space.decode(x[None], state)[0], start=begin):
+            replayed.step(command)
+            np.testing.assert_allclose(env.state(), states[t], atol=1e-5)
+    replayed.close()
