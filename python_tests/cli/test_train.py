@@ -66,10 +66,14 @@ def test_a_robot_and_a_frame_are_named(dataset: Path, tmp_path: Path) -> None:
     """The policy speaks in commands of that robot, and its chunks are relative to the hand."""
     out = tmp_path / "policy"
     words = ("--steps", "1", "--batch-size", "2", "--save-every", "0")
-    named = ("--embodiment", "metaworld_sawyer", "--frame", "world_relative")
-    assert run("--data", dataset, "--out", out, *words, *named) == 0
+    named = ("--embodiment", "metaworld_sawyer", "--frame", "world_relative", "--stride", "4")
+    report = tmp_path / "report.json"
+    assert run("--data", dataset, "--out", out, *words, *named, "--json", report) == 0
     policy = vlakern.load(out)
     assert (policy.robot.name, policy.frame) == ("metaworld_sawyer", "world_relative")
+    assert policy.control_rate == 20.0
+    frames = json.loads(report.read_text())["frames"]
+    assert frames["effective"] == pytest.approx(frames["raw"] / 4, rel=0.2)
     images = {view: np.zeros((SIDE, SIDE, 3), np.uint8) for view in policy.views}
     here, far = np.zeros(4, np.float32), np.array([50, 0, 0, 0], np.float32)
     seen = vlakern.Observation(images, here, "push the puck")

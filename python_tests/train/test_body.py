@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation as Peer
 
 from vlakern.data.collate import Augment, collate
 from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
-from vlakern.errors import ConfigError, DatasetError, VlakernError
+from vlakern.errors import ConfigError, DatasetError, InputError, VlakernError
 from vlakern.infer import load
 from vlakern.models import VLA, preset
 from vlakern.models.weights import Processing
@@ -251,3 +251,32 @@ def test_a_robot_that_does_not_fit_is_refused(
     monkeypatch.setattr(LeRobotDataset, "frames", lambda *rest: pytest.fail("decoded"))
     with pytest.raises(kind, match=sentence):
         build(libero)
+
+
+def test_a_stride_takes_every_nth_command_and_lowers_the_rate(libero: LeRobotDataset) -> None:
+    """Targets two frames apart, relative to the same pose; the policy then acts at half the rate."""
+    arguments = (libero, COMPACT, Processing("none", "none", execute=2, frame="eef_relative"))
+    dense, sparse = loop.prepare(*arguments), loop.prepare(*arguments, stride=2)
+    assert (dense.embodiment.control_rate, sparse.embodiment.control_rate) == (10.0, 5.0)
+
+    def chunk(found: loop.Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+        rng, pairs = np.random.default_rng(0), np.array([[0, 0]])
+        views = found.embodiment.views
+        batch = collate(COMPACT, views, found.tokenizer, found.store, pairs, Augment(), rng)
+        return batch.action_BHA[0], batch.mask_BHA[0, :, 0]
+
+    (all_steps, _), (every_other, inside) = chunk(dense), chunk(sparse)
+    torch.testing.assert_close(every_other[:3], all_steps[::2])
+    # Nine frames hold five such steps.
+    assert inside.tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_a_stride_that_would_lose_motion_is_refused(libero: LeRobotDataset, tmp_path: Path) -> None:
+    """Native numbers are steps, or nobody knows what they are; and a stride below 1 is none."""
+    plain = Processing("none", "none", execute=2)
+    with pytest.raises(InputError, match=r"stride is 2.*libero_panda.*would lose their motion"):
+        loop.prepare(libero, COMPACT, plain, stride=2)
+    with pytest.raises(InputError, match=r"stride is 3.*'mystery', which has no record"):
+        loop.prepare(collect(tmp_path / "m", "mystery"), COMPACT, plain, stride=3)
+    with pytest.raises(InputError, match="stride"):
+        loop.prepare(libero, COMPACT, plain, stride=0)

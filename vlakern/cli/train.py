@@ -30,6 +30,8 @@ class Args:
     frame: Frame | None = None
     """Parametrisation of the actions; the recipe's by default. `native` predicts the numbers of the
     robot's own controller, the others poses relative to the hand."""
+    stride: int = 1
+    """Frames from one step of a chunk to the next; the policy acts at the dataset's rate / stride."""
     steps: int | None = None
     """Optimizer steps; the recipe's by default."""
     batch_size: int | None = None
@@ -55,6 +57,7 @@ def run(args: Args) -> int:
     check_writable(args.out)
     check_json(args.json)
     from vlakern.data.lerobot import LeRobotDataset
+    from vlakern.data.stride import Source, Stride, effective_frames
     from vlakern.models import preset
     from vlakern.models.weights.native import check_target
     from vlakern.space import robot_and_slots
@@ -82,7 +85,12 @@ def run(args: Args) -> int:
             chosen.processing,
             lambda done, total: bar.update(1),
             robot,
+            args.stride,
         )
+    lengths = [len(actions) for actions in prepared.store.actions]
+    source = Source(args.data.name, lengths, Stride(float(dataset.fps), args.stride))
+    frames = effective_frames([source], preset(chosen.preset).chunk)
+    console().print(frames.table(), highlight=False)
     log = loop.JsonLines(curve, chosen)
     try:
         with Progress(chosen.train.steps, "train") as bar:
@@ -103,5 +111,6 @@ def run(args: Args) -> int:
     )
     out.print(f"policy: {args.out}")
     if args.json:
-        write_report(args.json, args, {"train": dataclasses.asdict(summary)})
+        report = {"train": dataclasses.asdict(summary), "frames": frames.to_json()}
+        write_report(args.json, args, report)
     return 0

@@ -66,6 +66,7 @@ class ClipStore:
         space: from states and commands to the model's numbers, or from the controller's numbers if
             its frame is native.
         control: from the controller's numbers to commands; None if ``space`` takes ``actions``.
+        stride: frames from one step of a chunk to the next.
     """
 
     frames: Sequence[Mapping[str, np.ndarray]]
@@ -74,6 +75,7 @@ class ClipStore:
     instructions: Sequence[str]
     space: ActionSpace
     control: NativeControl | None = None
+    stride: int = 1
 
 
 class Chunks:
@@ -121,7 +123,7 @@ def collate(
         kept_states.append(rng.random() >= augment.drop_state)
         starts.append(store.states[episode][frame])
         vectors = store.states[episode], store.actions[episode]
-        chunk, valid = chunks_at(*vectors, [frame], config.chunk, store.control)
+        chunk, valid = chunks_at(*vectors, [frame], config.chunk, store.control, store.stride)
         chunks.append(chunk[0])
         inside.append(valid[0])
         outcomes.append(store.states[episode][-1])
@@ -154,8 +156,11 @@ def chunks_at(
     frames: Sequence[int],
     chunk: int,
     control: NativeControl | None = None,
+    stride: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The chunks that begin at B frames of one episode, the last action repeated past its end.
+
+    A chunk takes every ``stride``-th frame, see :mod:`vlakern.data.stride`.
 
     Numbers of a controller become commands chunk by chunk: where its steps start from what was
     commanded, they add up from the measured pose at the chunk's start. That is where a rollout
@@ -165,12 +170,13 @@ def chunks_at(
     Returns:
         ``[B, H, N]`` and, bool ``[B, H]``, which of them exist.
     """
-    index_BH = np.asarray(frames)[:, None] + np.arange(chunk)
-    inside_BH, index_BH = index_BH < len(actions_TN), np.minimum(index_BH, len(actions_TN) - 1)
-    chunks_BHN = actions_TN[index_BH]
+    # Every frame on the way: the steps of a controller add up also between those that are taken.
+    index_BT = np.asarray(frames)[:, None] + np.arange((chunk - 1) * stride + 1)
+    inside_BT, index_BT = index_BT < len(actions_TN), np.minimum(index_BT, len(actions_TN) - 1)
+    chunks_BTN = actions_TN[index_BT]
     if control is not None:
-        chunks_BHN = control.to_commands(chunks_BHN, states_TS[index_BH])
-    return chunks_BHN, inside_BH
+        chunks_BTN = control.to_commands(chunks_BTN, states_TS[index_BT])
+    return chunks_BTN[:, ::stride], inside_BT[:, ::stride]
 
 
 def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:

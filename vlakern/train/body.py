@@ -8,7 +8,8 @@ import numpy as np
 from vlakern.data.collate import chunks_at
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.stats import SlotStats
-from vlakern.errors import DatasetError
+from vlakern.data.stride import Stride
+from vlakern.errors import DatasetError, InputError
 from vlakern.models.config import VLAConfig
 from vlakern.models.weights.native import Processing, make_space
 from vlakern.space import (
@@ -30,12 +31,17 @@ __all__ = ["Body", "check_views", "resolve_body"]
 
 @dataclass(frozen=True)
 class Body:
-    """A robot with the maps of a model, and the parametrisation of its actions."""
+    """A robot with the maps of a model, and the parametrisation of its actions.
+
+    ``stride`` is in frames of the dataset from one step of a chunk to the next; the robot's rate is
+    that of the steps.
+    """
 
     robot: Embodiment
     state_map: SlotMap
     action_map: SlotMap
     frame: ActionFrame
+    stride: int = 1
 
     @property
     def control(self) -> NativeControl | None:
@@ -71,9 +77,8 @@ class Body:
         length, control = 1 if self.frame == "native" else chunk, self.control
         for state_TS, action_TN in zip(states, actions, strict=True):
             state_stats.add(space.unify_state(state_TS), space.state_mask)
-            chunks, valid_TH = chunks_at(
-                state_TS, action_TN, range(len(action_TN)), length, control
-            )
+            starts = range(len(action_TN))
+            chunks, valid_TH = chunks_at(state_TS, action_TN, starts, length, control, self.stride)
             unified_THW = space.unify(chunks, state_TS)
             action_stats.add(unified_THW[valid_TH], space.action_mask)
         return state_stats.result(), action_stats.result()
@@ -84,6 +89,7 @@ def resolve_body(
     model: VLAConfig,
     frame: ActionFrame,
     robot: tuple[Embodiment, SlotMap] | None = None,
+    stride: int = 1,
 ) -> Body:
     """The robot of a dataset, with its whole slot map if the model is as wide, else a compact one.
 
@@ -92,9 +98,18 @@ def resolve_body(
     Raises:
         DatasetError: vectors of other widths than the robot's or the model's.
         ConfigError: two names of the dataset are the same, or a unit is unknown.
+        InputError: a stride below 1, or above 1 where it would leave out motion.
     """
+    steps = Stride(float(dataset.fps), stride)
     if robot is None and dataset.robot_type in shipped_embodiments():
         robot = robot_and_slots(dataset.robot_type)
+    controller = robot[0].controller if robot else None
+    if stride > 1 and frame == "native" and (robot is None or controller):
+        who = robot[0].name if robot else f"{dataset.robot_type!r}, which has no record here,"
+        raise InputError(
+            f"stride is {stride}, but native actions of {who} may be steps from pose to pose, and"
+            " leaving some out would lose their motion; choose another --frame or stride 1"
+        )
     if robot is None:
         return _by_names(dataset, model, frame)
     body, slots = robot
@@ -111,9 +126,9 @@ def resolve_body(
         slots = compact(body, slots)
     _check_width(dataset, "state_dim", slots.width, model.state_dim)
     _check_width(dataset, "action_dim", slots.width, model.action_dim)
-    rate, views = float(dataset.fps), tuple(dataset.views)
+    rate, views = steps.effective_rate, tuple(dataset.views)
     body = replace(body, slot_map=slots.name, control_rate=rate, views=views)
-    return Body(body, slots, slots, frame)
+    return Body(body, slots, slots, frame, stride)
 
 
 def check_views(dataset: LeRobotDataset, model: VLAConfig) -> None:

@@ -72,12 +72,14 @@ def prepare(
     processing: Processing,
     on_episode: Callable[[int, int], None] = lambda done, total: None,
     robot: tuple[Embodiment, SlotMap] | None = None,
+    stride: int = 1,
 ) -> Prepared:
     """Decodes every episode once into memory and computes its statistics.
 
     Args:
         robot: what the dataset's numbers mean, with its slot map; by default the robot that ships
             under the dataset's ``robot_type``, else one slot per name of the dataset.
+        stride: frames of the dataset from one step of a chunk to the next.
 
     Raises:
         DatasetError: when the widths or image sizes are not the model's.
@@ -85,7 +87,7 @@ def prepare(
             unit is unknown or there is no view; or a frame that the robot cannot have.
     """
     check_views(dataset, model)
-    body = resolve_body(dataset, model, processing.frame, robot)
+    body = resolve_body(dataset, model, processing.frame, robot, stride)
     check_parts(model, body.state_map, body.action_map, processing, str(dataset.root))
     # Raises for a frame that the robot cannot have, before minutes of decoding.
     control, _ = body.control, body.plain_space()
@@ -101,7 +103,7 @@ def prepare(
     maps = (body.state_map, body.action_map)
     space = make_space(body.robot, *maps, processing, state_stats, action_stats)
     words = [episode.task for episode in episodes]
-    store = ClipStore(frames, states, actions, words, space, control)
+    store = ClipStore(frames, states, actions, words, space, control, stride)
     tokenizer = fit_tokenizer(words, model.vocab_size)
     return Prepared(store, body.robot, *maps, processing, state_stats, action_stats, tokenizer)
 
