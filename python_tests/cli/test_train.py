@@ -72,8 +72,8 @@ def test_a_robot_and_a_frame_are_named(dataset: Path, tmp_path: Path) -> None:
     policy = vlakern.load(out)
     assert (policy.robot.name, policy.frame) == ("metaworld_sawyer", "world_relative")
     assert policy.control_rate == 20.0
-    frames = json.loads(report.read_text())["frames"]
-    assert frames["effective"] == pytest.approx(frames["raw"] / 4, rel=0.2)
+    frames = json.loads(report.read_text())["frames"]["datasets"][0]
+    assert (frames["raw_frames"], frames["effective_frames"]) == (24, 6)
     images = {view: np.zeros((SIDE, SIDE, 3), np.uint8) for view in policy.views}
     here, far = np.zeros(4, np.float32), np.array([50, 0, 0, 0], np.float32)
     seen = vlakern.Observation(images, here, "push the puck")

@@ -254,7 +254,7 @@ def test_a_robot_that_does_not_fit_is_refused(
 
 
 def test_a_stride_takes_every_nth_command_and_lowers_the_rate(libero: LeRobotDataset) -> None:
-    """Targets two frames apart, relative to the same pose; the policy then acts at half the rate."""
+    """Targets two frames apart, relative to the same pose; the policy acts at half the rate."""
     arguments = (libero, COMPACT, Processing("none", "none", execute=2, frame="eef_relative"))
     dense, sparse = loop.prepare(*arguments), loop.prepare(*arguments, stride=2)
     assert (dense.embodiment.control_rate, sparse.embodiment.control_rate) == (10.0, 5.0)

@@ -31,7 +31,7 @@ class Args:
     """Parametrisation of the actions; the recipe's by default. `native` predicts the numbers of the
     robot's own controller, the others poses relative to the hand."""
     stride: int = 1
-    """Frames from one step of a chunk to the next; the policy acts at the dataset's rate / stride."""
+    """Frames from one step of a chunk to the next; divides the rate at which the policy acts."""
     steps: int | None = None
     """Optimizer steps; the recipe's by default."""
     batch_size: int | None = None
