@@ -137,7 +137,7 @@ def make_space(
 def _modes(
     default: Mode, exceptions: tuple[SlotMode, ...], slots: SlotMap, where: str
 ) -> tuple[Mode, ...]:
-    modes = [default] * slots.width
+    modes: list[Mode] = [default] * slots.width
     for one in exceptions:
         slot = slots.slot(one.slot, where)
         modes[slot.start : slot.stop] = [one.mode] * slot.width
