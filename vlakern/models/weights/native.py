@@ -140,7 +140,8 @@ def _modes(
     modes: list[Mode] = [default] * slots.width
     for one in exceptions:
         slot = slots.slot(one.slot, where)
-        modes[slot.start : slot.stop] = [one.mode] * slot.width
+        for index in range(slot.start, slot.stop):
+            modes[index] = one.mode
     return tuple(modes)
 
 
