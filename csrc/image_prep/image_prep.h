@@ -45,7 +45,7 @@ struct ImagePrepAxis {
   std::vector<std::int32_t> fixed;   // [outputs, taps], if whole levels
   std::vector<float> real;           // [outputs, 2], if not
   std::vector<std::int32_t> offset;  // [outputs]: 3 * first, of the x axis
-  std::vector<std::int32_t> packed;  // fixed in the kernels' layout, of the x axis
+  std::vector<std::int32_t> packed;  // fixed in the kernels' layout
 };
 
 // What the driver reads. Tables are copied here, so that checked indices stay what was checked.

@@ -25,11 +25,11 @@ struct Layout {
     ring_rows = p.whole ? p.y.taps + kImagePrepTogether : 0;
     packed_row = round_up(3 * p.x.inputs + 12 * p.groups + kImagePrepSlack);
     levels = round_up(4 * p.s.width + kImagePrepSlack);
-    pointers = round_up(p.y.taps * static_cast<std::int64_t>(sizeof(void*)));
+    pointers = round_up((p.y.taps + 3) * static_cast<std::int64_t>(sizeof(void*)));
     blended = p.whole ? 0 : round_up(4 * (3 * p.x.inputs + 16));
     plane = p.whole ? 0 : round_up(4 * (p.s.width + 16)) / 4;
-    total = ring_row * ring_rows + packed_row * kImagePrepTogether + levels + pointers + blended +
-            12 * plane;
+    total = ring_row * (ring_rows + 1) + packed_row * kImagePrepTogether + levels + pointers +
+            blended + 12 * plane;
   }
 };
 
@@ -44,6 +44,7 @@ class Walk {
       return start;
     };
     ring_ = take(layout.ring_row * layout.ring_rows);
+    blent_ = take(layout.ring_row);
     packed_ = take(layout.packed_row * kImagePrepTogether);
     levels_ = take(layout.levels);
     pointers_ = reinterpret_cast<const std::uint8_t**>(take(layout.pointers));
@@ -125,10 +126,9 @@ class Walk {
   }
 
   void resize_whole(std::int64_t y) {
-    std::uint8_t* to = levels_ + 4 * p_.s.left;
     const std::int64_t first = p_.y.first[static_cast<std::size_t>(y)];
     if (p_.y.identity && p_.x.identity) {
-      p_.kernels.expand(source(first, 0), p_.x.outputs, to);
+      p_.kernels.expand(source(first, 0), p_.x.outputs, levels_ + 4 * p_.s.left);
       return;
     }
     const std::int64_t end = std::min(first + p_.y.taps, p_.y.inputs);
@@ -138,13 +138,16 @@ class Walk {
     } else {
       advance(end);
     }
-    blend(y, first, static_cast<int>(end - first), to);
+    blend(y, first, static_cast<int>(end - first));
   }
 
-  void blend(std::int64_t y, std::int64_t first, int taps, std::uint8_t* to) {
-    const std::int32_t* weights = p_.y.fixed.data() + y * p_.y.taps;
-    for (int k = 0; k < taps; ++k) pointers_[k] = ring(first + k);
-    p_.kernels.blend(pointers_, weights, taps, 4 * p_.x.outputs, to);
+  // Rows past the last that counts have weight 0: the first stands in for them.
+  void blend(std::int64_t y, std::int64_t first, int taps) {
+    const int groups = (p_.y.taps + 3) / 4;
+    const auto words = static_cast<std::int64_t>(p_.y.packed.size()) / p_.y.outputs;
+    for (int k = 0; k < 4 * groups; ++k) pointers_[k] = ring(k < taps ? first + k : first);
+    p_.kernels.blend(pointers_, p_.y.packed.data() + y * words, groups, 4 * p_.x.outputs, blent_);
+    std::memcpy(levels_ + 4 * p_.s.left, blent_, static_cast<std::size_t>(4 * p_.x.outputs));
   }
 
   void resize_real(std::int64_t y) {
@@ -187,6 +190,7 @@ class Walk {
   const ImagePrepParams& p_;
   const Layout& layout_;
   std::uint8_t* ring_;
+  std::uint8_t* blent_;
   std::uint8_t* packed_;
   std::uint8_t* levels_;
   const std::uint8_t** pointers_;

@@ -1,5 +1,5 @@
 // The inner loops of image_prep for one instruction set; included by one translation unit per ISA.
-// `Columns` is the pass along x, the only one that cannot be said in portable vectors.
+// `Passes` are those of whole levels, which portable C++ does not bring to the machine.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ inline void expand_pixels(const std::uint8_t* rgb, std::int64_t begin, std::int6
   }
 }
 
-struct PlainColumns {
+struct PlainPasses {
   static constexpr ImagePrepLayout kLayout = ImagePrepLayout::kPlain;
 
   static void expand(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx) {
@@ -48,63 +48,28 @@ struct PlainColumns {
       }
     }
   }
-};
 
-inline void blend(const std::uint8_t* const* rows, const std::int32_t* weights, int taps,
-                  std::int64_t bytes, std::uint8_t* out) {
-  using Bytes = std::uint8_t __attribute__((vector_size(16)));
-  using Ints = std::int32_t __attribute__((vector_size(64)));
-  for (std::int64_t i = 0; i < bytes; i += 64) {
-    Ints total[4] = {};
-    for (Ints& t : total) t += 1 << (kImagePrepBits - 1);
-    for (int k = 0; k < taps; ++k) {
-      for (int j = 0; j < 4; ++j) {
-        Bytes levels;
-        std::memcpy(&levels, rows[k] + i + 16 * j, sizeof(levels));
-        total[j] += __builtin_convertvector(levels, Ints) * weights[k];
+  static void blend(const std::uint8_t* const* rows, const std::int32_t* weights, int groups,
+                    std::int64_t bytes, std::uint8_t* out) {
+    constexpr int kPiece = 32;  // of totals that stay in registers
+    for (std::int64_t i = 0; i < bytes; i += kPiece) {
+      std::int32_t total[kPiece];
+      std::fill_n(total, kPiece, 1 << (kImagePrepBits - 1));
+      for (int k = 0; k < 4 * groups; ++k) {
+        const std::uint8_t* row = rows[k] + i;
+        for (int j = 0; j < kPiece; ++j) total[j] += weights[k] * row[j];
       }
-    }
-    for (int j = 0; j < 4; ++j) {
-      Ints level = total[j] >> kImagePrepBits;
-      level = level < 0 ? 0 : level;
-      level = level > 255 ? 255 : level;
-      const Bytes levels = __builtin_convertvector(level, Bytes);
-      if (i + 64 <= bytes) {
-        std::memcpy(out + i + 16 * j, &levels, sizeof(levels));
-      } else if (const std::int64_t left = bytes - i - 16 * j; left > 0) {
-        std::memcpy(out + i + 16 * j, &levels,
-                    static_cast<std::size_t>(std::min<std::int64_t>(left, 16)));
-      }
+      for (int j = 0; j < kPiece; ++j) out[i + j] = clip_level(total[j]);
     }
   }
-}
+};
 
 // The compiler's portable vectors; only a typedef takes a size that depends on a parameter.
 template <int kLanes>
 struct Lanes {
-  typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
   typedef std::int32_t Words __attribute__((vector_size(4 * kLanes)));
   typedef float Floats __attribute__((vector_size(4 * kLanes)));
 };
-
-// From `n` bytes.
-template <class Vec>
-inline typename Vec::Float load_levels(const std::uint8_t* p, int n) {
-  typename Vec::Float result;
-  if constexpr (Vec::kLanes == 1) {
-    result = static_cast<float>(*p);
-  } else {
-    typename Lanes<Vec::kLanes>::Bytes levels = {};
-    if (n == Vec::kLanes) {
-      std::memcpy(&levels, p, sizeof(levels));
-    } else {
-      std::memcpy(&levels, p, static_cast<std::size_t>(n));
-    }
-    const auto values = __builtin_convertvector(levels, typename Lanes<Vec::kLanes>::Floats);
-    std::memcpy(&result, &values, sizeof(result));
-  }
-  return result;
-}
 
 // Channel c of RGBX pixels.
 template <class Vec>
@@ -122,14 +87,11 @@ inline typename Vec::Float load_channel(const std::uint8_t* rgbx, int c) {
   return result;
 }
 
-template <class Vec>
-void blend_real(const std::uint8_t* a, const std::uint8_t* b, const float* weights,
-                std::int64_t count, float* out) {
-  const auto first = Vec::splat(weights[0]), second = Vec::splat(weights[1]);
-  for (std::int64_t i = 0; i < count; i += Vec::kLanes) {
-    const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, count - i));
-    const auto left = Vec::mul(first, load_levels<Vec>(a + i, n));
-    Vec::store(out + i, Vec::fma(second, load_levels<Vec>(b + i, n), left), n);
+inline void blend_real(const std::uint8_t* a, const std::uint8_t* b, const float* weights,
+                       std::int64_t count, float* out) {
+  const float first = weights[0], second = weights[1];
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = std::fma(second, static_cast<float>(b[i]), first * static_cast<float>(a[i]));
   }
 }
 
@@ -177,10 +139,10 @@ void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
   }
 }
 
-template <class Vec, class Columns>
+template <class Vec, class Passes>
 ImagePrepKernels image_prep_kernels() {
-  return {Columns::kLayout, Columns::expand,   Columns::columns, blend,          blend_real<Vec>,
-          columns_real,     store<Vec, float>, store<Vec, bf16>, store<Vec, f16>};
+  return {Passes::kLayout, Passes::expand,    Passes::columns,  Passes::blend,  blend_real,
+          columns_real,    store<Vec, float>, store<Vec, bf16>, store<Vec, f16>};
 }
 
 }  // namespace

@@ -55,8 +55,8 @@ struct ImagePrepKernels {
   // Four rows along x; reads 16 bytes at every 12 of a window.
   void (*columns)(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
                   std::uint8_t* const (&out)[4]);
-  // The weighted sum of RGBX rows.
-  void (*blend)(const std::uint8_t* const* rows, const std::int32_t* weights, int taps,
+  // The weighted sum of four times `groups` RGBX rows; writes up to the slack past the end.
+  void (*blend)(const std::uint8_t* const* rows, const std::int32_t* weights, int groups,
                 std::int64_t bytes, std::uint8_t* out);
   // out = a * weights[0] + b * weights[1]; reads nothing past the end.
   void (*blend_real)(const std::uint8_t* a, const std::uint8_t* b, const float* weights,

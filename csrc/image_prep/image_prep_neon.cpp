@@ -3,6 +3,6 @@
 
 namespace vlakern {
 
-ImagePrepKernels image_prep_neon() { return image_prep_kernels<VecNeon, PlainColumns>(); }
+ImagePrepKernels image_prep_neon() { return image_prep_kernels<VecNeon, PlainPasses>(); }
 
 }  // namespace vlakern

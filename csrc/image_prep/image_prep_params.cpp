@@ -103,7 +103,8 @@ void pack_four(const std::int32_t (&w)[4], ImagePrepLayout layout, std::vector<s
   for (std::uint32_t digit : digits) to.push_back(static_cast<std::int32_t>(digit));
 }
 
-void pack(ImagePrepAxis& axis, ImagePrepLayout layout, int groups) {
+void pack(ImagePrepAxis& axis, ImagePrepLayout layout) {
+  const int groups = (axis.taps + 3) / 4;
   for (std::int64_t i = 0; i < axis.outputs; ++i) {
     for (int g = 0; g < groups; ++g) {
       std::int32_t four[4] = {};
@@ -209,7 +210,10 @@ ImagePrepParams image_prep_params(const ImagePrepTensors& t, const ImagePrepSett
   p.kernels = choose_kernels(select_isa(isa));
   p.store = choose_store(p.kernels, p.out_dtype);
   p.groups = (p.x.taps + 3) / 4;
-  if (p.whole && !p.x.identity) pack(p.x, p.kernels.layout, p.groups);
+  if (p.whole) {
+    pack(p.x, p.kernels.layout);
+    pack(p.y, p.kernels.layout);
+  }
   p.threads = choose_threads(p, threads);
   return p;
 }

@@ -3,6 +3,6 @@
 
 namespace vlakern {
 
-ImagePrepKernels image_prep_scalar() { return image_prep_kernels<VecScalar, PlainColumns>(); }
+ImagePrepKernels image_prep_scalar() { return image_prep_kernels<VecScalar, PlainPasses>(); }
 
 }  // namespace vlakern

@@ -1,4 +1,4 @@
-// The pass along x with pmaddwd: two rows at a time, two taps of three channels a product.
+// The passes with pmaddwd, two taps a product; along x two rows at a time, three channels each.
 #pragma once
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@ inline __m128i load_pixels(const std::uint8_t* p) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
 }
 
-struct Avx2Columns {
+struct Avx2Passes {
   static constexpr ImagePrepLayout kLayout = ImagePrepLayout::kPairs;
 
   static void expand(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx) {
@@ -29,6 +29,37 @@ struct Avx2Columns {
                       std::uint8_t* const (&out)[4]) {
     two_rows(rows[0], rows[1], table, out[0], out[1]);
     two_rows(rows[2], rows[3], table, out[2], out[3]);
+  }
+
+  static void blend(const std::uint8_t* const* rows, const std::int32_t* weights, int groups,
+                    std::int64_t bytes, std::uint8_t* out) {
+    const __m256i zero = _mm256_setzero_si256();
+    for (std::int64_t i = 0; i < bytes; i += 32) {
+      __m256i upper[4] = {zero, zero, zero, zero}, lower[4];
+      for (__m256i& one : lower) one = _mm256_set1_epi32(1 << (kImagePrepBits - 1));
+      const std::int32_t* w = weights;
+      for (int k = 0; k < 4 * groups; k += 2, w += 2) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[k] + i));
+        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[k + 1] + i));
+        const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+        const __m256i pairs[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero),
+                                  _mm256_unpacklo_epi8(high, zero),
+                                  _mm256_unpackhi_epi8(high, zero)};
+        const __m256i w0 = _mm256_set1_epi32(w[0]), w1 = _mm256_set1_epi32(w[1]);
+        for (int j = 0; j < 4; ++j) {
+          upper[j] = _mm256_add_epi32(upper[j], _mm256_madd_epi16(pairs[j], w0));
+          lower[j] = _mm256_add_epi32(lower[j], _mm256_madd_epi16(pairs[j], w1));
+        }
+      }
+      for (int j = 0; j < 4; ++j) {
+        lower[j] = _mm256_add_epi32(_mm256_slli_epi32(upper[j], 12), lower[j]);
+        lower[j] = _mm256_srai_epi32(lower[j], kImagePrepBits);
+      }
+      // Packing undoes the order that unpacking made.
+      const __m256i levels = _mm256_packus_epi16(_mm256_packus_epi32(lower[0], lower[1]),
+                                                 _mm256_packus_epi32(lower[2], lower[3]));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), levels);
+    }
   }
 
  private:

@@ -1,0 +1,82 @@
+// The passes with vpdpbusd, four taps a product; along x four rows at a time, three channels each.
+#pragma once
+
+#include "image_prep/image_prep_passes_avx2.h"
+
+namespace vlakern {
+namespace {
+
+struct VnniPasses {
+  static constexpr ImagePrepLayout kLayout = ImagePrepLayout::kBytes;
+
+  static void expand(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx) {
+    Avx2Passes::expand(rgb, pixels, rgbx);
+  }
+
+  static void columns(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
+                      std::uint8_t* const (&out)[4]) {
+    const __m512i taps =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+    const std::int32_t* w = table.weights;
+    for (std::int64_t x = 0; x < table.count; ++x) {
+      const std::int64_t at = table.offset[x];
+      __m512i low = _mm512_set1_epi32(1 << (kImagePrepBits - 1));
+      __m512i middle = _mm512_setzero_si512(), high = middle;
+      for (int g = 0; g < table.groups; ++g, w += 3) {
+        const std::int64_t i = at + 12 * g;
+        const __m256i rows01 = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(load_pixels(rows[0] + i)), load_pixels(rows[1] + i), 1);
+        const __m256i rows23 = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(load_pixels(rows[2] + i)), load_pixels(rows[3] + i), 1);
+        const __m512i pixels = _mm512_shuffle_epi8(
+            _mm512_inserti64x4(_mm512_castsi256_si512(rows01), rows23, 1), taps);
+        low = _mm512_dpbusd_epi32(low, pixels, _mm512_set1_epi32(w[0]));
+        middle = _mm512_dpbusd_epi32(middle, pixels, _mm512_set1_epi32(w[1]));
+        high = _mm512_dpbusd_epi32(high, pixels, _mm512_set1_epi32(w[2]));
+      }
+      middle = _mm512_add_epi32(middle, _mm512_slli_epi32(high, 8));
+      __m512i level = _mm512_add_epi32(low, _mm512_slli_epi32(middle, 8));
+      level = _mm512_max_epi32(_mm512_srai_epi32(level, kImagePrepBits), _mm512_setzero_si512());
+      const __m128i four = _mm512_cvtusepi32_epi8(level);
+      const int pixels[4] = {_mm_extract_epi32(four, 0), _mm_extract_epi32(four, 1),
+                             _mm_extract_epi32(four, 2), _mm_extract_epi32(four, 3)};
+      for (int r = 0; r < 4; ++r) std::memcpy(out[r] + 4 * x, &pixels[r], 4);
+    }
+  }
+
+  static void blend(const std::uint8_t* const* rows, const std::int32_t* weights, int groups,
+                    std::int64_t bytes, std::uint8_t* out) {
+    const __m512i zero = _mm512_setzero_si512();
+    for (std::int64_t i = 0; i < bytes; i += 64) {
+      __m512i low[4], middle[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
+      for (__m512i& one : low) one = _mm512_set1_epi32(1 << (kImagePrepBits - 1));
+      for (int g = 0; g < groups; ++g) {
+        const std::uint8_t* const* four = rows + 4 * g;
+        const std::int32_t* w = weights + 3 * g;
+        const __m512i a = _mm512_loadu_si512(four[0] + i), b = _mm512_loadu_si512(four[1] + i);
+        const __m512i c = _mm512_loadu_si512(four[2] + i), d = _mm512_loadu_si512(four[3] + i);
+        const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+        const __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+        const __m512i taps[4] = {_mm512_unpacklo_epi16(ab0, cd0), _mm512_unpackhi_epi16(ab0, cd0),
+                                 _mm512_unpacklo_epi16(ab1, cd1), _mm512_unpackhi_epi16(ab1, cd1)};
+        for (int j = 0; j < 4; ++j) {
+          low[j] = _mm512_dpbusd_epi32(low[j], taps[j], _mm512_set1_epi32(w[0]));
+          middle[j] = _mm512_dpbusd_epi32(middle[j], taps[j], _mm512_set1_epi32(w[1]));
+          high[j] = _mm512_dpbusd_epi32(high[j], taps[j], _mm512_set1_epi32(w[2]));
+        }
+      }
+      for (int j = 0; j < 4; ++j) {
+        middle[j] = _mm512_add_epi32(middle[j], _mm512_slli_epi32(high[j], 8));
+        low[j] = _mm512_add_epi32(low[j], _mm512_slli_epi32(middle[j], 8));
+        low[j] = _mm512_srai_epi32(low[j], kImagePrepBits);
+      }
+      // Packing undoes the order that unpacking made.
+      const __m512i levels = _mm512_packus_epi16(_mm512_packus_epi32(low[0], low[1]),
+                                                 _mm512_packus_epi32(low[2], low[3]));
+      _mm512_storeu_si512(out + i, levels);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace vlakern
