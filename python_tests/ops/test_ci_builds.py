@@ -70,6 +70,11 @@ def check_action_decode(*command: str) -> None:
     assert int(refused) >= 10_000
 
 
+def check_image_prep(*command: str) -> None:
+    """Random problems come out as computed one by one, broken ones are refused."""
+    assert run_host_test(*command) == "300 problems, 300 broken ones refused\n"
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -81,6 +86,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     assert listed.startswith(f"{len(CASES) + len(LARGE)} cases:")
     assert listed.split()[-1] == "scalar"
     check_action_decode(str(program.with_name("vlakern_action_decode_test")))
+    check_image_prep(str(program.with_name("vlakern_image_prep_test")))
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:
@@ -97,6 +103,7 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     listed = run_host_test(emulator, str(program))
     assert listed.split(":")[1].split() == ["neon", "scalar"]
     check_action_decode(emulator, str(program.with_name("vlakern_action_decode_test")))
+    check_image_prep(emulator, str(program.with_name("vlakern_image_prep_test")))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vlakern.data.collate import to_pixels
+from vlakern import ops
 from vlakern.errors import CheckpointError, InputError, Unsupported
 from vlakern.flow.solver import integrate
 from vlakern.models.sequence import Batch, document, pack
@@ -241,26 +240,13 @@ def _check_seed(seed: int) -> None:
 
 
 def _image(image: np.ndarray, view: str, side: int) -> Tensor:
-    """Checks a camera image and brings it to ``[1, 3, side, side]`` in [-1, 1]."""
+    """Checks a camera image and brings it to ``[1, 3, side, side]`` in [-1, 1], with black bars."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
             f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
         )
-    # A copy: a camera's buffer may be read-only or run backwards, which torch does not take.
-    pixels = to_pixels(np.array(image, order="C")[None])
-    return pixels if image.shape[:2] == (side, side) else _letterbox(pixels, side)
-
-
-def _letterbox(pixels_V3HW: Tensor, side: int) -> Tensor:
-    """Resizes with antialiasing, keeps the aspect ratio and pads with black."""
-    height, width = pixels_V3HW.shape[2:]
-    scale = side / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    resized = F.interpolate(pixels_V3HW, size, mode="bilinear", antialias=True)
-    rows, columns = side - size[0], side - size[1]
-    border = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return F.pad(resized, border, value=-1.0)
+    return ops.image_prep(image, size=side)
 
 
 def _device(name: str) -> str:
