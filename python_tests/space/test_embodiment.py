@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.space import (
+    ActionSpace,
     Controller,
     Embodiment,
     Field,
     Joint,
+    Normalizer,
+    VectorStats,
     compact,
     embodiment,
+    robot_and_slots,
     shipped_embodiments,
     slot_map,
 )
@@ -162,6 +167,23 @@ def test_a_gripper_is_0_closed_and_1_open_whatever_its_numbers() -> None:
         assert closed * scale + offset == pytest.approx(0.0, abs=1e-15)
         assert wide * scale + offset == pytest.approx(1.0, abs=1e-15)
     assert Field("g", (0, 1)).affine == (1.0, 0.0)
+
+
+def test_degrees_become_radians_and_back() -> None:
+    """LeRobot's arms speak in degrees, slots in radians; only joints do."""
+    robot, slots = robot_and_slots("so100")
+    units = VectorStats.units(slots.names())
+    plain = Normalizer("state", "none", units), Normalizer("action", "none", units)
+    space = ActionSpace(robot, slots, slots, "world_relative", *plain)
+    numbers = np.array([90.0, -180.0, 45.0, 0.0, 30.0, 25.0])
+    joints = space.unify_state(numbers)[50:55]
+    np.testing.assert_allclose(joints, np.pi * np.array([1 / 2, -1, 1 / 4, 0, 1 / 6]), rtol=1e-15)
+    x = torch.from_numpy(space.encode(numbers[None], numbers))
+    np.testing.assert_allclose(space.decode(x[None], numbers[None])[0, 0], numbers, rtol=1e-6)
+    wrong = dataclasses.replace(robot.state[1], closed=None, open=None, degrees=True)
+    wrong_robot = dataclasses.replace(robot, state=(robot.state[0], wrong))
+    with pytest.raises(ConfigError, match=r"slot 'right_gripper' has degrees, but only joint"):
+        check_embodiment(wrong_robot, slots, slots, "so100")
 
 
 def test_a_compact_map_keeps_what_the_robot_fills_in_order() -> None:

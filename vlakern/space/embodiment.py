@@ -1,6 +1,7 @@
 """A robot as a declarative record: which native number is which slot, and how it is commanded."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -40,6 +41,7 @@ class Field:
             no rotation.
         closed, open: native values of a gripper, which is 0 closed to 1 open in its slot; None
             where the native number goes to the slot as it is.
+        degrees: the native numbers are angles in degrees; slots hold radians.
     """
 
     slot: str
@@ -47,6 +49,7 @@ class Field:
     rotation: Kind | None = None
     closed: float | None = None
     open: float | None = None
+    degrees: bool = False
 
     def __post_init__(self) -> None:
         if len(self.native) != 2 or not 0 <= self.native[0] < self.native[1]:
@@ -70,6 +73,8 @@ class Field:
     @property
     def affine(self) -> tuple[float, float]:
         """``(scale, offset)`` with slot = scale · native + offset."""
+        if self.degrees:
+            return math.pi / 180.0, 0.0
         if self.closed is None or self.open is None:
             return 1.0, 0.0
         scale = 1.0 / (self.open - self.closed)
@@ -264,6 +269,11 @@ def _check_field(field: Field, slot: Slot, at: str) -> None:
     if field.closed is not None and slot.kind != "gripper":
         raise ConfigError(
             f"{at}: slot {slot.name!r} has closed and open but is of kind {slot.kind}, not gripper"
+        )
+    if field.degrees and (slot.unit != "rad" or field.rotation is not None):
+        raise ConfigError(
+            f"{at}: slot {slot.name!r} has degrees, but only joint angles are turned from degrees to"
+            f" radians, not unit {slot.unit!r} of kind {slot.kind}"
         )
 
 
