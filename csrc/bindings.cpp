@@ -7,6 +7,7 @@
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
 #include "image_prep/image_prep_python.h"
+#include "norm/norm_python.h"
 #include "ode_step/ode_step_python.h"
 
 namespace nb = nanobind;
@@ -32,6 +33,14 @@ NB_MODULE(_native, m) {
       .def_prop_ro("workspace_bytes", &py::ImagePrep::workspace_bytes)
       .def("use", &py::ImagePrep::use)
       .def("__call__", &py::ImagePrep::run);
+  nb::class_<py::Norm>(m, "Norm")
+      .def(nb::init<const Tensor&, const py::Norm::Maybe&, const py::Norm::Maybe&,
+                    const py::Norm::Maybe&, const py::Norm::Maybe&, const py::Norm::Maybe&,
+                    const py::Norm::Maybe&, const py::Norm::Maybe&, const Tensor&,
+                    const py::Norm::Maybe&, const std::string&, float, const std::string&, int>())
+      .def("__call__", &py::Norm::run);
+  m.def("norm_backward", &py::norm_backward, Unlocked());
+  m.def("norm_runs", &vlakern::norm_runs);
   m.def("ode_step", &py::ode_step_cpu, Unlocked());
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
     from vlakern.ops.image_prep import image_prep, image_prep_out
+    from vlakern.ops.norm import norm, norm_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
     from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
@@ -24,6 +25,8 @@ __all__ = [
     "image_prep",
     "image_prep_out",
     "native_info",
+    "norm",
+    "norm_out",
     "ode_step",
     "ode_step_out",
     "resolve",

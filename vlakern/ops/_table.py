@@ -5,6 +5,7 @@ __all__ = ["OPS"]
 OPS = {
     "action_decode": "vlakern.ops.action_decode",
     "image_prep": "vlakern.ops.image_prep",
+    "norm": "vlakern.ops.norm",
     "ode_step": "vlakern.ops.ode_step",
     "shared_attention": "vlakern.ops.shared_attention",
 }

@@ -1,13 +1,15 @@
 """Keys from torch devices and tensors."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from vlakern.ops._dispatch import Key
 
-__all__ = ["key_for", "stream_of"]
+__all__ = ["key_for", "runs_directly", "stream_of"]
 
 
 @cache
@@ -41,3 +43,13 @@ def key_for(
 def stream_of(tensor: Tensor) -> int:
     """The current CUDA stream of a tensor's device, as an integer."""
     return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def runs_directly(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call may go past torch.library: nothing records gradients, traces or fakes it."""
+    if torch.compiler.is_compiling():
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return False
+    return all(type(tensor) in (Tensor, Parameter) for tensor in given)

@@ -1,0 +1,229 @@
+// The arithmetic of norm on one row, for one instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "common/number.h"
+#include "common/vec_sum.h"
+#include "norm/norm_row.h"
+
+namespace vlakern {
+namespace {
+
+constexpr int kNormSpan = 64;
+
+// step(i, n) over [0, width) in vectors.
+template <class Vec, class Step>
+inline void each_vector(std::int64_t width, const Step& step) {
+  std::int64_t i = 0;
+  for (; i + Vec::kLanes <= width; i += Vec::kLanes) step(i, Vec::kLanes);
+  if (i < width) step(i, static_cast<int>(width - i));
+}
+
+struct RowMoments {
+  float mean;
+  float r;  // 1 / sqrt(mean square or variance + eps)
+};
+
+template <class Vec, class X, bool kLayer>
+inline RowMoments row_moments(const X* h, std::int64_t width, float eps) {
+  using Float = typename Vec::Float;
+  const auto count = static_cast<float>(width);
+  float mean = 0.0f;
+  if constexpr (kLayer) {
+    mean =
+        sum_run<Vec, kNormSpan>(width, [&](Float acc, std::int64_t i,
+                                           int n) { return Vec::add(acc, Vec::load(h + i, n)); }) /
+        count;
+  }
+  const Float center = Vec::splat(mean);
+  const float square = sum_run<Vec, kNormSpan>(width, [&](Float acc, std::int64_t i, int n) {
+    Float v = Vec::load(h + i, n);
+    if constexpr (kLayer) v = leading_lanes<Vec>(Vec::sub(v, center), n);
+    return Vec::fma(v, v, acc);
+  });
+  return {mean, 1.0f / std::sqrt(square / count + eps)};
+}
+
+// n = (h - mean) * r
+template <class Vec, bool kLayer>
+inline typename Vec::Float normalised(typename Vec::Float h, typename Vec::Float mean,
+                                      typename Vec::Float r) {
+  if constexpr (kLayer) h = Vec::sub(h, mean);
+  return Vec::mul(h, r);
+}
+
+template <class Vec, class X, class Residual>
+inline void add_residual(const NormRow& s) {
+  const auto* x = static_cast<const X*>(s.x);
+  const auto* residual = static_cast<const Residual*>(s.residual);
+  auto* h = static_cast<X*>(s.h);
+  if (s.gate == nullptr) {
+    return each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+      Vec::store(h + i, Vec::add(Vec::load(x + i, n), Vec::load(residual + i, n)), n);
+    });
+  }
+  each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+    const auto gate = Vec::load(s.gate + i, n);
+    Vec::store(h + i, Vec::fma(gate, Vec::load(residual + i, n), Vec::load(x + i, n)), n);
+  });
+}
+
+template <class Vec, class X, class Residual, bool kLayer>
+void norm_forward(const NormRow& s) {
+  const auto* h = static_cast<const X*>(s.x);
+  if (s.residual != nullptr) {
+    add_residual<Vec, X, Residual>(s);
+    h = static_cast<const X*>(s.h);
+  }
+  const RowMoments moments = row_moments<Vec, X, kLayer>(h, s.width, s.eps);
+  const auto mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
+  auto* y = static_cast<X*>(s.y);
+  const auto n_of = [&](std::int64_t i, int n) {
+    return normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
+  };
+  if (s.a == nullptr && s.c == nullptr) {
+    each_vector<Vec>(s.width, [&](std::int64_t i, int n) { Vec::store(y + i, n_of(i, n), n); });
+  } else if (s.c == nullptr) {
+    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+      Vec::store(y + i, Vec::mul(n_of(i, n), Vec::load(s.a + i, n)), n);
+    });
+  } else if (s.a == nullptr) {
+    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+      Vec::store(y + i, Vec::add(n_of(i, n), Vec::load(s.c + i, n)), n);
+    });
+  } else {
+    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+      Vec::store(y + i, Vec::fma(n_of(i, n), Vec::load(s.a + i, n), Vec::load(s.c + i, n)), n);
+    });
+  }
+}
+
+// dx = dh + r * (u - n * mean(u * n) - mean(u)) with u = dy * a, the last term for LayerNorm alone.
+template <class Vec, class X, class Residual, bool kLayer>
+void norm_backward(const NormBackRow& s) {
+  using Float = typename Vec::Float;
+  const auto* dy = static_cast<const X*>(s.dy);
+  const auto* h = static_cast<const X*>(s.h);
+  const RowMoments moments = row_moments<Vec, X, kLayer>(h, s.width, s.eps);
+  const Float mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
+  const auto u_of = [&](std::int64_t i, int n) {
+    const Float v = Vec::load(dy + i, n);
+    return s.a == nullptr ? v : Vec::mul(v, Vec::load(s.a + i, n));
+  };
+  const float along = sum_run<Vec, kNormSpan>(s.width, [&](Float acc, std::int64_t i, int n) {
+    const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
+    const Float v = Vec::load(dy + i, n);
+    if (s.p != nullptr) Vec::store(s.p + i, Vec::fma(v, normal, Vec::load(s.p + i, n)), n);
+    if (s.q != nullptr) Vec::store(s.q + i, Vec::add(v, Vec::load(s.q + i, n)), n);
+    return Vec::fma(u_of(i, n), normal, acc);
+  });
+  const Float down = Vec::splat(-along / static_cast<float>(s.width));
+  Float level = Vec::splat(0.0f);
+  if constexpr (kLayer) {
+    const float sum = sum_run<Vec, kNormSpan>(
+        s.width, [&](Float acc, std::int64_t i, int n) { return Vec::add(acc, u_of(i, n)); });
+    level = Vec::splat(sum / static_cast<float>(s.width));
+  }
+  each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+    const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
+    Float d = Vec::fma(normal, down, u_of(i, n));
+    if constexpr (kLayer) d = Vec::sub(d, level);
+    if (s.dh == nullptr) {
+      d = Vec::mul(d, r);
+    } else {
+      d = Vec::fma(d, r, Vec::load(static_cast<const X*>(s.dh) + i, n));
+    }
+    Vec::store(static_cast<X*>(s.dx) + i, d, n);
+    if (s.g != nullptr) {
+      const Float added = Vec::load(static_cast<const Residual*>(s.residual) + i, n);
+      Vec::store(s.g + i, Vec::fma(added, d, Vec::load(s.g + i, n)), n);
+    }
+    if (s.dresidual != nullptr) {
+      if (s.gate != nullptr) d = Vec::mul(d, Vec::load(s.gate + i, n));
+      Vec::store(static_cast<Residual*>(s.dresidual) + i, d, n);
+    }
+  });
+}
+
+template <class Vec>
+inline typename Vec::Float load_any(const void* from, DType dtype, std::int64_t i, int n) {
+  if (dtype == DType::kBF16) return Vec::load(static_cast<const bf16*>(from) + i, n);
+  if (dtype == DType::kF16) return Vec::load(static_cast<const f16*>(from) + i, n);
+  return Vec::load(static_cast<const float*>(from) + i, n);
+}
+
+template <class Vec>
+void norm_affine(const NormAffine& s, std::int64_t width) {
+  using Float = typename Vec::Float;
+  const Float one = Vec::splat(1.0f), zero = Vec::splat(0.0f);
+  each_vector<Vec>(width, [&](std::int64_t i, int n) {
+    Float up = one;
+    if (s.scale != nullptr) up = Vec::add(one, load_any<Vec>(s.scale, s.scale_dtype, i, n));
+    if (s.a != nullptr) {
+      Float w = one;
+      if (s.weight != nullptr) w = load_any<Vec>(s.weight, s.weight_dtype, i, n);
+      if (s.weight != nullptr && s.plus_one) w = Vec::add(one, w);
+      Vec::store(s.a + i, Vec::mul(w, up), n);
+    }
+    if (s.c != nullptr) {
+      Float c = zero;
+      if (s.shift != nullptr) c = load_any<Vec>(s.shift, s.shift_dtype, i, n);
+      if (s.bias != nullptr) c = Vec::fma(load_any<Vec>(s.bias, s.bias_dtype, i, n), up, c);
+      Vec::store(s.c + i, c, n);
+    }
+  });
+}
+
+template <class Vec>
+void norm_widen(const void* from, DType dtype, float* to, std::int64_t width) {
+  each_vector<Vec>(width, [&](std::int64_t i, int n) {
+    Vec::store(to + i, load_any<Vec>(from, dtype, i, n), n);
+  });
+}
+
+template <class Vec>
+void norm_accumulate(const float* from, float* to, std::int64_t width) {
+  each_vector<Vec>(width, [&](std::int64_t i, int n) {
+    Vec::store(to + i, Vec::add(Vec::load(to + i, n), Vec::load(from + i, n)), n);
+  });
+}
+
+template <class Vec>
+void norm_multiply_add(const float* a, const float* b, float* to, std::int64_t width) {
+  each_vector<Vec>(width, [&](std::int64_t i, int n) {
+    Vec::store(to + i, Vec::fma(Vec::load(a + i, n), Vec::load(b + i, n), Vec::load(to + i, n)), n);
+  });
+}
+
+template <class Vec, class X, class Residual>
+NormKernels pick_norm_kind(bool layer) {
+  NormKernels kernels{norm_forward<Vec, X, Residual, false>,
+                      norm_backward<Vec, X, Residual, false>,
+                      norm_affine<Vec>,
+                      norm_widen<Vec>,
+                      norm_accumulate<Vec>,
+                      norm_multiply_add<Vec>};
+  if (layer) {
+    kernels.forward = norm_forward<Vec, X, Residual, true>;
+    kernels.backward = norm_backward<Vec, X, Residual, true>;
+  }
+  return kernels;
+}
+
+template <class Vec, class X>
+NormKernels pick_norm_residual(const NormVariant& k) {
+  if (k.residual == DType::kBF16) return pick_norm_kind<Vec, X, bf16>(k.layer);
+  if (k.residual == DType::kF16) return pick_norm_kind<Vec, X, f16>(k.layer);
+  return pick_norm_kind<Vec, X, float>(k.layer);
+}
+
+template <class Vec>
+NormKernels pick_norm(const NormVariant& k) {
+  if (k.x == DType::kBF16) return pick_norm_residual<Vec, bf16>(k);
+  if (k.x == DType::kF16) return pick_norm_residual<Vec, f16>(k);
+  return pick_norm_residual<Vec, float>(k);
+}
+
+}  // namespace
+}  // namespace vlakern

@@ -1,0 +1,454 @@
+"""``norm`` in Triton: forward a row per program, backward a run of rows per program.
+
+Backward sums over rows in two stages of fixed order: each program adds its run of rows to partial
+sums, and a second kernel adds the runs. Letters: R rows, M width, B groups of rows, S runs of rows
+per group.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vlakern.ops.norm._check import Tensors
+
+__all__ = [
+    "BACKWARD_FLAGS",
+    "FORWARD_FLAGS",
+    "TILE",
+    "launch",
+    "launch_backward",
+    "norm_backward_kernel",
+    "norm_finish_kernel",
+    "norm_kernel",
+    "options",
+    "runs_of",
+]
+
+TILE = 128  # columns whose runs one program of the second stage adds
+FORWARD_FLAGS = ("WEIGHT", "BIAS", "SCALE", "SHIFT", "GATE", "RESIDUAL", "INDEXED")
+BACKWARD_FLAGS = (*FORWARD_FLAGS, "GRAD_H")
+
+
+def options(width: int) -> dict[str, Any]:
+    """Settings of the kernels that hold a row: some 16 elements per thread."""
+    block = triton.next_power_of_2(width)
+    return {
+        "BLOCK": block,
+        "num_warps": min(max(block // 512, 1), 16),
+        "enable_fp_fusion": False,
+    }
+
+
+def runs_of(rows: int, groups: int) -> int:
+    """S: a run has at least some 4 rows, and all groups together some 512 runs."""
+    per_group = -(-rows // max(groups, 1))
+    return max(1, min(-(-per_group // 4), -(-512 // max(groups, 1))))
+
+
+@triton.jit
+def _group(r, groups, rows, row_group_ptr, row_group_stride, INDEXED: tl.constexpr):
+    if INDEXED:
+        group = tl.load(row_group_ptr + r * row_group_stride).to(tl.int64)
+    else:
+        group = r // tl.maximum(rows // groups, 1)
+    return group
+
+
+@triton.jit
+def _affine(
+    group,
+    i,
+    inside,
+    weight_ptr,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    weight_stride,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    PLUS_ONE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The factor a = w·(1 + scale) and addend c = bias·(1 + scale) + shift of one group."""
+    a = tl.full((BLOCK,), 1.0, tl.float32)
+    c = tl.zeros((BLOCK,), tl.float32)
+    if SCALE:
+        a += tl.load(scale_ptr + group * scale_stride + i, mask=inside, other=0.0).to(tl.float32)
+    if SHIFT:
+        c = tl.load(shift_ptr + group * shift_stride + i, mask=inside, other=0.0).to(tl.float32)
+    if BIAS:
+        bias = tl.load(bias_ptr + i * bias_stride, mask=inside, other=0.0).to(tl.float32)
+        c = tl.fma(bias, a, c)
+    if WEIGHT:
+        w = tl.load(weight_ptr + i * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        if PLUS_ONE:
+            w += 1.0
+        a = w * a
+    return a, c
+
+
+@triton.jit
+def _normalised(h, inside, width, eps, LAYER: tl.constexpr):
+    """n and the reciprocal root; lanes outside stay 0."""
+    if LAYER:
+        h = tl.where(inside, h - tl.sum(h, 0) / width, 0.0)
+    r = 1.0 / tl.sqrt_rn(tl.sum(h * h, 0) / width + eps)
+    return h * r, r
+
+
+@triton.jit
+def norm_kernel(
+    x_ptr,  # [R, M]
+    weight_ptr,  # [M] if WEIGHT
+    bias_ptr,  # [M] if BIAS
+    scale_ptr,  # [B, M] if SCALE
+    shift_ptr,  # [B, M] if SHIFT
+    gate_ptr,  # [B, M] if GATE
+    residual_ptr,  # [R, M] if RESIDUAL
+    row_group_ptr,  # [R] if INDEXED
+    y_ptr,  # [R, M]
+    h_ptr,  # [R, M] if RESIDUAL
+    rows,
+    width,
+    groups,
+    eps,
+    x_stride,
+    weight_stride,
+    bias_stride,
+    scale_stride,
+    shift_stride,
+    gate_stride,
+    residual_stride,
+    row_group_stride,
+    y_stride,
+    h_stride,
+    LAYER: tl.constexpr,
+    PLUS_ONE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    INDEXED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    r = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)  # [BLOCK]
+    inside = i < width
+    group = _group(r, groups, rows, row_group_ptr, row_group_stride, INDEXED)
+    h = tl.load(x_ptr + r * x_stride + i, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        at = residual_ptr + r * residual_stride + i
+        added = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            gate = tl.load(gate_ptr + group * gate_stride + i, mask=inside, other=0.0)
+            h = tl.fma(gate.to(tl.float32), added, h)
+        else:
+            h = h + added
+        rounded = h.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + r * h_stride + i, rounded, mask=inside)
+        h = rounded.to(tl.float32)
+    n, _ = _normalised(h, inside, width, eps, LAYER)
+    a, c = _affine(
+        group,
+        i,
+        inside,
+        weight_ptr,
+        bias_ptr,
+        scale_ptr,
+        shift_ptr,
+        weight_stride,
+        bias_stride,
+        scale_stride,
+        shift_stride,
+        PLUS_ONE,
+        WEIGHT,
+        BIAS,
+        SCALE,
+        SHIFT,
+        BLOCK,
+    )
+    y = tl.fma(n, a, c)
+    tl.store(y_ptr + r * y_stride + i, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def norm_backward_kernel(
+    dy_ptr,  # [R, M]
+    dh_ptr,  # [R, M] if GRAD_H
+    h_ptr,  # [R, M]
+    weight_ptr,  # [M] if WEIGHT
+    scale_ptr,  # [B, M] if SCALE
+    gate_ptr,  # [B, M] if GATE
+    residual_ptr,  # [R, M] if GATE
+    order_ptr,  # [R] rows by group, if INDEXED
+    start_ptr,  # [B + 1] first place of each group in it, if INDEXED
+    dx_ptr,  # [R, M]
+    dresidual_ptr,  # [R, M] if RESIDUAL
+    p_ptr,  # [B * S, M] if WEIGHT or SCALE
+    q_ptr,  # [B * S, M] if BIAS or SHIFT
+    g_ptr,  # [B * S, M] if GATE
+    rows,
+    width,
+    groups,
+    runs,
+    eps,
+    dy_stride,
+    dh_stride,
+    h_stride,
+    weight_stride,
+    scale_stride,
+    gate_stride,
+    residual_stride,
+    dx_stride,
+    dresidual_stride,
+    LAYER: tl.constexpr,
+    PLUS_ONE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    INDEXED: tl.constexpr,
+    GRAD_H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    run = tl.program_id(0).to(tl.int64)
+    group = run // runs
+    i = tl.arange(0, BLOCK)  # [BLOCK]
+    inside = i < width
+    if INDEXED:
+        first = tl.load(start_ptr + group).to(tl.int64)
+        last = tl.load(start_ptr + group + 1).to(tl.int64)
+    else:
+        first = group * (rows // groups)
+        last = first + rows // groups
+    per_run = (last - first + runs - 1) // runs
+    first += run % runs * per_run
+    last = tl.minimum(last, first + per_run)
+    a, _ = _affine(
+        group,
+        i,
+        inside,
+        weight_ptr,
+        weight_ptr,
+        scale_ptr,
+        scale_ptr,
+        weight_stride,
+        0,
+        scale_stride,
+        0,
+        PLUS_ONE,
+        WEIGHT,
+        False,
+        SCALE,
+        False,
+        BLOCK,
+    )
+    gate = tl.full((BLOCK,), 1.0, tl.float32)
+    if GATE:
+        gate = tl.load(gate_ptr + group * gate_stride + i, mask=inside, other=0.0).to(tl.float32)
+    p = tl.zeros((BLOCK,), tl.float32)
+    q = tl.zeros((BLOCK,), tl.float32)
+    g = tl.zeros((BLOCK,), tl.float32)
+    for place in range(first, last):
+        r = place
+        if INDEXED:
+            r = tl.load(order_ptr + place).to(tl.int64)
+        h = tl.load(h_ptr + r * h_stride + i, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + r * dy_stride + i, mask=inside, other=0.0).to(tl.float32)
+        n, scale = _normalised(h, inside, width, eps, LAYER)
+        p = tl.fma(dy, n, p)
+        q += dy
+        u = dy * a
+        down = tl.broadcast_to(-tl.sum(u * n, 0) / width, (BLOCK,))
+        d = tl.fma(n, down, u)
+        if LAYER:
+            d -= tl.sum(u, 0) / width
+        if GRAD_H:
+            dh = tl.load(dh_ptr + r * dh_stride + i, mask=inside, other=0.0).to(tl.float32)
+            d = tl.fma(d, tl.broadcast_to(scale, (BLOCK,)), dh)
+        else:
+            d = d * scale
+        tl.store(dx_ptr + r * dx_stride + i, d.to(dx_ptr.dtype.element_ty), mask=inside)
+        if GATE:
+            at = residual_ptr + r * residual_stride + i
+            g = tl.fma(tl.load(at, mask=inside, other=0.0).to(tl.float32), d, g)
+        if RESIDUAL:
+            at = dresidual_ptr + r * dresidual_stride + i
+            tl.store(at, (d * gate).to(dresidual_ptr.dtype.element_ty), mask=inside)
+    if WEIGHT or SCALE:
+        tl.store(p_ptr + run * width + i, p, mask=inside)
+    if BIAS or SHIFT:
+        tl.store(q_ptr + run * width + i, q, mask=inside)
+    if GATE:
+        tl.store(g_ptr + run * width + i, g, mask=inside)
+
+
+@triton.jit
+def _sum_runs(base_ptr, group, runs, width, i, inside, TILE: tl.constexpr):
+    total = tl.zeros((TILE,), tl.float32)
+    for run in range(group * runs, (group + 1) * runs):
+        total += tl.load(base_ptr + run * width + i, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
+def norm_finish_kernel(
+    weight_ptr,  # [M] if WEIGHT
+    bias_ptr,  # [M] if BIAS
+    scale_ptr,  # [B, M] if SCALE
+    p_ptr,  # [B * S, M] if WEIGHT or SCALE
+    q_ptr,  # [B * S, M] if BIAS or SHIFT
+    g_ptr,  # [B * S, M] if GATE
+    dweight_ptr,  # [M] if WEIGHT
+    dbias_ptr,  # [M] if BIAS
+    dscale_ptr,  # [B, M] if SCALE
+    dshift_ptr,  # [B, M] if SHIFT
+    dgate_ptr,  # [B, M] if GATE
+    width,
+    groups,
+    runs,
+    weight_stride,
+    bias_stride,
+    scale_stride,
+    PLUS_ONE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)  # [TILE]
+    inside = i < width
+    w = tl.full((TILE,), 1.0, tl.float32)
+    bias = tl.zeros((TILE,), tl.float32)
+    if WEIGHT:
+        w = tl.load(weight_ptr + i * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        if PLUS_ONE:
+            w += 1.0
+    if BIAS:
+        bias = tl.load(bias_ptr + i * bias_stride, mask=inside, other=0.0).to(tl.float32)
+    dweight = tl.zeros((TILE,), tl.float32)
+    dbias = tl.zeros((TILE,), tl.float32)
+    for b in range(0, groups):
+        group = tl.full((), 0, tl.int64) + b
+        up = tl.full((TILE,), 1.0, tl.float32)
+        if SCALE:
+            at = scale_ptr + group * scale_stride + i
+            up += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        p = tl.zeros((TILE,), tl.float32)
+        q = tl.zeros((TILE,), tl.float32)
+        if WEIGHT or SCALE:
+            p = _sum_runs(p_ptr, group, runs, width, i, inside, TILE)
+        if BIAS or SHIFT:
+            q = _sum_runs(q_ptr, group, runs, width, i, inside, TILE)
+        if WEIGHT:
+            dweight = tl.fma(up, p, dweight)
+        if BIAS:
+            dbias = tl.fma(up, q, dbias)
+        if SCALE:
+            found = tl.fma(bias, q, w * p).to(dscale_ptr.dtype.element_ty)
+            tl.store(dscale_ptr + group * width + i, found, mask=inside)
+        if SHIFT:
+            found = q.to(dshift_ptr.dtype.element_ty)
+            tl.store(dshift_ptr + group * width + i, found, mask=inside)
+        if GATE:
+            found = _sum_runs(g_ptr, group, runs, width, i, inside, TILE)
+            found = found.to(dgate_ptr.dtype.element_ty)
+            tl.store(dgate_ptr + group * width + i, found, mask=inside)
+    if WEIGHT:
+        tl.store(dweight_ptr + i, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+    if BIAS:
+        tl.store(dbias_ptr + i, dbias.to(dbias_ptr.dtype.element_ty), mask=inside)
+
+
+def _flags(t: Tensors) -> dict[str, Any]:
+    given = {name: getattr(t, name.lower()) is not None for name in FORWARD_FLAGS[:-1]}
+    return given | {"INDEXED": t.row_group is not None}
+
+
+def _groups(t: Tensors) -> int:
+    modulations = [m for m in (t.scale, t.shift, t.gate) if m is not None]
+    return len(modulations[0]) if modulations else 1
+
+
+def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """An absent argument still needs a pointer; the kernel does not follow it."""
+    return stand_in if tensor is None else tensor
+
+
+def _step(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def launch(t: Tensors, kind: str, eps: float) -> None:
+    """Writes ``y`` and ``h``; the shapes are checked by the caller."""
+    rows, width = t.x.shape
+    if rows == 0:
+        return
+    arguments: list[Any] = [_or(one, t.x) for one in t]
+    arguments += [rows, width, _groups(t), eps, *map(_step, t)]
+    kinds: dict[str, Any] = {"LAYER": kind == "layer", "PLUS_ONE": kind == "rms_plus_one"}
+    with torch.cuda.device_of(t.x):
+        norm_kernel[(rows,)](*arguments, **kinds, **_flags(t), **options(width))
+
+
+def launch_backward(
+    t: Tensors,
+    dy: Tensor,
+    dh: Tensor | None,
+    grads: Sequence[Tensor],
+    kind: str,
+    eps: float,
+) -> None:
+    """Fills the gradients of x, residual, weight, bias, scale, shift, gate; ``t.x`` is h."""
+    h, groups, (rows, width) = t.x, _groups(t), t.x.shape
+    runs, flags = runs_of(rows, groups), _flags(t)
+    dx, dresidual, dweight, dbias, dscale, dshift, dgate = grads
+    wanted = (
+        t.weight is not None or t.scale is not None,
+        t.bias is not None or t.shift is not None,
+    )
+    p, q, g = (
+        torch.empty((groups * runs, width) if one else (0,), device=h.device)
+        for one in (*wanted, t.gate is not None)
+    )
+    order = start = h
+    if t.row_group is not None:
+        order, start = _sorted_rows(t.row_group, groups)
+    tensors = (dy, _or(dh, dy), h, _or(t.weight, h), _or(t.scale, h), _or(t.gate, h))
+    tensors += (_or(t.residual, h), order, start, dx, dresidual, p, q, g)
+    steps = (dy, dh, h, t.weight, t.scale, t.gate, t.residual, dx)
+    arguments: list[Any] = [*tensors, rows, width, groups, runs, eps, *map(_step, steps)]
+    arguments.append(_step(dresidual) if t.residual is not None else 0)
+    kinds: dict[str, Any] = {"PLUS_ONE": kind == "rms_plus_one"}
+    layer: dict[str, Any] = {"LAYER": kind == "layer", "GRAD_H": dh is not None}
+    with torch.cuda.device_of(h):
+        grid = (groups * runs,)
+        norm_backward_kernel[grid](*arguments, **layer, **kinds, **flags, **options(width))
+        del flags["RESIDUAL"], flags["INDEXED"]
+        sums: list[Any] = [_or(t.weight, h), _or(t.bias, h), _or(t.scale, h), p, q, g]
+        sums += [dweight, dbias, dscale, dshift, dgate, width, groups, runs]
+        sums += map(_step, (t.weight, t.bias, t.scale))
+        grid = (triton.cdiv(width, TILE),)
+        norm_finish_kernel[grid](*sums, **kinds, **flags, TILE=TILE, enable_fp_fusion=False)
+
+
+def _sorted_rows(row_group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Rows by group in their order, and where each group begins; nothing waits for the device."""
+    in_order, order = row_group.sort(stable=True)
+    edges = torch.arange(groups + 1, device=row_group.device, dtype=row_group.dtype)
+    return order, torch.searchsorted(in_order.contiguous(), edges)
