@@ -42,7 +42,9 @@ inline RowMoments row_moments(const X* h, std::int64_t width, float eps) {
     if constexpr (kLayer) v = leading_lanes<Vec>(Vec::sub(v, center), n);
     return Vec::fma(v, v, acc);
   });
-  return {mean, 1.0f / std::sqrt(square / count + eps)};
+  // One rounding in place of four: every element of the row inherits them.
+  const double variance = static_cast<double>(square) / static_cast<double>(width);
+  return {mean, static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)))};
 }
 
 // n = (h - mean) * r
@@ -99,12 +101,17 @@ void norm_forward(const NormRow& s) {
   }
 }
 
-// dx = dh + r * (u - n * mean(u * n) - mean(u)) with u = dy * a, the last term for LayerNorm alone.
-template <class Vec, class X, class Residual, bool kLayer>
-void norm_backward(const NormBackRow& s) {
+// What one row of the backward pass knows before its gradient is written.
+template <class Vec>
+struct BackMoments {
+  typename Vec::Float mean, r, down, level;  // down = -mean(u * n), level = mean(u)
+};
+
+template <class Vec, class X, bool kLayer>
+inline BackMoments<Vec> back_moments(const NormBackRows& s, int k) {
   using Float = typename Vec::Float;
-  const auto* dy = static_cast<const X*>(s.dy);
-  const auto* h = static_cast<const X*>(s.h);
+  const auto* dy = static_cast<const X*>(s.dy[k]);
+  const auto* h = static_cast<const X*>(s.h[k]);
   const RowMoments moments = row_moments<Vec, X, kLayer>(h, s.width, s.eps);
   const Float mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
   const auto u_of = [&](std::int64_t i, int n) {
@@ -113,36 +120,52 @@ void norm_backward(const NormBackRow& s) {
   };
   const float along = sum_run<Vec, kNormSpan>(s.width, [&](Float acc, std::int64_t i, int n) {
     const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
-    const Float v = Vec::load(dy + i, n);
-    if (s.p != nullptr) Vec::store(s.p + i, Vec::fma(v, normal, Vec::load(s.p + i, n)), n);
-    if (s.q != nullptr) Vec::store(s.q + i, Vec::add(v, Vec::load(s.q + i, n)), n);
     return Vec::fma(u_of(i, n), normal, acc);
   });
-  const Float down = Vec::splat(-along / static_cast<float>(s.width));
-  Float level = Vec::splat(0.0f);
+  float level = 0.0f;
   if constexpr (kLayer) {
-    const float sum = sum_run<Vec, kNormSpan>(
+    level = sum_run<Vec, kNormSpan>(
         s.width, [&](Float acc, std::int64_t i, int n) { return Vec::add(acc, u_of(i, n)); });
-    level = Vec::splat(sum / static_cast<float>(s.width));
   }
+  const auto count = static_cast<float>(s.width);
+  return {mean, r, Vec::splat(-along / count), Vec::splat(level / count)};
+}
+
+// dx = dh + r * (u - n * mean(u * n) - mean(u)) with u = dy * a, the last term for LayerNorm alone;
+// the sums over rows are brought together before they go to memory.
+template <class Vec, class X, class Residual, bool kLayer, int kRows>
+void norm_backward(const NormBackRows& s) {
+  using Float = typename Vec::Float;
+  BackMoments<Vec> moments[kRows];
+  for (int k = 0; k < kRows; ++k) moments[k] = back_moments<Vec, X, kLayer>(s, k);
   each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-    const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
-    Float d = Vec::fma(normal, down, u_of(i, n));
-    if constexpr (kLayer) d = Vec::sub(d, level);
-    if (s.dh == nullptr) {
-      d = Vec::mul(d, r);
-    } else {
-      d = Vec::fma(d, r, Vec::load(static_cast<const X*>(s.dh) + i, n));
+    Float p = Vec::splat(0.0f), q = p, g = p;
+    for (int k = 0; k < kRows; ++k) {
+      const auto& [mean, r, down, level] = moments[k];
+      const Float v = Vec::load(static_cast<const X*>(s.dy[k]) + i, n);
+      const Float h = Vec::load(static_cast<const X*>(s.h[k]) + i, n);
+      const Float normal = normalised<Vec, kLayer>(h, mean, r);
+      p = Vec::fma(v, normal, p);
+      q = Vec::add(v, q);
+      Float d = Vec::fma(normal, down, s.a == nullptr ? v : Vec::mul(v, Vec::load(s.a + i, n)));
+      if constexpr (kLayer) d = Vec::sub(d, level);
+      if (s.dh[0] == nullptr) {
+        d = Vec::mul(d, r);
+      } else {
+        d = Vec::fma(d, r, Vec::load(static_cast<const X*>(s.dh[k]) + i, n));
+      }
+      Vec::store(static_cast<X*>(s.dx[k]) + i, d, n);
+      if (s.g != nullptr) {
+        g = Vec::fma(Vec::load(static_cast<const Residual*>(s.residual[k]) + i, n), d, g);
+      }
+      if (s.dresidual[0] != nullptr) {
+        if (s.gate != nullptr) d = Vec::mul(d, Vec::load(s.gate + i, n));
+        Vec::store(static_cast<Residual*>(s.dresidual[k]) + i, d, n);
+      }
     }
-    Vec::store(static_cast<X*>(s.dx) + i, d, n);
-    if (s.g != nullptr) {
-      const Float added = Vec::load(static_cast<const Residual*>(s.residual) + i, n);
-      Vec::store(s.g + i, Vec::fma(added, d, Vec::load(s.g + i, n)), n);
-    }
-    if (s.dresidual != nullptr) {
-      if (s.gate != nullptr) d = Vec::mul(d, Vec::load(s.gate + i, n));
-      Vec::store(static_cast<Residual*>(s.dresidual) + i, d, n);
-    }
+    if (s.p != nullptr) Vec::store(s.p + i, Vec::add(p, Vec::load(s.p + i, n)), n);
+    if (s.q != nullptr) Vec::store(s.q + i, Vec::add(q, Vec::load(s.q + i, n)), n);
+    if (s.g != nullptr) Vec::store(s.g + i, Vec::add(g, Vec::load(s.g + i, n)), n);
   });
 }
 
@@ -198,16 +221,19 @@ void norm_multiply_add(const float* a, const float* b, float* to, std::int64_t w
 
 template <class Vec, class X, class Residual>
 NormKernels pick_norm_kind(bool layer) {
-  NormKernels kernels{norm_forward<Vec, X, Residual, false>,
-                      norm_backward<Vec, X, Residual, false>,
-                      norm_affine<Vec>,
-                      norm_widen<Vec>,
-                      norm_accumulate<Vec>,
-                      norm_multiply_add<Vec>};
+  NormKernels kernels{};
+  kernels.forward = norm_forward<Vec, X, Residual, false>;
+  kernels.backward = norm_backward<Vec, X, Residual, false, 1>;
+  kernels.backward_rows = norm_backward<Vec, X, Residual, false, kNormBackRows>;
   if (layer) {
     kernels.forward = norm_forward<Vec, X, Residual, true>;
-    kernels.backward = norm_backward<Vec, X, Residual, true>;
+    kernels.backward = norm_backward<Vec, X, Residual, true, 1>;
+    kernels.backward_rows = norm_backward<Vec, X, Residual, true, kNormBackRows>;
   }
+  kernels.affine = norm_affine<Vec>;
+  kernels.widen = norm_widen<Vec>;
+  kernels.accumulate = norm_accumulate<Vec>;
+  kernels.multiply_add = norm_multiply_add<Vec>;
   return kernels;
 }
 

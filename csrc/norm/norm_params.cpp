@@ -11,7 +11,7 @@ constexpr auto kFloats = {DType::kF32, DType::kBF16, DType::kF16};
 NormMatrix matrix(const Dims& dims, const char* name, const std::optional<Tensor>& t) {
   if (!t) return {nullptr, 0, DType::kF32};
   const int last = t->rank - 1;
-  if (t->shape[last] > 1 && t->stride[last] != 1) {
+  if (t->shape[0] > 0 && t->shape[last] > 1 && t->stride[last] != 1) {
     dims.fail(std::string(name) + " must have adjacent elements in a row, got stride " +
               std::to_string(t->stride[last]));
   }

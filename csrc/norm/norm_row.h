@@ -20,18 +20,21 @@ struct NormRow {
   float eps;
 };
 
-struct NormBackRow {
-  const void* dy;        // [width]
-  const void* dh;        // [width] or null
-  const void* h;         // [width]
-  const void* residual;  // [width], for the sum g
-  const float* gate;     // [width] or null: 1
-  const float* a;        // [width] or null: 1
-  void* dx;              // [width]
-  void* dresidual;       // [width] or null
-  float* p;              // [width] or null: += dy * n
-  float* q;              // [width] or null: += dy
-  float* g;              // [width] or null: += residual * gradient of h
+// So many rows go together, so that what they share is read and their sums written once.
+constexpr int kNormBackRows = 4;
+
+struct NormBackRows {
+  const void* dy[kNormBackRows];        // [width] each
+  const void* dh[kNormBackRows];        // [width] each, or all null
+  const void* h[kNormBackRows];         // [width] each
+  const void* residual[kNormBackRows];  // [width] each, for the sum g
+  void* dx[kNormBackRows];              // [width] each
+  void* dresidual[kNormBackRows];       // [width] each, or all null
+  const float* gate;                    // [width] or null: 1
+  const float* a;                       // [width] or null: 1
+  float* p;                             // [width] or null: += dy * n
+  float* q;                             // [width] or null: += dy
+  float* g;                             // [width] or null: += residual * gradient of h
   std::int64_t width;
   float eps;
 };
@@ -56,7 +59,8 @@ struct NormVariant {
 
 struct NormKernels {
   void (*forward)(const NormRow&);
-  void (*backward)(const NormBackRow&);
+  void (*backward)(const NormBackRows&);       // the first row alone
+  void (*backward_rows)(const NormBackRows&);  // all of them
   void (*affine)(const NormAffine&, std::int64_t width);
   void (*widen)(const void* from, DType dtype, float* to, std::int64_t width);
   void (*accumulate)(const float* from, float* to, std::int64_t width);  // to += from

@@ -67,22 +67,24 @@ def loss_weights(case: Case, rng: torch.Generator) -> list[Tensor]:
     return [torch.randn(shape, generator=rng).to(case.dtype).float() for _ in range(2)]
 
 
-def check_values(inputs: dict[str, Any], backend: str) -> None:
+def check_values(inputs: dict[str, Any], backend: str, kind: str = "value") -> None:
     with poisoned_allocations():
         found = ops.norm(**inputs, backend=backend)
     best, plain = norm_reference(**exact(inputs)), plain_norm(**inputs)
     for name, one, right, baseline in zip("yh", found, best, plain, strict=True):
-        assert_accurate(one, right, baseline, name)
+        assert_accurate(one, right, baseline, name, kind)
 
 
-def check_gradients(case: Case, inputs: dict[str, Any], backend: str, rng: Any) -> None:
+def check_gradients(
+    case: Case, inputs: dict[str, Any], backend: str, rng: torch.Generator, kind: str = "gradient"
+) -> None:
     weights = loss_weights(case, rng)
     with poisoned_allocations():
         ours = gradients(lambda **given: ops.norm(**given, backend=backend), inputs, weights)
     best = gradients(norm_reference, exact(inputs), weights)
     plain = gradients(plain_norm, inputs, weights)
     for name, gradient in ours.items():
-        assert_accurate(gradient, best[name], plain[name], f"gradient of {name}", "gradient")
+        assert_accurate(gradient, best[name], plain[name], f"gradient of {name}", kind)
 
 
 @every_case
@@ -102,13 +104,15 @@ def test_gradients(backend: str, isa: str, case: Case, rng: torch.Generator) -> 
 @pytest.mark.parametrize("backend", ["cpu", *(["triton"] if INTERPRETED else [])])
 def test_random_cases(backend: str, fuzz: range) -> None:
     """Values and gradients of random cases; a failure names its seed."""
+    # Plain PyTorch's error over a few numbers may be small by luck, once in 200 cases by half.
+    lucky = "documented gradient"
     for seed in fuzz:
         rng = torch.Generator().manual_seed(seed)
         case = draw_case(rng)
         try:
             inputs = make_inputs(case, rng)
-            check_values(inputs, backend)
-            check_gradients(case, inputs, backend, rng)
+            check_values(inputs, backend, lucky)
+            check_gradients(case, inputs, backend, rng, lucky)
         except AssertionError as error:
             pytest.fail(f"draw_case(torch.Generator().manual_seed({seed})) is {case}: {error}")
 
@@ -186,7 +190,7 @@ def test_threads_do_not_change_bits(case: Case, rng: torch.Generator) -> None:
 
 @every_way
 def test_bound_call(backend: str, isa: str, rng: torch.Generator) -> None:
-    """norm_out gives norm's bits, may overwrite its inputs, and goes on from where memory stands."""
+    """norm_out gives norm's bits, may overwrite its inputs, and repeats on the same memory."""
     inputs = make_inputs(Case(5, 37, parts=("weight", "residual")), rng)
     y, h = ops.norm(**inputs, backend=backend)
     y_out = poison(torch.empty_like(y))
@@ -294,21 +298,22 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("group", [-1, 2])
 def test_group_out_of_range(group: int) -> None:
-    """A row whose group does not exist is refused, in either direction and in a bound call."""
+    """A row whose group does not exist is refused, in a bound call and backward, too."""
     index = torch.tensor([0, 1, 1, 0], dtype=torch.int32)
-    x, scale = torch.ones(4, 6, requires_grad=True), torch.ones(2, 6)
-    y, _ = ops.norm(x, scale=scale, row_group=index, backend="cpu")
+    x, scale = torch.ones(4, 6), torch.ones(2, 6)
     bound = ops.norm_out(x, scale=scale, row_group=index, y_out=torch.empty(4, 6), backend="cpu")
     index[2] = group
     message = rf"row_group must be in \[0, 2\), got {group} for row 2"
-    for call in (bound, y.sum().backward):
-        with pytest.raises(InputError, match=message):
-            call()
+    with pytest.raises(InputError, match=message):
+        bound()
+    given = (x, None, x, None, None, scale, None, None, None, index, "rms", 0.0, "cpu")
+    with pytest.raises(InputError, match=message):
+        torch.ops.vlakern.norm_backward(*given)
 
 
 def test_bad_outputs() -> None:
     """Outputs that do not fit, or whose elements are apart, are refused."""
-    with pytest.raises(InputError, match="y_out|y must be"):
+    with pytest.raises(InputError, match=r"y must be \[R, M\]"):
         ops.norm_out(X, y_out=torch.zeros(4, 5))
     with pytest.raises(InputError, match="a call with a residual needs h_out"):
         ops.norm_out(X, residual=X, y_out=torch.zeros(4, 6))

@@ -1,7 +1,8 @@
-"""Keys from torch devices and tensors."""
+"""Keys from torch devices and tensors, and calls that go past torch.library."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn import Parameter
 
 from vlakern.ops._dispatch import Key
 
-__all__ = ["key_for", "runs_directly", "stream_of"]
+__all__ = ["eager_function", "key_for", "runs_directly", "stream_of", "wants_gradients"]
 
 
 @cache
@@ -46,10 +47,22 @@ def stream_of(tensor: Tensor) -> int:
 
 
 def runs_directly(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a call may go past torch.library: nothing records gradients, traces or fakes it."""
+    """Whether a call may go past torch.library, whose dispatch costs more than a small kernel:
+    nothing compiles, traces or fakes it."""
     if torch.compiler.is_compiling():
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
-    return all(type(tensor) in (Tensor, Parameter) for tensor in given)
+    return all(one is None or type(one) in (Tensor, Parameter) for one in tensors)
+
+
+def wants_gradients(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd would record a call with these arguments."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
+def eager_function(
+    forward: Callable[..., Any], keep: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The functions of a registered op as an autograd function for direct calls."""
+    methods = {"forward": forward, "setup_context": keep, "backward": backward}
+    statics = {name: staticmethod(one) for name, one in methods.items()}
+    return type("Eager", (torch.autograd.Function,), statics).apply

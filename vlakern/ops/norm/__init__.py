@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlakern.ops._dispatch import Backend, Key, made_by, resolve
 from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
-from vlakern.ops._torch import key_for, runs_directly
+from vlakern.ops._torch import eager_function, key_for, runs_directly, wants_gradients
 from vlakern.ops.norm._check import MODULATIONS, Tensors, check
 
 __all__ = ["BACKENDS", "BoundNorm", "norm", "norm_out"]
@@ -86,10 +86,10 @@ def norm(
         Unsupported: the named backend refuses the case.
     """
     given = (x, weight, bias, scale, shift, gate, residual, row_group)
+    call = _norm
     if runs_directly(given):
-        y, h = _forward(*given, kind, eps, backend)
-    else:
-        y, h = _norm(*given, kind, eps, backend)
+        call = _eager if wants_gradients(given) else _forward
+    y, h = call(*given, kind, eps, backend)
     return y, x if residual is None else h
 
 
@@ -177,8 +177,7 @@ def _(x, weight, bias, scale, shift, gate, residual, row_group, kind, eps, backe
     return _empty(x, residual)
 
 
-@torch.library.custom_op("vlakern::norm_backward", mutates_args=())
-def _norm_backward(
+def _gradients(
     grad_y: Tensor,
     grad_h: Tensor | None,
     h: Tensor,
@@ -212,6 +211,9 @@ def _empty_gradients(h: Tensor, *params: Tensor | None) -> list[Tensor]:
     ]
 
 
+_norm_backward = torch.library.custom_op("vlakern::norm_backward", _gradients, mutates_args=())
+
+
 @_norm_backward.register_fake
 def _(grad_y, grad_h, h, weight, bias, scale, shift, gate, residual, row_group, kind, eps, backend):
     return _empty_gradients(h, weight, bias, scale, shift, gate, residual)
@@ -231,8 +233,9 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None) -> tuple[A
         grad_h = None  # h left empty
     if grad_y is None:
         grad_y = torch.zeros_like(h)
-    found = _norm_backward(grad_y, grad_h, h, *given, row_group, *ctx.settings)
-    x, *rest = found
+    tensors = (grad_y, grad_h, h, *given, row_group)
+    call = _gradients if runs_directly(tensors) else _norm_backward
+    x, *rest = call(*tensors, *ctx.settings)
     order = ("residual", "weight", "bias", "scale", "shift", "gate")
     by_name = dict(zip(order, rest, strict=True))
     names = ("weight", "bias", *MODULATIONS, "residual")
@@ -241,3 +244,4 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None) -> tuple[A
 
 
 _norm.register_autograd(_backward, setup_context=_keep)
+_eager = eager_function(_forward, _keep, _backward)

@@ -78,7 +78,7 @@ def partial_shape(t: Tensors, runs: Callable[[int, int], int]) -> tuple[int, int
 
 def triton() -> Kernels:
     """The Triton kernels."""
-    from vlakern.ops.norm.triton_kernels import launch, launch_backward
+    from vlakern.ops.norm._triton_launch import launch, launch_backward
 
     def bind(t: Tensors, kind: str, eps: float) -> Callable[[], None]:
         return partial(launch, by_groups(t), kind, eps)

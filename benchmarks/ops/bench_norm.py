@@ -1,0 +1,166 @@
+"""Speed of norm, bound as the engine calls it; nothing is printed while the op is wrong.
+
+A table and JSON lines: ``python benchmarks/ops/bench_norm.py [--device cuda] [--backward]
+[--json FILE]``. Under pytest-benchmark: ``pytest benchmarks/ops/bench_norm.py``.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlakern import ops
+from vlakern.ops.norm.cases import BENCH, FLOAT_NAMES, Case, make_inputs, plain_norm
+from vlakern.ops.norm.reference import norm_reference
+from vlakern.testing import assert_accurate, generator, interleave
+from vlakern.testing.timing import clock_of, copy_bandwidth
+
+bandwidth = cache(copy_bandwidth)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one backend; times are medians of interleaved runs.
+
+    ``fraction_of_copy_bandwidth`` may exceed 1 where caches hold the case. The rival is the best of
+    eager PyTorch in the case's dtype and in fp32.
+    """
+
+    op: str
+    case: str
+    direction: str
+    device: str
+    backend: str
+    microseconds: float
+    gigaflops_per_second: float
+    gigabytes_per_second: float
+    fraction_of_copy_bandwidth: float
+    rival: str
+    rival_over_vlakern: float
+
+
+def traffic(case: Case, backward: bool) -> int:
+    """Bytes that the mathematics must move: x (and residual) read, y (and h) written; backward
+    reads dy, h (and dh) and writes dx (and the residual's gradient)."""
+    streams = 2 + 2 * ("residual" in case.parts) + backward
+    return case.rows * case.width * case.dtype.itemsize * streams
+
+
+def operations(case: Case, backward: bool) -> int:
+    """Additions and multiplications: some 4 an element and one for each part, 12 backward."""
+    return case.rows * case.width * ((12 if backward else 4) + len(case.parts))
+
+
+def widened(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {n: v.to(dtype) if n in FLOAT_NAMES else v for n, v in inputs.items()}
+
+
+def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
+    """Raises AssertionError if the op is wrong on the very inputs that are timed."""
+    found = ops.norm(**inputs, backend=backend)
+    exact, plain = norm_reference(**widened(inputs, torch.float64)), plain_norm(**inputs)
+    for name, one, best, baseline in zip("yh", found, exact, plain, strict=True):
+        assert_accurate(one, best, baseline, f"{case}: {name}")
+
+
+def bound(inputs: dict[str, Any], backend: str) -> Callable[[], object]:
+    """The forward call as an engine makes it."""
+    outputs = {"y_out": torch.empty_like(inputs["x"])}
+    if "residual" in inputs:
+        outputs["h_out"] = torch.empty_like(inputs["x"])
+    return ops.norm_out(**inputs, **outputs, backend=backend)
+
+
+def backward_of(norm: Callable[..., Any], inputs: dict[str, Any]) -> Callable[[], object]:
+    """The backward pass of a call, gradients of all floating arguments."""
+    leaves = {n: inputs[n].detach().requires_grad_() for n in FLOAT_NAMES if n in inputs}
+    y, h = norm(**inputs | leaves)
+    outputs = [y, h] if "residual" in inputs else [y]
+    seeds = [torch.ones_like(one) for one in outputs]
+    wanted: list[Tensor] = list(leaves.values())
+    return lambda: torch.autograd.grad(outputs, wanted, seeds, retain_graph=True)
+
+
+def contenders(
+    inputs: dict[str, Any], backend: str, backward: bool
+) -> dict[str, Callable[[], object]]:
+    """vlakern's call and torch's, by name."""
+    wide = widened(inputs, torch.float32)
+    if not backward:
+        return {
+            "vlakern": bound(inputs, backend),
+            "eager": lambda: plain_norm(**inputs),
+            "eager fp32": lambda: plain_norm(**wide),
+        }
+    return {
+        "vlakern": backward_of(lambda **given: ops.norm(**given, backend=backend), inputs),
+        "eager": backward_of(plain_norm, inputs),
+        "eager fp32": backward_of(plain_norm, wide),
+    }
+
+
+def measure(case: Case, device: str, backend: str, repeats: int, backward: bool = False) -> Row:
+    """Checks, then times one case against the same formula in eager PyTorch."""
+    inputs = make_inputs(case, generator(str(case), device))
+    check(case, inputs, backend)
+    with torch.set_grad_enabled(backward):
+        calls = contenders(inputs, backend, backward)
+        timings = interleave(calls, repeats, clock=clock_of(device))
+    ours = timings.pop("vlakern").median
+    rival = min(timings, key=lambda name: timings[name].median)
+    moved = traffic(case, backward)
+    return Row(
+        "norm",
+        str(case),
+        "backward" if backward else "forward",
+        device,
+        backend,
+        ours * 1e6,
+        operations(case, backward) / ours / 1e9,
+        moved / ours / 1e9,
+        moved / ours / bandwidth(device),
+        rival,
+        timings[rival].median / ours,
+    )
+
+
+@pytest.mark.parametrize("case", BENCH, ids=str)
+def test_norm(benchmark: Any, case: Case) -> None:
+    """One row of pytest-benchmark's table, with the traffic beside it."""
+    row = measure(case, "cpu", "auto", repeats=20)
+    benchmark.extra_info.update(asdict(row))
+    benchmark(bound(make_inputs(case, generator(str(case))), "auto"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--backward", action="store_true", help="the backward pass")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
+    args = parser.parse_args()
+    print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
+    print(f"{'us':>10} {'GFLOP/s':>8} {'GB/s':>8} {'of copy':>8} {'x torch':>8}  rival       case")
+    for case in BENCH:
+        for backend in args.backend:
+            row = measure(case, args.device, backend, args.repeats, args.backward)
+            print(
+                f"{row.microseconds:10.1f} {row.gigaflops_per_second:8.1f} "
+                f"{row.gigabytes_per_second:8.1f} {row.fraction_of_copy_bandwidth:8.2f} "
+                f"{row.rival_over_vlakern:8.1f}  {row.rival:<10}  {backend} {case}"
+            )
+            if args.json:
+                with args.json.open("a") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
