@@ -44,7 +44,7 @@ struct ImagePrepAxis {
   std::vector<std::int32_t> first;   // [outputs]
   std::vector<std::int32_t> fixed;   // [outputs, taps], if whole levels
   std::vector<float> real;           // [outputs, 2], if not
-  std::vector<std::int32_t> offset;  // [outputs]: 3 * first, of the x axis
+  std::vector<std::int32_t> offset;  // [outputs + 3]: 3 * first, the last repeated
   std::vector<std::int32_t> packed;  // fixed in the kernels' layout
 };
 

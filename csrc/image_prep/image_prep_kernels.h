@@ -29,8 +29,9 @@ enum class ImagePrepLayout : int {
 };
 
 struct ImagePrepColumns {
-  const std::int32_t* offset;   // [count] first byte of every output's window
-  const std::int32_t* weights;  // [count, groups, words of the layout]
+  const std::int32_t* offset;   // [count + 3] first byte of every output's window
+  const std::int32_t* weights;  // [count, groups, words]; kBytes: [count / 4, groups, 3, 4, 4],
+                                // every word four times, one for each channel and the fourth byte
   int groups;
   std::int64_t count;
 };
@@ -52,7 +53,7 @@ struct ImagePrepKernels {
   ImagePrepLayout layout;
   // RGB to RGBX; reads nothing past the end.
   void (*expand)(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx);
-  // Four rows along x; reads 16 bytes at every 12 of a window.
+  // Four rows along x; reads 16 bytes at every 12 of a window, writes up to the slack past the end.
   void (*columns)(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
                   std::uint8_t* const (&out)[4]);
   // The weighted sum of four times `groups` RGBX rows; writes up to the slack past the end.

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "common/thread_pool.h"
 #include "image_prep/image_prep.h"
@@ -116,6 +117,19 @@ void pack(ImagePrepAxis& axis, ImagePrepLayout layout) {
   }
 }
 
+// The weights of the x axis in fours of outputs, as the pass with vpdpbusd reads them.
+void spread(ImagePrepAxis& axis) {
+  const auto groups = static_cast<std::size_t>(axis.taps + 3) / 4;
+  const auto outputs = static_cast<std::size_t>(axis.outputs);
+  std::vector<std::int32_t> wide((outputs + 3) / 4 * groups * 48, 0);
+  for (std::size_t i = 0; i < outputs * groups * 3; ++i) {
+    const std::size_t digit = i % 3, group = i / 3 % groups, x = i / (3 * groups);
+    const std::size_t block = (x / 4 * groups + group) * 3 + digit;
+    std::fill_n(&wide[(block * 4 + x % 4) * 4], 4, axis.packed[i]);
+  }
+  axis.packed = std::move(wide);
+}
+
 // Weights of a row whose absolute sum is more could overflow a total of levels in 32 bits.
 constexpr std::int64_t kLargestSum = (std::int64_t{1} << 31) / 256 - 1;
 
@@ -165,6 +179,7 @@ ImagePrepAxis copy_axis(const Dims& dims, const Tensor& first, const Tensor& wei
     axis.first.push_back(before = at);
     axis.offset.push_back(3 * at);
   }
+  axis.offset.resize(axis.offset.size() + 3, axis.offset.back());
   if (weights.dtype == DType::kI32) {
     copy_fixed(dims, weights, axis);
   } else {
@@ -213,6 +228,7 @@ ImagePrepParams image_prep_params(const ImagePrepTensors& t, const ImagePrepSett
   if (p.whole) {
     pack(p.x, p.kernels.layout);
     pack(p.y, p.kernels.layout);
+    if (p.kernels.layout == ImagePrepLayout::kBytes) spread(p.x);
   }
   p.threads = choose_threads(p, threads);
   return p;

@@ -1,4 +1,5 @@
-// The passes with vpdpbusd, four taps a product; along x four rows at a time, three channels each.
+// The passes with vpdpbusd, four taps a product; along x four outputs of four
+// rows at a time.
 #pragma once
 
 #include "image_prep/image_prep_passes_avx2.h"
@@ -13,34 +14,36 @@ struct VnniPasses {
     Avx2Passes::expand(rgb, pixels, rgbx);
   }
 
+  // Four outputs of a row fill a register, so that they are stored together.
   static void columns(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
                       std::uint8_t* const (&out)[4]) {
-    const __m512i taps =
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i by_channel =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
     const std::int32_t* w = table.weights;
-    for (std::int64_t x = 0; x < table.count; ++x) {
-      const std::int64_t at = table.offset[x];
-      __m512i low = _mm512_set1_epi32(1 << (kImagePrepBits - 1));
-      __m512i middle = _mm512_setzero_si512(), high = middle;
-      for (int g = 0; g < table.groups; ++g, w += 3) {
-        const std::int64_t i = at + 12 * g;
-        const __m256i rows01 = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(load_pixels(rows[0] + i)), load_pixels(rows[1] + i), 1);
-        const __m256i rows23 = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(load_pixels(rows[2] + i)), load_pixels(rows[3] + i), 1);
-        const __m512i pixels = _mm512_shuffle_epi8(
-            _mm512_inserti64x4(_mm512_castsi256_si512(rows01), rows23, 1), taps);
-        low = _mm512_dpbusd_epi32(low, pixels, _mm512_set1_epi32(w[0]));
-        middle = _mm512_dpbusd_epi32(middle, pixels, _mm512_set1_epi32(w[1]));
-        high = _mm512_dpbusd_epi32(high, pixels, _mm512_set1_epi32(w[2]));
+    for (std::int64_t x = 0; x < table.count; x += 4) {
+      const std::int32_t* offset = table.offset + x;
+      __m512i low[4], middle[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
+      for (__m512i& one : low) one = _mm512_set1_epi32(1 << (kImagePrepBits - 1));
+      for (int g = 0; g < table.groups; ++g, w += 48) {
+        const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 16),
+                      w2 = _mm512_loadu_si512(w + 32);
+        for (int r = 0; r < 4; ++r) {
+          const std::uint8_t* p = rows[r] + 12 * g;
+          const __m512i windows = quarters(load_pixels(p + offset[0]), load_pixels(p + offset[1]),
+                                           load_pixels(p + offset[2]), load_pixels(p + offset[3]));
+          const __m512i taps = _mm512_shuffle_epi8(windows, by_channel);
+          low[r] = _mm512_dpbusd_epi32(low[r], taps, w0);
+          middle[r] = _mm512_dpbusd_epi32(middle[r], taps, w1);
+          high[r] = _mm512_dpbusd_epi32(high[r], taps, w2);
+        }
       }
-      middle = _mm512_add_epi32(middle, _mm512_slli_epi32(high, 8));
-      __m512i level = _mm512_add_epi32(low, _mm512_slli_epi32(middle, 8));
-      level = _mm512_max_epi32(_mm512_srai_epi32(level, kImagePrepBits), _mm512_setzero_si512());
-      const __m128i four = _mm512_cvtusepi32_epi8(level);
-      const int pixels[4] = {_mm_extract_epi32(four, 0), _mm_extract_epi32(four, 1),
-                             _mm_extract_epi32(four, 2), _mm_extract_epi32(four, 3)};
-      for (int r = 0; r < 4; ++r) std::memcpy(out[r] + 4 * x, &pixels[r], 4);
+      for (int r = 0; r < 4; ++r) {
+        middle[r] = _mm512_add_epi32(middle[r], _mm512_slli_epi32(high[r], 8));
+        low[r] = _mm512_add_epi32(low[r], _mm512_slli_epi32(middle[r], 8));
+        const __m512i level = _mm512_max_epi32(_mm512_srai_epi32(low[r], kImagePrepBits), zero);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out[r] + 4 * x), _mm512_cvtusepi32_epi8(level));
+      }
     }
   }
 
@@ -75,6 +78,13 @@ struct VnniPasses {
                                                  _mm512_packus_epi32(low[2], low[3]));
       _mm512_storeu_si512(out + i, levels);
     }
+  }
+
+ private:
+  static __m512i quarters(__m128i a, __m128i b, __m128i c, __m128i d) {
+    const __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1);
+    const __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
   }
 };
 
