@@ -1,5 +1,6 @@
 # An op that is PER_ISA has a translation unit per instruction set; a set is built where the compiler
-# knows its flags.
+# knows its flags. WITH_VNNI adds one for AVX-512's multiplication of bytes, which is no level of its
+# own.
 include(CheckCXXCompilerFlag)
 
 set(VLAKERN_ISAS scalar)
@@ -10,7 +11,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     -Wno-uninitialized -Wno-maybe-uninitialized)
   # Every processor with the bfloat16 instructions has the int8 ones (VNNI).
   set(VLAKERN_FLAGS_avx512bf16 ${VLAKERN_FLAGS_avx512} -mavx512bf16 -mavx512vnni)
-  foreach(isa avx2 avx512 avx512bf16)
+  set(VLAKERN_FLAGS_avx512vnni ${VLAKERN_FLAGS_avx512} -mavx512vnni)
+  foreach(isa avx2 avx512 avx512bf16 avx512vnni)
     string(REPLACE ";" " " flags "${VLAKERN_FLAGS_${isa}}")
     check_cxx_compiler_flag("${flags}" VLAKERN_COMPILES_${isa})
     if(VLAKERN_COMPILES_${isa})
@@ -22,6 +24,7 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
 endif()
 
 set(VLAKERN_DEFINE_avx512bf16 VLAKERN_HAS_AVX512_BF16)
+set(VLAKERN_DEFINE_avx512vnni VLAKERN_HAS_AVX512_VNNI)
 set(VLAKERN_DEFINE_avx512 VLAKERN_HAS_AVX512)
 set(VLAKERN_DEFINE_avx2 VLAKERN_HAS_AVX2)
 set(VLAKERN_DEFINE_neon VLAKERN_HAS_NEON)
@@ -37,6 +40,9 @@ function(vlakern_cpu_op target op)
     return()
   endif()
   foreach(isa ${VLAKERN_ISAS})
+    if(isa STREQUAL "avx512vnni" AND NOT "WITH_VNNI" IN_LIST ARGN)
+      continue()
+    endif()
     set(source csrc/${op}/${op}_${isa}.cpp)
     target_sources(${target} PRIVATE ${source})
     set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${VLAKERN_FLAGS_${isa}}")

@@ -6,7 +6,9 @@
 #include "action_decode/action_decode_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
+#include "gated_mlp/gated_mlp_python.h"
 #include "image_prep/image_prep_python.h"
+#include "linear/linear_python.h"
 #include "norm/norm_python.h"
 #include "ode_step/ode_step_python.h"
 
@@ -41,6 +43,12 @@ NB_MODULE(_native, m) {
       .def("__call__", &py::Norm::run);
   m.def("norm_backward", &py::norm_backward, Unlocked());
   m.def("norm_runs", &vlakern::norm_runs);
+  nb::class_<py::Linear>(m, "Linear").def(py::linear_init()).def("__call__", &py::Linear::run);
+  m.def("linear_workspace", &vlakern::linear_workspace);
+  nb::class_<py::GatedMlp>(m, "GatedMlp")
+      .def(py::gated_mlp_init())
+      .def("__call__", &py::GatedMlp::run);
+  m.def("prefer_huge_pages", &vlakern::prefer_huge_pages);
   m.def("ode_step", &py::ode_step_cpu, Unlocked());
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);

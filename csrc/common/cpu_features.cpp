@@ -55,6 +55,16 @@ std::vector<std::string> isas() {
   return names;
 }
 
+bool has_vnni(Isa isa) {
+#if defined(VLAKERN_HAS_AVX512_VNNI)
+  static const bool found = has_avx512() && __builtin_cpu_supports("avx512vnni");
+  return found && (isa == Isa::kAvx512Bf16 || isa == Isa::kAvx512);
+#else
+  static_cast<void>(isa);
+  return false;
+#endif
+}
+
 Isa select_isa(const std::string& forced) {
   if (forced.empty()) return available_isas().front();
   std::string have;

@@ -15,6 +15,10 @@ const char* isa_name(Isa isa);
 const std::vector<Isa>& available_isas();
 std::vector<std::string> isas();
 
+// Whether bytes may be multiplied by AVX-512's VNNI: built, on this CPU, and no set below AVX-512
+// was asked for.
+bool has_vnni(Isa isa);
+
 // The best if `forced` is empty, else the one of that name; UnsupportedError if it is not
 // available.
 Isa select_isa(const std::string& forced);

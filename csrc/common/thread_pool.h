@@ -1,18 +1,38 @@
 // A small persistent thread pool, safe to use in a forked child.
+//
+// A worker that has done its part waits for the next job awake for kSpin microseconds, since waking
+// a thread takes as long as a small op, then sleeps. A caller never waits for a worker that has not
+// begun: it does the whole job itself if nobody comes.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace vlakern {
 
+constexpr int kSpin = 100;  // [us]
+
 // Cores this process may run on.
 int default_threads();
 
-// Calls body(context, begin, end) on at most `threads` threads over equal parts of [0, count).
-// The caller works too. Runs serially when another call is using the pool.
+// Calls body(context, worker) on this thread, as worker 0, and on up to threads - 1 others, each
+// with a number of its own below `threads`; returns when all that began have returned. The body
+// must do the whole job also if it is called once. Only worker 0 runs when another call is using
+// the pool.
+void run_workers(int threads, void (*body)(const void* context, int worker), const void* context);
+
+// Calls body(context, begin, end) over parts of [0, count), one for each of at most `threads`
+// threads if they are awake.
 void parallel_ranges(int threads, std::int64_t count,
                      void (*body)(const void* context, std::int64_t begin, std::int64_t end),
                      const void* context);
+
+template <class Body>
+void parallel_workers(int threads, const Body& body) {
+  run_workers(
+      threads,
+      [](const void* context, int worker) { (*static_cast<const Body*>(context))(worker); }, &body);
+}
 
 template <class Body>
 void parallel_for(int threads, std::int64_t count, const Body& body) {
@@ -23,5 +43,27 @@ void parallel_for(int threads, std::int64_t count, const Body& body) {
       },
       &body);
 }
+
+// A part of a job that workers share unit by unit. Every unit is done when run() returns.
+class Phase {
+ public:
+  explicit Phase(std::int64_t units) : units_(units) {}
+
+  template <class Body>
+  void run(const Body& body) {
+    for (std::int64_t unit = next_++; unit < units_; unit = next_++) {
+      body(unit);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+    wait();
+  }
+
+ private:
+  void wait() const;
+
+  const std::int64_t units_;
+  std::atomic<std::int64_t> next_{0};
+  std::atomic<std::int64_t> done_{0};
+};
 
 }  // namespace vlakern

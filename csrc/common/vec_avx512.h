@@ -45,6 +45,13 @@ struct VecAvx512 {
   static Float from_ints(const std::int32_t* p) {
     return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));
   }
+  // Pairs of bfloat16: the first of each, and the second.
+  static void load_pairs(const bf16* p, Float& first, Float& second) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    second = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+  }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -57,6 +57,12 @@ struct VecNeon {
   static Float select(Mask mask, Float yes, Float no) { return vbslq_f32(mask, yes, no); }
 
   static Float from_ints(const std::int32_t* p) { return vcvtq_f32_s32(vld1q_s32(p)); }
+  // Pairs of bfloat16: the first of each, and the second.
+  static void load_pairs(const bf16* p, Float& first, Float& second) {
+    const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
+    first = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    second = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+  }
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float sub(Float a, Float b) { return vsubq_f32(a, b); }
   static Float mul(Float a, Float b) { return vmulq_f32(a, b); }

@@ -28,6 +28,11 @@ struct VecScalar {
   static Float select(Mask mask, Float yes, Float no) { return mask ? yes : no; }
 
   static Float from_ints(const std::int32_t* p) { return static_cast<float>(*p); }
+  // Pairs of bfloat16: the first of each, and the second.
+  static void load_pairs(const bf16* p, Float& first, Float& second) {
+    first = to_float(p[0]);
+    second = to_float(p[1]);
+  }
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }

@@ -12,23 +12,31 @@ from vlakern.ops._table import OPS
 if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
+    from vlakern.ops.gated_mlp import gated_mlp, gated_mlp_out
     from vlakern.ops.image_prep import image_prep, image_prep_out
+    from vlakern.ops.linear import PackedLinear, linear, linear_out, pack_linear
     from vlakern.ops.norm import norm, norm_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
     from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
 __all__ = [
     "Key",
+    "PackedLinear",
     "action_decode",
     "action_decode_out",
     "explain",
+    "gated_mlp",
+    "gated_mlp_out",
     "image_prep",
     "image_prep_out",
+    "linear",
+    "linear_out",
     "native_info",
     "norm",
     "norm_out",
     "ode_step",
     "ode_step_out",
+    "pack_linear",
     "resolve",
     "shared_attention",
     "shared_attention_out",
@@ -38,6 +46,8 @@ __all__ = [
 _HOMES = {
     "Key": "vlakern.ops._dispatch",
     "resolve": "vlakern.ops._dispatch",
+    "PackedLinear": "vlakern.ops.linear",
+    "pack_linear": "vlakern.ops.linear",
     **OPS,
     **{f"{op}_out": home for op, home in OPS.items()},
 }

@@ -4,7 +4,9 @@ __all__ = ["OPS"]
 
 OPS = {
     "action_decode": "vlakern.ops.action_decode",
+    "gated_mlp": "vlakern.ops.gated_mlp",
     "image_prep": "vlakern.ops.image_prep",
+    "linear": "vlakern.ops.linear",
     "norm": "vlakern.ops.norm",
     "ode_step": "vlakern.ops.ode_step",
     "shared_attention": "vlakern.ops.shared_attention",

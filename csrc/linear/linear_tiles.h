@@ -1,0 +1,129 @@
+// Tiles by number of rows, and the portable ones; included by one translation unit per ISA.
+#pragma once
+
+#include <utility>
+
+#include "linear/linear_finish.h"
+
+namespace vlakern {
+namespace {
+
+// Far enough that memory answers in time, near enough that a core's outstanding misses suffice.
+constexpr std::int64_t kAhead = 16 * kLine;
+
+using TileFunction = void (*)(const LinearTile&);
+
+template <template <int, int> class Tile, int kPanels, int... kRows>
+void run_tile(const LinearTile& t, std::integer_sequence<int, kRows...>) {
+  static constexpr TileFunction kTable[] = {Tile<kRows + 1, kPanels>::run...};
+  kTable[t.rows - 1](t);
+}
+
+// Tile<rows, panels>::run for the tile at hand.
+template <template <int, int> class Tile, int kRowsOne, int kRowsTwo>
+void any_tile(const LinearTile& t) {
+  if constexpr (kRowsTwo > 0) {
+    if (t.panels == 2) {
+      return run_tile<Tile, 2>(t, std::make_integer_sequence<int, kRowsTwo>());
+    }
+  }
+  run_tile<Tile, 1>(t, std::make_integer_sequence<int, kRowsOne>());
+}
+
+template <class Vec>
+struct PortableF32 {
+  using X = float;
+  static constexpr int kValues = 1;
+  using Float = typename Vec::Float;
+
+  static void load(const char* w, int v, Float (&values)[1]) {
+    values[0] = Vec::load(reinterpret_cast<const float*>(w) + v * Vec::kLanes, Vec::kLanes);
+  }
+};
+
+template <class Vec>
+struct PortableBf16 {
+  using X = float;
+  static constexpr int kValues = 2;
+  using Float = typename Vec::Float;
+
+  static void load(const char* w, int v, Float (&values)[2]) {
+    Vec::load_pairs(reinterpret_cast<const bf16*>(w) + 2 * v * Vec::kLanes, values[0], values[1]);
+  }
+};
+
+// Multiplications in fp32, K in order.
+template <class Vec, class Weights>
+struct Portable {
+  template <int kRows, int>
+  struct Tile {
+    static void run(const LinearTile& t) {
+      constexpr int kVecs = kPanel / Vec::kLanes, kValues = Weights::kValues;
+      using Float = typename Vec::Float;
+      Float sum[kRows][kVecs];
+      for (auto& row : sum) {
+        for (Float& one : row) one = Vec::splat(0.0f);
+      }
+      const auto* x = reinterpret_cast<const float*>(t.x);
+      const char* w = t.w[0];
+      for (std::int64_t s = 0; s < t.steps; ++s, x += kRows * kValues, w += kLine) {
+        __builtin_prefetch(w + kAhead);
+        Float weights[kVecs][kValues];
+        for (int v = 0; v < kVecs; ++v) Weights::load(w, v, weights[v]);
+        for (int i = 0; i < kValues; ++i) {
+          for (int r = 0; r < kRows; ++r) {
+            const Float value = Vec::splat(x[r * kValues + i]);
+            for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec::fma(value, weights[v][i], sum[r][v]);
+          }
+        }
+      }
+      float* tile = static_cast<float*>(t.tile);
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kVecs; ++v) {
+          float* at = tile + r * kPair + v * Vec::kLanes;
+          if (!t.first) sum[r][v] = Vec::add(Vec::load(at, Vec::kLanes), sum[r][v]);
+          Vec::store(at, sum[r][v], Vec::kLanes);
+        }
+      }
+    }
+  };
+};
+
+// Bytes multiplied one by one, for instruction sets without more.
+struct PortableInt8 {
+  template <int kRows, int>
+  struct Tile {
+    static void run(const LinearTile& t) {
+      auto* tile = static_cast<std::int32_t*>(t.tile);
+      for (int r = 0; r < kRows; ++r) {
+        std::int32_t sum[kPanel];
+        for (int c = 0; c < kPanel; ++c) sum[c] = t.first ? t.start[r] : tile[r * kPair + c];
+        const auto* x = reinterpret_cast<const std::int8_t*>(t.x) + 4 * r;
+        const auto* w = reinterpret_cast<const std::uint8_t*>(t.w[0]);
+        for (std::int64_t s = 0; s < t.steps; ++s, x += 4 * kRows, w += kLine) {
+          for (int c = 0; c < kPanel; ++c) {
+            for (int i = 0; i < 4; ++i) sum[c] += x[i] * w[4 * c + i];
+          }
+        }
+        for (int c = 0; c < kPanel; ++c) tile[r * kPair + c] = sum[c];
+      }
+    }
+  };
+};
+
+// Kernels that need nothing but Vec; kRows is what its registers hold.
+template <class Vec, int kRows>
+LinearKernels portable_kernels(const LinearVariant& v) {
+  if (v.kind == LinearKind::kF32) {
+    return kernels_around<Vec, float, 1>(
+        v, any_tile<Portable<Vec, PortableF32<Vec>>::template Tile, kRows, 0>, kRows, 0);
+  }
+  if (v.kind == LinearKind::kBF16) {
+    return kernels_around<Vec, bf16, 2, true>(
+        v, any_tile<Portable<Vec, PortableBf16<Vec>>::template Tile, kRows, 0>, kRows, 0);
+  }
+  return kernels_around<Vec, std::int8_t, 4>(v, any_tile<PortableInt8::Tile, 4, 0>, 4, 0);
+}
+
+}  // namespace
+}  // namespace vlakern

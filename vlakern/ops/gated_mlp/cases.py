@@ -1,0 +1,131 @@
+"""The cases of ``gated_mlp``, for tests and benchmarks alike.
+
+Real ones: rethink-2b (2048 with 6144, 1024 with 3072), pi0 (2048 with 16384, 1024 with 4096),
+SmolVLA (720 with 2048), metaworld-small. Letters: M rows, K inputs, F hidden columns, N outputs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlakern.ops.gated_mlp.reference import gated_mlp_reference
+from vlakern.ops.linear.cases import KIND_BYTES
+from vlakern.ops.linear.packed import PackedLinear, pack_linear
+from vlakern.ops.linear.reference import activate
+
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "exact_gated_mlp",
+    "make_inputs",
+    "operations",
+    "plain_gated_mlp",
+    "traffic",
+]
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, kind of both weights, dtype of x and y, and what is optional in it."""
+
+    m: int
+    k: int
+    f: int
+    n: int
+    kind: str = "bf16"
+    dtype: torch.dtype = BF16
+    activation: str = "silu_gate"
+    bias: bool = False
+    residual: bool = True
+
+    def __str__(self) -> str:
+        """An id such as ``M17-K1024-F3072-N1024-bf16-bf16-silu_gate``."""
+        dtype = {F32: "fp32", BF16: "bf16"}[self.dtype]
+        words = [f"M{self.m}-K{self.k}-F{self.f}-N{self.n}", self.kind, dtype, self.activation]
+        return "-".join(words + ["bias"] * self.bias + ["residual"] * self.residual)
+
+
+CASES = (
+    Case(1, 64, 96, 64),
+    Case(17, 128, 200, 128, activation="gelu_tanh_gate"),
+    Case(50, 66, 70, 34, bias=True, residual=False),
+    Case(130, 96, 560, 48),
+    Case(3, 33, 17, 5, "fp32", F32, bias=True),
+    Case(40, 128, 192, 128, "fp32", F32, "gelu_tanh_gate"),
+    Case(9, 64, 80, 64, "fp32", BF16, residual=False),
+    Case(17, 100, 120, 100, "int8", BF16, bias=True),
+    Case(51, 72, 300, 40, "int8", F32, "gelu_tanh_gate"),
+    Case(0, 8, 8, 8),
+)
+BENCH = (
+    *(Case(m, 1024, 3072, 1024) for m in (17, 50)),
+    *(Case(m, 1024, 4096, 1024, activation="gelu_tanh_gate") for m in (17, 51)),
+    Case(220, 2048, 6144, 2048),
+    *(Case(m, 1024, 3072, 1024, "int8") for m in (17, 50)),
+)
+
+
+def make_inputs(
+    case: Case, generator: torch.Generator
+) -> tuple[PackedLinear, PackedLinear, dict[str, Any]]:
+    """Packed random weights, and the other arguments of ``gated_mlp`` by name."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    biases = (normal(2 * case.f), normal(case.n)) if case.bias else (None, None)
+    first, second = normal(2 * case.f, case.k) / case.k**0.5, normal(case.n, case.f) / case.f**0.5
+    gate_up = pack_linear(first, case.kind, biases[0], gate=True)
+    down = pack_linear(second, case.kind, biases[1])
+    x = normal(case.m, case.k).to(case.dtype)
+    inputs: dict[str, Any] = {"x": x, "activation": case.activation}
+    if case.residual:
+        inputs["residual"] = normal(case.m, case.n).to(case.dtype)
+    return gate_up, down, inputs
+
+
+def exact_gated_mlp(gate_up: PackedLinear, down: PackedLinear, inputs: dict[str, Any]) -> Tensor:
+    """The definition in fp64, not rounded at the end."""
+    return gated_mlp_reference(
+        gate_up=gate_up.unpack(),
+        down=down.unpack(),
+        kinds=(gate_up.kind, down.kind),
+        out_dtype=torch.float64,
+        compute=torch.float64,
+        **inputs,
+    )
+
+
+def plain_gated_mlp(
+    gate_up: PackedLinear,
+    down: PackedLinear,
+    x: Tensor,
+    activation: str,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """What one writes in plain PyTorch, in x's dtype; int8 weights are multiplied out."""
+
+    def product(x: Tensor, packed: PackedLinear) -> Tensor:
+        weight, scale, bias = packed.unpack()
+        wide = weight.to(x.dtype) if scale is None else (weight * scale[:, None]).to(x.dtype)
+        z = x @ wide.T
+        return z if bias is None else z + bias.to(x.dtype)
+
+    y = product(activate(product(x, gate_up), activation), down)
+    return y if residual is None else y + residual
+
+
+def operations(case: Case) -> int:
+    """Additions and multiplications of the products."""
+    return 2 * case.m * case.f * (2 * case.k + case.n)
+
+
+def traffic(case: Case) -> int:
+    """Bytes that the mathematics must move: weights and x read, the residual read, y written."""
+    values = case.m * (case.k + case.n * (1 + case.residual)) * case.dtype.itemsize
+    return case.f * (2 * case.k + case.n) * KIND_BYTES[case.kind] + values

@@ -1,0 +1,77 @@
+"""The arguments of one ``linear`` call, and the one check of them, at the border."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlakern.errors import InputError
+from vlakern.ops.linear.packed import ISA, LAYOUT, PackedLinear
+from vlakern.ops.linear.reference import ACTIVATIONS, GATED
+
+__all__ = ["FLOATS", "Tensors", "check", "check_weights"]
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+class Tensors(NamedTuple):
+    """What every backend takes. Letters: M rows, K inputs, N weight rows, C columns."""
+
+    x: Tensor  # [M, K]
+    weights: PackedLinear
+    bias: Tensor | None  # [N] fp32; the packed one if None
+    residual: Tensor | None  # [M, C]
+    row_scale: Tensor | None  # [M]
+    out: Tensor  # [M, C]
+
+
+def check_weights(op: str, weights: PackedLinear, activation: str) -> None:
+    """Raises InputError for weights that the activation or this build cannot take."""
+    if activation not in ACTIVATIONS:
+        _fail(op, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+    if weights.gate != (activation in GATED):
+        wants = "gate=True" if activation in GATED else "gate=False"
+        raise InputError(f"{op}: activation {activation!r} takes weights packed with {wants}")
+    if (weights.layout, weights.isa) != (LAYOUT, ISA):
+        found = f"{weights.layout} for {weights.isa}"
+        _fail(op, "weights", f"of layout {LAYOUT} for {ISA}; pack them again", found)
+
+
+def check(t: Tensors, activation: str) -> None:
+    """Raises InputError for the first argument that does not fit the others."""
+    check_weights("linear", t.weights, activation)
+    if t.x.ndim != 2 or t.x.shape[1] != t.weights.k:
+        _fail("linear", "x", f"[M, K] with K = {t.weights.k}", list(t.x.shape))
+    rows, columns = t.x.shape[0], t.weights.columns
+    _dtype("x", t.x, *FLOATS)
+    _dtype("out", t.out, *FLOATS)
+    _shape("out", t.out, "M, C", (rows, columns))
+    if t.bias is not None:
+        if t.weights.has_bias:
+            raise InputError("linear: these weights hold a bias already; give none")
+        _dtype("bias", t.bias, torch.float32)
+        _shape("bias", t.bias, "N", (t.weights.n,))
+    if t.residual is not None:
+        _dtype("residual", t.residual, t.out.dtype)
+        _shape("residual", t.residual, "M, C", (rows, columns))
+    if t.row_scale is not None:
+        _dtype("row_scale", t.row_scale, torch.float32)
+        _shape("row_scale", t.row_scale, "M", (rows,))
+    given = {"weights": t.weights.data, "bias": t.bias, "residual": t.residual}
+    for name, tensor in (given | {"row_scale": t.row_scale, "out": t.out}).items():
+        if tensor is not None and tensor.device != t.x.device:
+            _fail("linear", name, f"on x's device {t.x.device}", f"one on {tensor.device}")
+
+
+def _fail(op: str, name: str, expected: str, found: object) -> None:
+    raise InputError(f"{op}: {name} must be {expected}, got {found}")
+
+
+def _shape(name: str, tensor: Tensor, letters: str, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        _fail("linear", name, f"[{letters}] = {list(shape)}", list(tensor.shape))
+
+
+def _dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    if tensor.dtype not in allowed:
+        _fail("linear", name, " or ".join(str(one) for one in allowed), tensor.dtype)

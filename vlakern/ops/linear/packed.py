@@ -1,0 +1,185 @@
+"""Weights of ``linear`` rearranged once for the kernels: panels of 16 rows, see csrc/linear/linear.h."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlakern.errors import InputError
+from vlakern.ops import _native
+from vlakern.ops.linear.reference import KINDS, quantize_rows
+
+__all__ = ["ISA", "LAYOUT", "PackedLinear", "Sections", "Unpacked", "pack_linear"]
+
+LAYOUT = 1
+ISA = "n16"  # panels of 16 weight rows, 64 bytes a step: every CPU kernel reads them
+PANEL = 16
+HUGE = 1 << 21  # bytes of a large page
+
+
+class Unpacked(NamedTuple):
+    """What was packed: ``weight [N, K]`` (integers of int8), ``scale [N]`` of int8, ``bias [N]``."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+
+class Sections(NamedTuple):
+    """The parts of the flat tensor, as views: panels int32, scales and bias fp32."""
+
+    panels: Tensor  # [P * S * 16]
+    w_scale: Tensor | None  # [P * 16], in the panels' order
+    bias: Tensor | None  # [N]
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """Packed weights: one flat tensor and static facts; for inference alone.
+
+    Attributes:
+        data: int32; panels, then the bits of the scales, then those of the bias.
+        n: weight rows N, counting gate and up.
+        k: inputs K.
+        kind: ``bf16``, ``fp32`` or ``int8``.
+        gate: rows of gate and up are interleaved, for the gated activations alone.
+        has_bias: a bias is packed with the weights.
+        layout: version of the layout.
+        isa: the family of kernels that the layout is for.
+    """
+
+    data: Tensor
+    n: int
+    k: int
+    kind: str
+    gate: bool = False
+    has_bias: bool = False
+    layout: int = LAYOUT
+    isa: str = ISA
+
+    @property
+    def columns(self) -> int:
+        """Output columns: N, or N / 2 of a gated activation."""
+        return self.n // 2 if self.gate else self.n
+
+    @property
+    def steps(self) -> int:
+        """Steps of K in a panel."""
+        return -(-self.k // _values_per_step(self.kind))
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of all panels, with those that are padding."""
+        width = PANEL if self.gate else 2 * PANEL
+        return -(-self.columns // width) * 2 * PANEL
+
+    def sections(self) -> Sections:
+        """Views of the flat tensor."""
+        return sections(self.data, self)
+
+    def unpack(self) -> Unpacked:
+        """The weights as they were given to ``pack_linear``, rounded or quantised."""
+        panels, w_scale, bias = self.sections()
+        grid = panels.view(self.rows // PANEL, self.steps, PANEL).transpose(1, 2)
+        flat = grid.reshape(-1).view(_stored(self.kind))
+        stored = flat.view(self.rows, self.steps * _values_per_step(self.kind))[:, : self.k]
+        weight = _given_order(stored, self)
+        if self.kind == "int8":
+            weight = (weight.to(torch.int16) - 128).to(torch.int8)
+        scale = None if w_scale is None else _given_order(w_scale, self)
+        return Unpacked(weight.contiguous(), scale, bias)
+
+
+def sections(data: Tensor, facts: PackedLinear) -> Sections:
+    """The sections of a flat tensor with these facts."""
+    first = facts.rows * facts.steps
+    second = first + (facts.rows if facts.kind == "int8" else 0)
+    w_scale = data[first:second].view(torch.float32) if facts.kind == "int8" else None
+    bias = data[second : second + facts.n].view(torch.float32) if facts.has_bias else None
+    return Sections(data[:first], w_scale, bias)
+
+
+def pack_linear(
+    weight: Tensor, dtype: str = "bf16", bias: Tensor | None = None, gate: bool = False
+) -> PackedLinear:
+    """Rounds or quantises weights and rearranges them.
+
+    Args:
+        weight: ``[N, K]``, any floating dtype.
+        dtype: ``bf16``, ``fp32`` or ``int8``; int8 has one scale per row, and ``linear`` quantises
+            the rows of x, too.
+        bias: ``[N]``, kept in fp32.
+        gate: the first N / 2 rows are the gate's and the last N / 2 the up projection's; packed
+            alternately so that a gated activation finds both at hand.
+
+    Raises:
+        InputError: a shape or dtype does not fit.
+    """
+    _check(weight, dtype, bias, gate)
+    n, k = weight.shape
+    empty = PackedLinear(weight.new_empty(0), n, k, dtype, gate, bias is not None)
+    size = empty.rows * empty.steps + (empty.rows if dtype == "int8" else 0) + n
+    data = torch.empty(size, dtype=torch.int32, device=weight.device)
+    if data.device.type == "cpu" and data.nbytes >= HUGE and _native.missing() is None:
+        _native.cpu_module().prefer_huge_pages(data.data_ptr(), data.nbytes)
+    packed = PackedLinear(data, n, k, dtype, gate, bias is not None)
+    _fill(packed, weight.detach(), bias)
+    return packed
+
+
+def _fill(packed: PackedLinear, weight: Tensor, bias: Tensor | None) -> None:
+    panels, w_scale, packed_bias = packed.sections()
+    packed.data[panels.numel() :].zero_()
+    stored = weight.to(KINDS[packed.kind]) if packed.kind != "int8" else None
+    if stored is None:
+        steps, scale = quantize_rows(weight)
+        stored = (steps + 128).to(torch.uint8)
+        assert w_scale is not None
+        w_scale.copy_(_panel_order(scale, packed))
+    padded = functional.pad(stored, (0, packed.steps * _values_per_step(packed.kind) - packed.k))
+    rows = _panel_order(padded, packed).reshape(-1).view(torch.int32)
+    grid = rows.view(packed.rows // PANEL, PANEL, packed.steps)
+    panels.view(packed.rows // PANEL, packed.steps, PANEL).copy_(grid.transpose(1, 2))
+    if bias is not None and packed_bias is not None:
+        packed_bias.copy_(bias.detach())
+
+
+def _panel_order(rows: Tensor, packed: PackedLinear) -> Tensor:
+    """Rows (of a matrix or a vector) padded, and 16 of the gate before their 16 of up."""
+    parts = rows.chunk(2) if packed.gate and packed.n else (rows,)
+    padding = packed.rows // len(parts) - parts[0].shape[0]
+    after = (0, 0) * (rows.ndim - 1) + (0, padding)
+    padded = [functional.pad(part, after) for part in parts]
+    blocks = torch.stack([part.unflatten(0, (-1, PANEL)) for part in padded], 1)
+    return blocks.flatten(0, 2)
+
+
+def _given_order(rows: Tensor, packed: PackedLinear) -> Tensor:
+    """The inverse of ``_panel_order``."""
+    parts = 2 if packed.gate else 1
+    blocks = rows.unflatten(0, (-1, parts, PANEL))
+    return torch.cat([blocks[:, i].flatten(0, 1)[: packed.n // parts] for i in range(parts)])
+
+
+def _values_per_step(kind: str) -> int:
+    return 4 // KINDS[kind].itemsize
+
+
+def _stored(kind: str) -> torch.dtype:
+    return torch.uint8 if kind == "int8" else KINDS[kind]
+
+
+def _check(weight: Tensor, dtype: str, bias: Tensor | None, gate: bool) -> None:
+    if dtype not in KINDS:
+        raise InputError(f"pack_linear: dtype must be one of {', '.join(KINDS)}, got {dtype!r}")
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise InputError(
+            f"pack_linear: weight must be floating, [N, K], got {weight.dtype} {list(weight.shape)}"
+        )
+    n = weight.shape[0]
+    if gate and n % 2:
+        raise InputError(f"pack_linear: gate and up need an even number of rows, got {n}")
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise InputError(f"pack_linear: bias must be [N] = [{n}], got {list(bias.shape)}")
