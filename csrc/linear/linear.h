@@ -22,12 +22,10 @@
 
 namespace vlakern {
 
-constexpr int kPanel = 16;                // weight rows of a panel
-constexpr int kPair = 2 * kPanel;         // weight rows of a pair
-constexpr int kLine = 64;                 // bytes of one panel's step, and of a cache line
-constexpr std::int64_t kChain = 512;      // steps of one chain of additions, bf16 output
-constexpr std::int64_t kFineChain = 128;  // and fp32 output
-constexpr std::int64_t kMostK = 65536;    // int8: 255 * 127 * K must stay below 2^31
+constexpr int kPanel = 16;              // weight rows of a panel
+constexpr int kPair = 2 * kPanel;       // weight rows of a pair
+constexpr int kLine = 64;               // bytes of one panel's step, and of a cache line
+constexpr std::int64_t kMostK = 65536;  // int8: 255 * 127 * K must stay below 2^31
 
 enum class LinearKind : int { kBF16, kF32, kInt8 };
 enum class Activation : int { kNone, kSilu, kGeluErf, kGeluTanh, kRelu, kSiluGate, kGeluTanhGate };

@@ -71,15 +71,14 @@ void multiply(const Job& job, std::int64_t block, std::int64_t pair, std::int64_
   const std::int64_t row = block_row(p, plan, block);
   const std::int64_t panel = p.steps * kLine;
   const char* w = p.panels + 2 * pair * panel;
-  const std::int64_t chain = p.out_dtype == DType::kF32 ? kFineChain : kChain;
   LinearTile t{};
   t.rows = static_cast<int>(block_row(p, plan, block + 1) - row);
   t.panels = plan.panels;
   t.start = job.start + row;
   for (int half = 0; half < 2; half += plan.panels) {
     t.tile = tile + half * kPanel * 4;
-    for (std::int64_t s = s0; s < s1; s += chain) {
-      t.steps = std::min(chain, s1 - s);
+    for (std::int64_t s = s0; s < s1; s += plan.chain) {
+      t.steps = std::min(plan.chain, s1 - s);
       t.first = s == 0;
       t.x = job.x + (row * p.steps + s * t.rows) * plan.kernels.x_size;
       t.w[0] = w + half * panel + s * kLine;
@@ -130,13 +129,13 @@ void multiply_group(const Job& job, std::int64_t b0, std::int64_t b1, std::int64
   const std::int64_t rows0 = block_row(p, job.plan, b0);
   const std::int64_t pair_bytes = (block_row(p, job.plan, b1) - rows0) * kPair * 4;
   const bool whole = job.plan.slab >= p.steps;
+  if (p.steps == 0) std::memset(tiles, 0, static_cast<std::size_t>(pair_bytes));
   for (std::int64_t s0 = 0; s0 < std::max<std::int64_t>(1, p.steps); s0 += job.plan.slab) {
     const std::int64_t s1 = std::min(p.steps, s0 + job.plan.slab);
     for (std::int64_t pair = p0; pair < p1; ++pair) {
       for (std::int64_t block = b0; block < b1; ++block) {
         const std::int64_t row = block_row(p, job.plan, block) - rows0;
         char* tile = tiles + (whole ? 0 : (pair - p0) * pair_bytes) + row * kPair * 4;
-        if (p.steps == 0) std::memset(tile, 0, static_cast<std::size_t>(pair_bytes));
         multiply(job, block, pair, s0, s1, tile, next_panel(job, b1 - block, pair, s0));
         if (s1 == p.steps) finish(job, block, pair, tile);
       }

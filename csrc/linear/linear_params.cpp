@@ -31,7 +31,7 @@ constexpr ActivationRow kActivations[] = {{"none", Activation::kNone},
 std::string number(std::int64_t value) { return std::to_string(value); }
 
 void check_adjacent(const Dims& dims, const char* name, const Tensor& t) {
-  if (t.shape[1] > 1 && t.stride[1] != 1) {
+  if (t.shape[0] > 0 && t.shape[1] > 1 && t.stride[1] != 1) {
     dims.fail(std::string(name) + " must have adjacent columns, got a stride of " +
               number(t.stride[1]) + "; make it contiguous");
   }

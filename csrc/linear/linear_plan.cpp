@@ -10,6 +10,12 @@ constexpr std::int64_t kSlab = 1024;        // steps of K where not all of them 
 constexpr std::int64_t kSlabPairs = 8;      // pairs whose sums wait while K advances
 constexpr std::int64_t kSmall = 1 << 17;    // products below which one thread is enough
 
+// Long chains cost least; bf16 outputs hide their error, integers have none.
+std::int64_t chain_of(const LinearParams& p) {
+  if (p.kind == LinearKind::kF32) return 32;
+  return p.kind == LinearKind::kBF16 && p.out_dtype == DType::kF32 ? 64 : 512;
+}
+
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t aligned(std::int64_t bytes) { return ceil_div(bytes, kLine) * kLine; }
 
@@ -53,6 +59,7 @@ LinearPlan linear_plan(const LinearParams& p) {
   plan.panels = one ? 1 : 2;
   plan.blocks = std::max<std::int64_t>(1, ceil_div(p.m, one ? k.rows_one : k.rows_two));
   const std::int64_t row_bytes = std::max<std::int64_t>(1, p.steps * k.x_size);
+  plan.chain = chain_of(p);
   plan.slab = std::max<std::int64_t>(1, p.steps);
   plan.group = plan.blocks;
   std::int64_t waiting = 1;

@@ -15,6 +15,7 @@ struct LinearPlan {
   std::int64_t blocks;        // of rows, each of at most a tile's rows, as equal as can be
   std::int64_t group;         // blocks that are worked on together: their x stays in a core's cache
   std::int64_t chunk;         // pairs that a worker takes at a time
+  std::int64_t chain;         // steps of K that are added up in one go
   std::int64_t slab;          // steps of K that are worked on together
   std::int64_t packed;        // workspace: bytes of x, packed
   std::int64_t scales;        // workspace: offset of [3, M] scale, inverse and start of int8

@@ -55,7 +55,7 @@ CASES = (
     Case(17, 128, 200, 128, activation="gelu_tanh_gate"),
     Case(50, 66, 70, 34, bias=True, residual=False),
     Case(130, 96, 560, 48),
-    Case(3, 33, 17, 5, "fp32", F32, bias=True),
+    Case(13, 33, 17, 50, "fp32", F32, bias=True),
     Case(40, 128, 192, 128, "fp32", F32, "gelu_tanh_gate"),
     Case(9, 64, 80, 64, "fp32", BF16, residual=False),
     Case(17, 100, 120, 100, "int8", BF16, bias=True),

@@ -2,8 +2,8 @@
 
     h = act(x Wgᵀ + bg) · (x Wuᵀ + bu)        y = h Wdᵀ + bd + residual
 
-Letters: M rows, K inputs, F hidden columns, N outputs. With int8 weights h is quantised by rows like
-x; with bf16 weights it is rounded to bf16, see ``vlakern.ops.linear.reference``.
+Letters: M rows, K inputs, F hidden columns, N outputs. With int8 weights h is quantised by rows
+like x; with bf16 weights it is rounded to bf16, see ``vlakern.ops.linear.reference``.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Weights of ``linear`` rearranged once for the kernels: panels of 16 rows, see csrc/linear/linear.h."""
+"""Weights of ``linear`` rearranged once for the kernels, see csrc/linear/linear.h."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +20,7 @@ HUGE = 1 << 21  # bytes of a large page
 
 
 class Unpacked(NamedTuple):
-    """What was packed: ``weight [N, K]`` (integers of int8), ``scale [N]`` of int8, ``bias [N]``."""
+    """``weight [N, K]`` (integers of int8), the ``scale [N]`` of int8, and ``bias [N]``."""
 
     weight: Tensor
     scale: Tensor | None
