@@ -44,6 +44,8 @@ NB_MODULE(_native, m) {
   m.def("norm_backward", &py::norm_backward, Unlocked());
   m.def("norm_runs", &vlakern::norm_runs);
   nb::class_<py::Linear>(m, "Linear").def(py::linear_init()).def("__call__", &py::Linear::run);
+  m.def("peak_rate", &vlakern::peak_rate, Unlocked());
+  m.def("read_rate", &vlakern::read_rate, Unlocked());
   m.def("linear_workspace", &vlakern::linear_workspace);
   nb::class_<py::GatedMlp>(m, "GatedMlp")
       .def(py::gated_mlp_init())

@@ -10,6 +10,7 @@
 #include "common/huge_pages.h"
 #include "common/tensor_caster.h"
 #include "linear/linear.h"
+#include "linear/linear_limits.h"
 
 namespace vlakern::python {
 

@@ -66,6 +66,8 @@ struct LinearKernels {
   void (*finish)(const LinearFinish&);
   // The largest magnitude of a row of K values; `*taint` is 0, or NaN if one is not finite.
   float (*largest)(const void* x, std::int64_t k, float* taint);
+  // Multiplies and adds in registers alone; returns how many operations that was. Null if unknown.
+  std::int64_t (*busy)(std::int64_t turns);
 };
 
 LinearKernels linear_avx512bf16(const LinearVariant& variant);

@@ -11,6 +11,18 @@ namespace {
 // Far enough that memory answers in time, near enough that a core's outstanding misses suffice.
 constexpr std::int64_t kAhead = 16 * kLine;
 
+// Calls body(0), ..., body(kCount - 1) with the number as a type: indices that are constants from
+// the start let the compiler keep arrays in registers.
+template <class Body, int... kIndex>
+[[gnu::always_inline]] inline void repeat(const Body& body, std::integer_sequence<int, kIndex...>) {
+  (body(std::integral_constant<int, kIndex>()), ...);
+}
+
+template <int kCount, class Body>
+[[gnu::always_inline]] inline void repeat(const Body& body) {
+  repeat(body, std::make_integer_sequence<int, kCount>());
+}
+
 using TileFunction = void (*)(const LinearTile&);
 
 template <template <int, int> class Tile, int kPanels, int... kRows>
@@ -23,11 +35,19 @@ void run_tile(const LinearTile& t, std::integer_sequence<int, kRows...>) {
 template <template <int, int> class Tile, int kRowsOne, int kRowsTwo>
 void any_tile(const LinearTile& t) {
   if constexpr (kRowsTwo > 0) {
-    if (t.panels == 2) {
-      return run_tile<Tile, 2>(t, std::make_integer_sequence<int, kRowsTwo>());
-    }
+    run_tile<Tile, 2>(t, std::make_integer_sequence<int, kRowsTwo>());
+  } else {
+    run_tile<Tile, 1>(t, std::make_integer_sequence<int, kRowsOne>());
   }
-  run_tile<Tile, 1>(t, std::make_integer_sequence<int, kRowsOne>());
+}
+
+// Few rows: both panels straight into the first cache, as fast as memory gives them. More: what the
+// next pair needs into the second, a line per step and block.
+template <int kRows>
+[[gnu::always_inline]] inline void bring_near(const char* w0, const char* w1, const char* ahead) {
+  __builtin_prefetch(w0 + kAhead);
+  __builtin_prefetch(w1 + kAhead);
+  __builtin_prefetch(ahead, 0, 2);
 }
 
 template <class Vec>
@@ -61,30 +81,28 @@ struct Portable {
       constexpr int kVecs = kPanel / Vec::kLanes, kValues = Weights::kValues;
       using Float = typename Vec::Float;
       Float sum[kRows][kVecs];
-      for (auto& row : sum) {
-        for (Float& one : row) one = Vec::splat(0.0f);
-      }
+      repeat<kRows * kVecs>([&](auto i) { sum[i / kVecs][i % kVecs] = Vec::splat(0.0f); });
       const auto* x = reinterpret_cast<const float*>(t.x);
       const char* w = t.w[0];
       for (std::int64_t s = 0; s < t.steps; ++s, x += kRows * kValues, w += kLine) {
         __builtin_prefetch(w + kAhead);
         Float weights[kVecs][kValues];
-        for (int v = 0; v < kVecs; ++v) Weights::load(w, v, weights[v]);
-        for (int i = 0; i < kValues; ++i) {
-          for (int r = 0; r < kRows; ++r) {
-            const Float value = Vec::splat(x[r * kValues + i]);
-            for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec::fma(value, weights[v][i], sum[r][v]);
-          }
-        }
+        repeat<kVecs>([&](auto v) { Weights::load(w, v, weights[v]); });
+        repeat<kValues * kRows>([&](auto i) {
+          constexpr int kValue = i / kRows, kRow = i % kRows;
+          const Float value = Vec::splat(x[kRow * kValues + kValue]);
+          repeat<kVecs>(
+              [&](auto v) { sum[kRow][v] = Vec::fma(value, weights[v][kValue], sum[kRow][v]); });
+        });
       }
       float* tile = static_cast<float*>(t.tile);
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVecs; ++v) {
-          float* at = tile + r * kPair + v * Vec::kLanes;
-          if (!t.first) sum[r][v] = Vec::add(Vec::load(at, Vec::kLanes), sum[r][v]);
-          Vec::store(at, sum[r][v], Vec::kLanes);
-        }
-      }
+      repeat<kRows * kVecs>([&](auto i) {
+        constexpr int kRow = i / kVecs, kVec = i % kVecs;
+        float* at = tile + kRow * kPair + kVec * Vec::kLanes;
+        Float total = sum[kRow][kVec];
+        if (!t.first) total = Vec::add(Vec::load(at, Vec::kLanes), total);
+        Vec::store(at, total, Vec::kLanes);
+      });
     }
   };
 };
@@ -111,16 +129,43 @@ struct PortableInt8 {
   };
 };
 
+// Twelve sums that do not wait for each other: more than latency times throughput anywhere.
+constexpr int kBusySums = 12;
+
+template <class Vec>
+std::int64_t busy_fma(std::int64_t turns) {
+  typename Vec::Float sum[kBusySums];
+  for (auto& one : sum) one = Vec::splat(0.0f);
+  const auto factor = Vec::splat(static_cast<float>(turns));
+  for (std::int64_t i = 0; i < turns; ++i) {
+    for (auto& one : sum) one = Vec::fma(factor, factor, one);
+  }
+  volatile float sink[Vec::kLanes];
+  for (auto& one : sum) {
+    float lanes[Vec::kLanes];
+    Vec::store(lanes, one, Vec::kLanes);
+    for (int i = 0; i < Vec::kLanes; ++i) sink[i] = lanes[i];
+  }
+  static_cast<void>(sink[0]);
+  return turns * kBusySums * Vec::kLanes * 2;
+}
+
+template <class Vec>
+LinearKernels with_busy_fma(LinearKernels kernels) {
+  kernels.busy = busy_fma<Vec>;
+  return kernels;
+}
+
 // Kernels that need nothing but Vec; kRows is what its registers hold.
 template <class Vec, int kRows>
 LinearKernels portable_kernels(const LinearVariant& v) {
   if (v.kind == LinearKind::kF32) {
-    return kernels_around<Vec, float, 1>(
-        v, any_tile<Portable<Vec, PortableF32<Vec>>::template Tile, kRows, 0>, kRows, 0);
+    return with_busy_fma<Vec>(kernels_around<Vec, float, 1>(
+        v, any_tile<Portable<Vec, PortableF32<Vec>>::template Tile, kRows, 0>, kRows, 0));
   }
   if (v.kind == LinearKind::kBF16) {
-    return kernels_around<Vec, bf16, 2, true>(
-        v, any_tile<Portable<Vec, PortableBf16<Vec>>::template Tile, kRows, 0>, kRows, 0);
+    return with_busy_fma<Vec>(kernels_around<Vec, bf16, 2, true>(
+        v, any_tile<Portable<Vec, PortableBf16<Vec>>::template Tile, kRows, 0>, kRows, 0));
   }
   return kernels_around<Vec, std::int8_t, 4>(v, any_tile<PortableInt8::Tile, 4, 0>, 4, 0);
 }

@@ -363,9 +363,9 @@ def test_refusals() -> None:
     with pytest.raises(Unsupported, match="int8 sums hold K up to 65536, got 70000"):
         ops.linear(wide, pack_linear(wide, "int8"), backend="cpu")
     elsewhere = torch.zeros(2, 4, device="meta")
+    out, packed = torch.zeros(2, 6, device="meta"), pack_linear(W.to("meta"))
     with pytest.raises(Unsupported, match="computes on the CPU"):
-        out = torch.zeros(2, 6, device="meta")
-        ops.linear_out(elsewhere, pack_linear(W.to("meta")), out=out, backend="cpu")
+        ops.linear_out(elsewhere, packed, out=out, backend="cpu")
 
 
 def test_works_from_many_threads(rng: torch.Generator) -> None:

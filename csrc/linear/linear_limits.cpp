@@ -1,0 +1,59 @@
+#include "linear/linear_limits.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "common/thread_pool.h"
+#include "linear/linear_tile.h"
+
+namespace vlakern {
+namespace {
+
+constexpr std::int64_t kPiece = 1 << 22;  // bytes that a thread reads at a time
+constexpr std::int64_t kTurns = 100000;   // of a loop that keeps every unit busy
+
+int threads_or_all(int threads) { return threads > 0 ? threads : default_threads(); }
+
+template <class Body>
+double seconds(int threads, std::int64_t units, const Body& body) {
+  using Clock = std::chrono::steady_clock;
+  Phase phase(units);
+  const auto begin = Clock::now();
+  parallel_workers(threads, [&](int) { phase.run(body); });
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Four streams of words, so that no addition waits for another.
+std::uint64_t read_piece(const std::uint64_t* words, std::int64_t count) {
+  std::uint64_t sum[8] = {};
+  for (std::int64_t i = 0; i + 8 <= count; i += 8) {
+    for (int j = 0; j < 8; ++j) sum[j] += words[i + j];
+  }
+  for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+  return sum[0];
+}
+
+}  // namespace
+
+double peak_rate(const std::string& kind, const std::string& isa, int threads) {
+  const LinearVariant variant{linear_kind(kind), DType::kF32, DType::kF32, Activation::kNone};
+  const LinearKernels kernels = linear_kernels(select_isa(isa), variant);
+  if (kernels.busy == nullptr) return 0;
+  const int workers = threads_or_all(threads);
+  std::atomic<std::int64_t> operations{0};
+  const double taken =
+      seconds(workers, workers, [&](std::int64_t) { operations += kernels.busy(kTurns); });
+  return static_cast<double>(operations.load()) / taken;
+}
+
+double read_rate(std::uintptr_t address, std::int64_t bytes, int threads) {
+  std::atomic<std::uint64_t> sink{0};
+  const double taken =
+      seconds(threads_or_all(threads), (bytes + kPiece - 1) / kPiece, [&](std::int64_t unit) {
+        const std::int64_t begin = unit * kPiece, size = std::min(kPiece, bytes - begin);
+        sink += read_piece(reinterpret_cast<const std::uint64_t*>(address + begin), size / 8);
+      });
+  return static_cast<double>(bytes) / taken;
+}
+
+}  // namespace vlakern
