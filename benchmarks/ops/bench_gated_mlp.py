@@ -1,9 +1,9 @@
 """Speed of gated_mlp with packed weights that no cache holds; nothing is printed while it is wrong.
 
-A table and JSON lines: ``python benchmarks/ops/bench_gated_mlp.py [--threads 2] [--json FILE]``. Every
-repeat runs each contender once on the next of many copies of its weights, and a plain reading of as
-many bytes; fractions and ratios are of medians, ``best`` of shortest times. ``of limit`` is the
-larger of memory's time and the registers' time over ours. Under pytest-benchmark:
+A table and JSON lines: ``python benchmarks/ops/bench_gated_mlp.py [--threads 2] [--json FILE]``.
+Every repeat runs each contender once on the next of many copies of its weights, and a plain reading
+of as many bytes; fractions and ratios are of medians, ``best`` of shortest times. ``of limit`` is
+the larger of memory's time and the registers' time over ours. Under pytest-benchmark:
 ``pytest benchmarks/ops/bench_gated_mlp.py``.
 """
 

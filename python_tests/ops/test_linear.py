@@ -91,8 +91,8 @@ def test_fuzz(isa: str, fuzz: range) -> None:
         case = draw_case(rng)
         try:
             check_values(case, rng, "cpu")
-        except AssertionError as error:
-            error.add_note(f"VLAKERN_CPU_ISA={isa}; rng = generator({seed!r}); {case!r}")
+        except AssertionError:
+            print(f"VLAKERN_CPU_ISA={isa}; rng = generator({seed!r}); {case!r}")
             raise
 
 

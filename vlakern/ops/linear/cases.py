@@ -191,6 +191,7 @@ def plain_linear(
     weight, w_scale, packed_bias = unpacked
     bias = bias if bias is not None else packed_bias
     if packed.kind == "int8":
+        assert w_scale is not None
         steps, scale = quantize_rows(x)
         z = (steps @ weight.float().T * scale[:, None] * w_scale).to(out_dtype)
     else:
