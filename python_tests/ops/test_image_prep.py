@@ -62,7 +62,7 @@ def test_values(backend: str, isa: str, case: Case, rng: torch.Generator) -> Non
 @every_way
 def test_fuzz(backend: str, isa: str, fuzz: range) -> None:
     """Random cases, each named by the seed that draws it again."""
-    for seed in fuzz[:: 10 if backend == "triton" else 1]:
+    for seed in fuzz[:: 40 if backend == "triton" else 1]:
         rng = generator(f"image_prep {seed}")
         case = draw(rng)
         # The interpreter takes a millisecond per input of an output.
