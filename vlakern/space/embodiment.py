@@ -272,7 +272,7 @@ def _check_field(field: Field, slot: Slot, at: str) -> None:
         )
     if field.degrees and (slot.unit != "rad" or field.rotation is not None):
         raise ConfigError(
-            f"{at}: slot {slot.name!r} has degrees, but only joint angles are turned from degrees to"
+            f"{at}: slot {slot.name!r} has degrees, but only joint angles are turned into"
             f" radians, not unit {slot.unit!r} of kind {slot.kind}"
         )
 
