@@ -11,6 +11,7 @@
 #include "linear/linear_python.h"
 #include "norm/norm_python.h"
 #include "ode_step/ode_step_python.h"
+#include "shared_attention/shared_attention_python.h"
 
 namespace nb = nanobind;
 namespace py = vlakern::python;
@@ -54,4 +55,6 @@ NB_MODULE(_native, m) {
   m.def("ode_step", &py::ode_step_cpu, Unlocked());
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);
+  m.def("shared_attention", &py::shared_attention_cpu, Unlocked());
+  m.def("shared_attention_backward", &py::shared_attention_backward_cpu, Unlocked());
 }

@@ -86,6 +86,7 @@ BAD = {
     "rows dtype": (bad(rows=torch.arange(3)), "rows must be torch.int32, got torch.int64"),
     "rows shape": (bad(rows=torch.zeros(2, dtype=torch.int32)), r"rows must be \[3\]"),
     "rows twice": (bad(rows=torch.zeros(3, dtype=torch.int32)), "a permutation"),
+    "scale": (bad(scale=-1.0), "scale must be finite and not negative"),
     "rows outside": (bad(rows=torch.tensor([0, 1, 3], dtype=torch.int32)), "a permutation"),
 }
 
@@ -101,12 +102,13 @@ def test_bad_outputs() -> None:
     """Outputs of another shape or dtype are refused."""
     arguments = bad()
     out, lse = torch.zeros(3, 4, 8), torch.zeros(3, 4)
-    for wrong, message in (
+    wrongs: tuple[tuple[dict[str, Any], str], ...] = (
         ({"out": out[:2], "lse": lse}, "out must be"),
         ({"out": out.bfloat16(), "lse": lse}, "out must be torch.float32 as q"),
         ({"out": out, "lse": lse.double()}, "lse must be torch.float32"),
         ({"out": out, "lse": lse[:2]}, "lse must be"),
-    ):
+    )
+    for wrong, message in wrongs:
         with pytest.raises(InputError, match=message):
             ops.shared_attention_out(**arguments, **wrong)
 
@@ -118,3 +120,49 @@ def test_refuses_fp64(backend: str) -> None:
     assert ops.shared_attention(**wide)[0].dtype == torch.float64
     with pytest.raises(Unsupported, match=f"{backend} of shared_attention refuses: "):
         ops.shared_attention(**wide, backend=backend)
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="no native kernel")
+@pytest.mark.parametrize(
+    ("dtype", "width", "why"),
+    [
+        (torch.float32, 12, "head dim 12 is not a multiple of 8"),
+        (torch.float16, 8, "takes float32 or bfloat16, not float16"),
+    ],
+)
+def test_cpu_refuses(dtype: torch.dtype, width: int, why: str) -> None:
+    """What the native kernel does not cover is refused by name, and served by the definition."""
+    given = bad(q=torch.ones(3, 4, width, dtype=dtype), k=torch.ones(3, 2, width, dtype=dtype))
+    given["v"] = given["k"]
+    assert bool((ops.shared_attention(**given)[0] == 1).all())
+    with pytest.raises(Unsupported, match=why):
+        ops.shared_attention(**given, backend="cpu")
+
+
+def test_strides_along_a_head() -> None:
+    """The functional face takes any strides; the bound one says what it cannot follow."""
+    given = bad()
+    q = torch.randn(3, 4, 16)[:, :, ::2]
+    straight = ops.shared_attention(**given | {"q": q.contiguous()})
+    for one, other in zip(ops.shared_attention(**given | {"q": q}), straight, strict=True):
+        assert torch.equal(one, other)
+    out, lse = torch.empty(3, 4, 8), torch.empty(3, 4)
+    with pytest.raises(InputError, match="q must have stride 1 along D"):
+        ops.shared_attention_out(**given | {"q": q}, out=out, lse=lse)
+
+
+def test_native_code_follows_no_wrong_index() -> None:
+    """The registered op, called around the checks, is checked again before memory is read."""
+    cu, k = torch.tensor([0, 3], dtype=torch.int32), torch.zeros(3, 2, 8)
+    ranges: dict[str, Tensor] = {"cu_q": cu, "cu_k": cu, "kv_end": cu[[0, 1, 1]]}
+    for name, wrong in (
+        ("cu_q", torch.tensor([0, 4], dtype=torch.int32)),
+        ("cu_k", torch.tensor([0, 5], dtype=torch.int32)),
+        ("kv_end", torch.tensor([0, 1, 9], dtype=torch.int32)),
+        ("kv_end", torch.tensor([0, 2, 1], dtype=torch.int32)),
+    ):
+        given = (ranges | {name: wrong}).values()
+        with pytest.raises(InputError, match=name):
+            torch.ops.vlakern.shared_attention(
+                torch.zeros(3, 4, 8), k, k, *given, *(None,) * 5, 3, 3, 0.3, True, "cpu"
+            )

@@ -13,16 +13,37 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlakern.ops._dispatch import Backend, made_by, resolve
-from vlakern.ops._refusals import never
+from vlakern.ops._dispatch import Backend, Key, made_by, resolve
+from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
 from vlakern.ops._torch import key_for
-from vlakern.ops.shared_attention._check import Forward, Gradients, Kernels, check, check_outputs
+from vlakern.ops.shared_attention._check import (
+    Forward,
+    Gradients,
+    Kernels,
+    check,
+    check_adjacent,
+    check_outputs,
+)
 from vlakern.ops.shared_attention.kv_end import KvEnd
 
 __all__ = ["BACKENDS", "BoundAttention", "KvEnd", "shared_attention", "shared_attention_out"]
 
 KERNELS = "vlakern.ops.shared_attention._kernels"
-BACKENDS = (Backend("reference", made_by(KERNELS, "reference"), never),)
+
+
+def _odd_width(key: Key) -> str | None:
+    width = dict(key.dims).get("D", 8)
+    return f"head dim {width} is not a multiple of 8" if width % 8 else None
+
+
+BACKENDS = (
+    Backend(
+        "cpu",
+        made_by(KERNELS, "cpu"),
+        any_of(needs_cpu, only_dtypes("float32", "bfloat16"), _odd_width),
+    ),
+    Backend("reference", made_by(KERNELS, "reference"), never),
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ def shared_attention(
         prefix_k, prefix_v: cached keys and values ``[P, G, D]`` that ``who.cu_prefix`` divides.
         rows: int32 ``[T]``, a permutation: joint query i, of which ``who`` speaks, is row
             ``rows[i]`` of q and of both results; row i itself by default.
-        scale: of the scores, ``1 / sqrt(D)`` by default.
+        scale: of the scores, not negative; ``1 / sqrt(D)`` by default.
         deterministic: the gradients have the same bits every time; False allows atomic sums.
         backend: ``auto`` or the name of one.
 
@@ -80,7 +101,7 @@ def shared_attention(
         q, k, v = q.to(low), k.to(low), v.to(low)
         if prefix_k is not None and prefix_v is not None:
             prefix_k, prefix_v = prefix_k.to(low), prefix_v.to(low)
-    check(q, k, v, who, prefix_k, prefix_v, rows)
+    check(q, k, v, who, prefix_k, prefix_v, rows, scale)
     factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     ranges = (who.cu_q, who.cu_k, who.kv_end, who.cu_prefix, who.prefix_index)
     sizes = (who.max_q, who.max_keys)
@@ -107,8 +128,9 @@ def shared_attention_out(
     Returns the pass that was made: an engine whose buffers stay in place calls it again, without
     any checks.
     """
-    check(q, k, v, who, prefix_k, prefix_v, rows)
+    check(q, k, v, who, prefix_k, prefix_v, rows, scale)
     check_outputs(q, out, lse)
+    check_adjacent(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
     factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse)
     bound = BoundAttention(tensors, _chosen(q, k, backend).forward(tensors))
@@ -142,6 +164,9 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     out, lse = _empty(q)
+    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
+    prefix_k = None if prefix_k is None else _adjacent(prefix_k)
+    prefix_v = None if prefix_v is None else _adjacent(prefix_v)
     who = _who(k, prefix_k, cu_q, cu_k, kv_end, cu_prefix, prefix_index, max_q, max_keys)
     f = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, deterministic, out, lse)
     _chosen(q, k, backend).forward(f)()
@@ -171,9 +196,13 @@ def _backward(
     deterministic: bool,
     backend: str,
 ) -> list[Tensor]:
+    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
+    prefix_k = None if prefix_k is None else _adjacent(prefix_k)
+    prefix_v = None if prefix_v is None else _adjacent(prefix_v)
     who = _who(k, prefix_k, cu_q, cu_k, kv_end, cu_prefix, prefix_index, max_q, max_keys)
     f = Forward(q, k, v, who, prefix_k, prefix_v, rows, scale, deterministic, out, lse)
     made = _empty_gradients(q, k, v, prefix_k, prefix_v)
+    grad_out = _adjacent(grad_out)
     cached = (made[3], made[4]) if prefix_k is not None else (None, None)
     g = Gradients(f, grad_out, grad_lse, made[0], made[1], made[2], *cached)
     flags = ("backward", "deterministic") if deterministic else ("backward",)
@@ -204,6 +233,11 @@ def _who(
         keys=len(k),
         prefix_keys=0 if prefix_k is None else len(prefix_k),
     )
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """Kernels read the D numbers of a head in one run; whatever else is strided stays so."""
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
 
 def _empty(q: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ Dimension letters: T rows of queries, S rows of own keys, P rows of cached keys,
 cached prefixes, H query heads, G key-value heads, D head dim.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,13 +14,13 @@ from torch import Tensor
 from vlakern.errors import InputError
 from vlakern.ops.shared_attention.kv_end import KvEnd
 
-__all__ = ["Forward", "Gradients", "Kernels", "check", "check_outputs"]
+__all__ = ["Forward", "Gradients", "Kernels", "check", "check_adjacent", "check_outputs"]
 
 STATES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Forward(NamedTuple):
-    """One forward pass. Every tensor may have any strides, except that outputs do not overlap.
+    """One forward pass. Heads of D numbers are in one run; rows and heads may have any strides.
 
     A backend writes, for every joint query i of document r, with t = ``rows[i]`` (i if None):
 
@@ -60,7 +61,8 @@ class Gradients(NamedTuple):
 
     Sums are accumulated in fp32 and rounded once; every element of every gradient is written (zeros
     where nobody looked: a query with kv_end 0, a key that nobody sees, a prefix that nobody
-    continues). grad_out may have any strides. ``deterministic`` asks for the same bits every time.
+    continues). Rows and heads of grad_out may have any strides. ``deterministic`` asks for the same
+    bits every time.
     """
 
     forward: Forward
@@ -95,6 +97,7 @@ def check(
     prefix_k: Tensor | None,
     prefix_v: Tensor | None,
     rows: Tensor | None,
+    scale: float | None,
 ) -> None:
     """Raises InputError for the first argument that does not fit; waits for no device."""
     heads_fit = q.ndim == k.ndim == 3 and k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
@@ -122,6 +125,8 @@ def check(
     if rows is not None:
         _shape("rows", rows, (who.queries,), "one for each query")
         _device("rows", rows, q)
+    if scale is not None and not 0 <= scale < math.inf:
+        raise InputError(f"shared_attention: scale must be finite and not negative, got {scale}")
     _like("k", k, q)
     _like("v", v, q)
     _device("who", who.cu_q, q)
@@ -135,6 +140,13 @@ def check_outputs(q: Tensor, out: Tensor, lse: Tensor) -> None:
     _device("lse", lse, q)
     if lse.dtype != torch.promote_types(q.dtype, torch.float32):
         raise InputError(f"shared_attention: lse must be torch.float32, got {lse.dtype}")
+
+
+def check_adjacent(**tensors: Tensor | None) -> None:
+    """Raises InputError for a tensor whose heads a kernel could not read in one run."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.stride(2) != 1 and tensor.shape[2] > 1:
+            raise InputError(f"shared_attention: {name} must have stride 1 along D")
 
 
 def _shape(name: str, tensor: Tensor, shape: tuple[int, ...], why: str) -> None:

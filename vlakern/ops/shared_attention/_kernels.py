@@ -1,16 +1,42 @@
 """The backends of ``shared_attention`` under one signature; each function here makes one."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from vlakern import env
+from vlakern.ops import _native
 from vlakern.ops.shared_attention._check import Forward, Gradients, Kernels
 from vlakern.ops.shared_attention.reference import (
     shared_attention_gradients,
     shared_attention_reference,
 )
 
-__all__ = ["reference"]
+__all__ = ["cpu", "reference"]
+
+
+def cpu() -> Kernels:
+    """The native CPU kernels, on as many threads as torch uses; always deterministic."""
+    native, isa = _native.cpu_module(), env.cpu_isa()
+    native.selected_isa(isa)  # raises Unsupported here and not in the first call
+
+    def forward(f: Forward) -> Callable[[], None]:
+        threads = torch.get_num_threads()
+        return partial(native.shared_attention, *_views(f), f.scale, isa, threads)
+
+    def backward(g: Gradients) -> Callable[[], None]:
+        f, threads = g.forward, torch.get_num_threads()
+        given = [_native.view(tensor) for tensor in g[1:]]
+        return partial(native.shared_attention_backward, *_views(f), *given, f.scale, isa, threads)
+
+    return Kernels(forward, backward)
+
+
+def _views(f: Forward) -> list[_native.View | None]:
+    who = (f.who.cu_q, f.who.cu_k, f.who.kv_end, f.who.cu_prefix, f.who.prefix_index)
+    given = (f.q, f.k, f.v, *who, f.prefix_k, f.prefix_v, f.rows, f.out, f.lse)
+    return [_native.view(tensor) for tensor in given]
 
 
 def reference() -> Kernels:

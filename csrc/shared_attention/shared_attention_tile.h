@@ -1,0 +1,61 @@
+// What the driver and the per-ISA kernels of shared_attention agree on.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "shared_attention/shared_attention.h"
+
+namespace vlakern {
+
+constexpr std::int64_t kAttentionUnit = 16;   // query rows that are never parted; full vectors
+constexpr std::int64_t kAttentionTile = 128;  // most query rows of a tile
+constexpr std::int64_t kAttentionBlock = 64;  // keys between two corrections of the maximum
+
+// One document's part of one key-value head: rows n = i * (H / G) + h of it, [begin, end).
+struct AttentionTile {
+  std::int64_t document;
+  std::int64_t group;
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+// The documents that add to the same gradients: one prefix with all that continue it, in order, or
+// one document that continues none.
+struct AttentionChain {
+  std::int64_t prefix;           // -1 for none
+  const std::int64_t* document;  // [count]
+  std::int64_t count;
+  std::int64_t group;
+};
+
+struct AttentionKernels {
+  void (*forward)(const SharedAttentionParams& p, const AttentionTile& tile, float* scratch);
+  void (*backward)(const SharedAttentionParams& p, const AttentionChain& chain, float* scratch);
+};
+
+inline std::int64_t round_up(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+// Floats of scratch memory; every piece begins at a cache line.
+inline std::int64_t attention_forward_scratch(std::int64_t width) {
+  const std::int64_t wide = round_up(width, 16);
+  return kAttentionTile * (2 * wide + 8) + kAttentionBlock * 2 * (wide + kAttentionTile) + 64;
+}
+
+// `keys` is the most logical keys that a document has.
+inline std::int64_t attention_backward_scratch(std::int64_t width, std::int64_t keys) {
+  const std::int64_t wide = round_up(width, 16);
+  const std::int64_t rows = round_up(keys + kAttentionBlock, 16);
+  return kAttentionTile * (5 * wide + 8) + kAttentionBlock * 3 * (wide + kAttentionTile) +
+         2 * rows * (wide + kAttentionTile) + 64;
+}
+
+AttentionKernels shared_attention_avx512bf16(DType dtype);
+AttentionKernels shared_attention_avx512(DType dtype);
+AttentionKernels shared_attention_avx2(DType dtype);
+AttentionKernels shared_attention_neon(DType dtype);
+AttentionKernels shared_attention_scalar(DType dtype);
+
+}  // namespace vlakern
