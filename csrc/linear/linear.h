@@ -2,11 +2,12 @@
 //
 // Letters: M rows, K inputs, N weight rows, C output columns: N, or N / 2 of a gated activation.
 //
-// Packed weights hold panels of 16 weight rows, [P, S, 16, G] with G values of K side by side so
-// that a step fills one register: G = 2 for bf16, 1 for fp32, 4 for int8, S = ceil(K / G), all
-// padded with zeros, P even. Two adjacent panels make a pair, the unit of work: 32 columns, or, of
-// a gated activation, 16 gate rows and the 16 up rows that belong to them. int8 weights are stored
-// plus 128, since the instruction that multiplies bytes takes one factor without sign.
+// Packed weights hold pairs of panels of 16 weight rows, [P, S, 2, 16, G] with G values of K side
+// by side so that a panel's step fills one register: G = 2 for bf16, 1 for fp32, 4 for int8, S =
+// ceil(K / G), all padded with zeros: one stream from the first byte to the last. The two panels of
+// a pair, the unit of work, are 32 columns, or, of a gated activation, 16 gate rows and the 16 up
+// rows that belong to them. int8 weights are stored plus 128, since the instruction that multiplies
+// bytes takes one factor without sign.
 //
 // A sum over K runs in order, in chains of some steps that are added in order, whatever M and the
 // number of threads are: a row's bits depend on that row and the weights alone. Chains are short
@@ -25,6 +26,7 @@ namespace vlakern {
 constexpr int kPanel = 16;              // weight rows of a panel
 constexpr int kPair = 2 * kPanel;       // weight rows of a pair
 constexpr int kLine = 64;               // bytes of one panel's step, and of a cache line
+constexpr int kStep = 2 * kLine;        // bytes of one pair's step
 constexpr std::int64_t kMostK = 65536;  // int8: 255 * 127 * K must stay below 2^31
 
 enum class LinearKind : int { kBF16, kF32, kInt8 };
@@ -45,8 +47,8 @@ constexpr int values_per_step(LinearKind kind) {
 
 struct LinearTensors {
   Tensor x;                         // [M, K] fp32 or bf16, columns adjacent
-  Tensor panels;                    // [P * S * 16] int32: the packed weights
-  std::optional<Tensor> w_scale;    // [P * 16] fp32, in the order of the panels: int8 alone
+  Tensor panels;                    // [P * S * 32] int32: the packed weights
+  std::optional<Tensor> w_scale;    // [P * 32] fp32, in the order of the panels: int8 alone
   std::optional<Tensor> bias;       // [N] fp32
   std::optional<Tensor> residual;   // [M, C] out's dtype, columns adjacent; may be out itself
   std::optional<Tensor> row_scale;  // [M] fp32
@@ -57,8 +59,8 @@ struct LinearTensors {
 // What the driver reads; null pointers stand for absent arguments. Row strides are in elements.
 struct LinearParams {
   const void* x;           // [M, K]
-  const char* panels;      // [P, S, 64] bytes
-  const float* w_scale;    // [P * 16] or null
+  const char* panels;      // [P, S, 128] bytes
+  const float* w_scale;    // [P * 32] or null
   const float* bias;       // [N] or null
   const void* residual;    // [M, C] or null
   const float* row_scale;  // [M] or null
@@ -75,7 +77,7 @@ struct LinearParams {
   std::int64_t k;
   std::int64_t columns;  // C
   std::int64_t steps;    // S
-  std::int64_t pairs;    // P / 2
+  std::int64_t pairs;    // P
   LinearKind kind;
   Activation activation;
   DType x_dtype;

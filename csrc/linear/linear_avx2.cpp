@@ -14,8 +14,8 @@ struct Int8Tile {
       for (__m256i& one : row) one = _mm256_setzero_si256();
     }
     const char* x = t.x;
-    const char* w = t.w[0];
-    for (std::int64_t s = 0; s < t.steps; ++s, x += 4 * kRows, w += kLine) {
+    const char* w = t.w;
+    for (std::int64_t s = 0; s < t.steps; ++s, x += 4 * kRows, w += kStep) {
       _mm_prefetch(w + kAhead, _MM_HINT_T0);
       __m256i values[kRows];
       for (int r = 0; r < kRows; ++r) {

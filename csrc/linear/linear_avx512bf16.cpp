@@ -12,11 +12,12 @@ struct Bf16Tile {
       sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     });
     const auto* x = reinterpret_cast<const std::int32_t*>(t.x);
-    const char *w0 = t.w[0], *w1 = t.w[1], *ahead = t.ahead;
-    for (std::int64_t s = 0; s < t.steps; ++s, x += kRows, w0 += kLine, w1 += kLine) {
-      bring_near<kRows>(w0, w1, ahead + s * kLine);
-      const auto weights0 = (__m512bh)_mm512_loadu_si512(w0);
-      const auto weights1 = (__m512bh)_mm512_loadu_si512(w1);
+    const char *w = t.w, *ahead = t.ahead;
+    const std::int64_t gap = t.ahead_gap, step = t.ahead_step;
+    for (std::int64_t s = 0; s < t.steps; ++s, x += kRows, w += kStep, ahead += step) {
+      bring_near<kRows>(ahead, gap);
+      const auto weights0 = (__m512bh)_mm512_loadu_si512(w);
+      const auto weights1 = (__m512bh)_mm512_loadu_si512(w + kLine);
       repeat<kRows>([&](auto r) __attribute__((always_inline)) {
         const auto values = (__m512bh)_mm512_set1_epi32(x[r]);
         sum[r][0] = _mm512_dpbf16_ps(sum[r][0], weights0, values);

@@ -15,11 +15,12 @@ struct Int8Tile {
       sum[r][1] = t.first ? start : _mm512_loadu_si512(tile + r * kPair + kPanel);
     });
     const auto* x = reinterpret_cast<const std::int32_t*>(t.x);
-    const char *w0 = t.w[0], *w1 = t.w[1], *ahead = t.ahead;
-    for (std::int64_t s = 0; s < t.steps; ++s, x += kRows, w0 += kLine, w1 += kLine) {
-      bring_near<kRows>(w0, w1, ahead + s * kLine);
-      const __m512i weights0 = _mm512_loadu_si512(w0);
-      const __m512i weights1 = _mm512_loadu_si512(w1);
+    const char *w = t.w, *ahead = t.ahead;
+    const std::int64_t gap = t.ahead_gap, step = t.ahead_step;
+    for (std::int64_t s = 0; s < t.steps; ++s, x += kRows, w += kStep, ahead += step) {
+      bring_near<kRows>(ahead, gap);
+      const __m512i weights0 = _mm512_loadu_si512(w);
+      const __m512i weights1 = _mm512_loadu_si512(w + kLine);
       repeat<kRows>([&](auto r) __attribute__((always_inline)) {
         const __m512i values = _mm512_set1_epi32(x[r]);
         sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], weights0, values);

@@ -63,27 +63,48 @@ void pack(const Job& job, std::int64_t unit) {
   job.plan.kernels.pack(a);
 }
 
+constexpr std::int64_t kFar = 8 << 10;  // bytes before a stream's reader that memory needs
+
+// What the tiles of a block bring near: a line and the one `gap` bytes on, `step` bytes further at
+// each step of K.
+struct Ahead {
+  const char* first;
+  std::int64_t gap;
+  std::int64_t step;
+};
+
+// A block alone reads ahead in its own stream. Of several the last two each bring half of the next
+// pair's slab, so that the first block finds it there and memory is asked evenly.
+Ahead ahead_of(const Job& job, std::int64_t blocks_left, std::int64_t pair, std::int64_t s0,
+               std::int64_t s1) {
+  const char* slab = job.p.panels + (pair * job.p.steps + s0) * kStep;
+  if (job.plan.blocks == 1) return {slab + kFar, kLine, kStep};
+  if (blocks_left > 2 || pair + 1 >= job.p.pairs) return {slab, 0, 0};
+  const char* next = slab + job.p.steps * kStep;
+  return {blocks_left == 2 ? next : next + (s1 - s0) * kLine, 0, kLine};
+}
+
 // Steps [s0, s1) of one block of rows and one pair.
 void multiply(const Job& job, std::int64_t block, std::int64_t pair, std::int64_t s0,
-              std::int64_t s1, char* tile, const char* ahead) {
+              std::int64_t s1, char* tile, const Ahead& ahead) {
   const LinearParams& p = job.p;
   const LinearPlan& plan = job.plan;
   const std::int64_t row = block_row(p, plan, block);
-  const std::int64_t panel = p.steps * kLine;
-  const char* w = p.panels + 2 * pair * panel;
+  const char* w = p.panels + pair * p.steps * kStep;
   LinearTile t{};
   t.rows = static_cast<int>(block_row(p, plan, block + 1) - row);
   t.panels = plan.panels;
   t.start = job.start + row;
+  t.ahead_gap = ahead.gap;
+  t.ahead_step = ahead.step;
   for (int half = 0; half < 2; half += plan.panels) {
     t.tile = tile + half * kPanel * 4;
     for (std::int64_t s = s0; s < s1; s += plan.chain) {
       t.steps = std::min(plan.chain, s1 - s);
       t.first = s == 0;
       t.x = job.x + (row * p.steps + s * t.rows) * plan.kernels.x_size;
-      t.w[0] = w + half * panel + s * kLine;
-      t.w[1] = w + panel + s * kLine;
-      t.ahead = ahead == nullptr ? t.w[0] : ahead + (s - s0) * kLine;
+      t.w = w + half * kLine + s * kStep;
+      t.ahead = ahead.first + (s - s0) * ahead.step;
       plan.kernels.tile(t);
     }
   }
@@ -114,14 +135,6 @@ void finish(const Job& job, std::int64_t block, std::int64_t pair, const char* t
   job.plan.kernels.finish(f);
 }
 
-// The panel that a block's tile brings near: the last two blocks of a group each one of the next
-// pair, so that the first block finds it there.
-const char* next_panel(const Job& job, std::int64_t blocks_left, std::int64_t pair,
-                       std::int64_t s0) {
-  if (blocks_left > 2 || job.plan.blocks == 1 || pair + 1 >= job.p.pairs) return nullptr;
-  return job.p.panels + (2 * (pair + 1) + 2 - blocks_left) * job.p.steps * kLine + s0 * kLine;
-}
-
 // Blocks [b0, b1) times pairs [p0, p1): over K slab by slab, their tiles waiting for the next one.
 void multiply_group(const Job& job, std::int64_t b0, std::int64_t b1, std::int64_t p0,
                     std::int64_t p1, char* tiles) {
@@ -136,7 +149,7 @@ void multiply_group(const Job& job, std::int64_t b0, std::int64_t b1, std::int64
       for (std::int64_t block = b0; block < b1; ++block) {
         const std::int64_t row = block_row(p, job.plan, block) - rows0;
         char* tile = tiles + (whole ? 0 : (pair - p0) * pair_bytes) + row * kPair * 4;
-        multiply(job, block, pair, s0, s1, tile, next_panel(job, b1 - block, pair, s0));
+        multiply(job, block, pair, s0, s1, tile, ahead_of(job, b1 - block, pair, s0, s1));
         if (s1 == p.steps) finish(job, block, pair, tile);
       }
     }

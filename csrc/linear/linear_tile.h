@@ -10,10 +10,12 @@ namespace vlakern {
 // Some rows of x times one or two panels over some steps of K, into a tile of [rows, 32].
 struct LinearTile {
   const char* x;              // [steps, rows] packed values
-  const char* w[2];           // [steps, 64] bytes of each panel
-  void* tile;                 // [rows, 32] fp32, or int32 of int8; its first columns are w[0]'s
+  const char* w;              // [steps] of 128 bytes, from the first or the second panel's 64
+  void* tile;                 // [rows, 32] fp32, or int32 of int8; its first columns are w's
   const std::int32_t* start;  // [rows] what int8 sums start from
-  const char* ahead;          // memory to bring near meanwhile, a line per step
+  const char* ahead;          // at each step this line and the one ahead_gap further are brought
+  std::int64_t ahead_gap;     // into the second cache, and both move on by ahead_step; kernels of
+  std::int64_t ahead_step;    // few rows leave all that to the processor
   std::int64_t steps;
   int rows;
   int panels;

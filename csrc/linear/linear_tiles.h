@@ -8,8 +8,7 @@
 namespace vlakern {
 namespace {
 
-// Far enough that memory answers in time, near enough that a core's outstanding misses suffice.
-constexpr std::int64_t kAhead = 16 * kLine;
+constexpr std::int64_t kAhead = 16 * kLine;  // what portable kernels bring into the first cache
 
 // Calls body(0), ..., body(kCount - 1) with the number as a type: indices that are constants from
 // the start let the compiler keep arrays in registers.
@@ -41,13 +40,15 @@ void any_tile(const LinearTile& t) {
   }
 }
 
-// Few rows: both panels straight into the first cache, as fast as memory gives them. More: what the
-// next pair needs into the second, a line per step and block.
+// Below this many rows the processor's own prefetching keeps up, and more only disturbs it.
+constexpr int kRowsToBringNear = 5;
+
 template <int kRows>
-[[gnu::always_inline]] inline void bring_near(const char* w0, const char* w1, const char* ahead) {
-  __builtin_prefetch(w0 + kAhead);
-  __builtin_prefetch(w1 + kAhead);
-  __builtin_prefetch(ahead, 0, 2);
+[[gnu::always_inline]] inline void bring_near(const char* ahead, std::int64_t gap) {
+  if constexpr (kRows >= kRowsToBringNear) {
+    __builtin_prefetch(ahead, 0, 2);
+    __builtin_prefetch(ahead + gap, 0, 2);
+  }
 }
 
 template <class Vec>
@@ -83,8 +84,8 @@ struct Portable {
       Float sum[kRows][kVecs];
       repeat<kRows * kVecs>([&](auto i) { sum[i / kVecs][i % kVecs] = Vec::splat(0.0f); });
       const auto* x = reinterpret_cast<const float*>(t.x);
-      const char* w = t.w[0];
-      for (std::int64_t s = 0; s < t.steps; ++s, x += kRows * kValues, w += kLine) {
+      const char* w = t.w;
+      for (std::int64_t s = 0; s < t.steps; ++s, x += kRows * kValues, w += kStep) {
         __builtin_prefetch(w + kAhead);
         Float weights[kVecs][kValues];
         repeat<kVecs>([&](auto v) { Weights::load(w, v, weights[v]); });
@@ -117,8 +118,8 @@ struct PortableInt8 {
         std::int32_t sum[kPanel];
         for (int c = 0; c < kPanel; ++c) sum[c] = t.first ? t.start[r] : tile[r * kPair + c];
         const auto* x = reinterpret_cast<const std::int8_t*>(t.x) + 4 * r;
-        const auto* w = reinterpret_cast<const std::uint8_t*>(t.w[0]);
-        for (std::int64_t s = 0; s < t.steps; ++s, x += 4 * kRows, w += kLine) {
+        const auto* w = reinterpret_cast<const std::uint8_t*>(t.w);
+        for (std::int64_t s = 0; s < t.steps; ++s, x += 4 * kRows, w += kStep) {
           for (int c = 0; c < kPanel; ++c) {
             for (int i = 0; i < 4; ++i) sum[c] += x[i] * w[4 * c + i];
           }

@@ -14,8 +14,9 @@ from vlakern.ops.linear.reference import KINDS, quantize_rows
 __all__ = ["ISA", "LAYOUT", "PackedLinear", "Sections", "Unpacked", "pack_linear"]
 
 LAYOUT = 1
-ISA = "n16"  # panels of 16 weight rows, 64 bytes a step: every CPU kernel reads them
+ISA = "n16"  # pairs of panels of 16 weight rows: every CPU kernel reads them
 PANEL = 16
+PAIR = 2 * PANEL
 HUGE = 1 << 21  # bytes of a large page
 
 
@@ -30,8 +31,8 @@ class Unpacked(NamedTuple):
 class Sections(NamedTuple):
     """The parts of the flat tensor, as views: panels int32, scales and bias fp32."""
 
-    panels: Tensor  # [P * S * 16]
-    w_scale: Tensor | None  # [P * 16], in the panels' order
+    panels: Tensor  # [P * S * 32]
+    w_scale: Tensor | None  # [P * 32], in the panels' order
     bias: Tensor | None  # [N]
 
 
@@ -72,8 +73,8 @@ class PackedLinear:
     @property
     def rows(self) -> int:
         """Weight rows of all panels, with those that are padding."""
-        width = PANEL if self.gate else 2 * PANEL
-        return -(-self.columns // width) * 2 * PANEL
+        width = PANEL if self.gate else PAIR
+        return -(-self.columns // width) * PAIR
 
     def sections(self) -> Sections:
         """Views of the flat tensor."""
@@ -82,7 +83,7 @@ class PackedLinear:
     def unpack(self) -> Unpacked:
         """The weights as they were given to ``pack_linear``, rounded or quantised."""
         panels, w_scale, bias = self.sections()
-        grid = panels.view(self.rows // PANEL, self.steps, PANEL).transpose(1, 2)
+        grid = panels.view(self.rows // PAIR, self.steps, PAIR).transpose(1, 2)
         flat = grid.reshape(-1).view(_stored(self.kind))
         stored = flat.view(self.rows, self.steps * _values_per_step(self.kind))[:, : self.k]
         weight = _given_order(stored, self)
@@ -140,8 +141,8 @@ def _fill(packed: PackedLinear, weight: Tensor, bias: Tensor | None) -> None:
         w_scale.copy_(_panel_order(scale, packed))
     padded = functional.pad(stored, (0, packed.steps * _values_per_step(packed.kind) - packed.k))
     rows = _panel_order(padded, packed).reshape(-1).view(torch.int32)
-    grid = rows.view(packed.rows // PANEL, PANEL, packed.steps)
-    panels.view(packed.rows // PANEL, packed.steps, PANEL).copy_(grid.transpose(1, 2))
+    grid = rows.view(packed.rows // PAIR, PAIR, packed.steps)
+    panels.view(packed.rows // PAIR, packed.steps, PAIR).copy_(grid.transpose(1, 2))
     if bias is not None and packed_bias is not None:
         packed_bias.copy_(bias.detach())
 
