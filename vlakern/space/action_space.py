@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.ops.action_decode import action_decode_out
+from vlakern.space.decoder import Decoder, Decoders, base_rows
 from vlakern.space.embodiment import Embodiment, Field, check_embodiment, check_vector, present
 from vlakern.space.frames import Frame, encode, past_end
 from vlakern.space.hands import Hand, hands
@@ -137,14 +138,14 @@ class ActionSpace:
         offset, scale = self._action.affine()
         self._scale = torch.from_numpy(scale.astype(np.float32))
         self._offset = torch.from_numpy(offset.astype(np.float32))
+        self._decoders = Decoders(self._make_decoder)
 
     def base(self, state: np.ndarray) -> Tensor:
         """float32 ``[B, P, 7]``: position and quaternion w, x, y, z of each hand in ``[B, S]``."""
-        wide = torch.from_numpy(np.asarray(state, np.float64))
-        rows = [hand.base_row(wide) for hand in self._bases]
-        if not rows:
-            return torch.zeros(len(wide), 0, 7)
-        return torch.stack(rows, dim=1).float()
+        wide = self._check_state(state)
+        out = np.zeros((len(wide), len(self._bases), 7), np.float32)
+        base_rows(self._bases, wide, out)
+        return torch.from_numpy(out)
 
     def unify_state(self, state: np.ndarray) -> np.ndarray:
         """Native ``[..., S]`` to slots ``[..., W]`` in their units, float64; absent slots are 0.
@@ -236,26 +237,35 @@ class ActionSpace:
             InputError: a command that is not finite, naming the slot, or a state that is wrong.
         """
         state, width = self._check_state(state), self._action_map.width
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.device.type != "cpu":
+            raise InputError(
+                f"chunks are {getattr(x, 'dtype', type(x).__name__)}, expected a floating-point"
+                " tensor on the host; call .cpu() on a GPU's"
+            )
         if x.ndim != 3 or x.shape[2] != width or state.ndim != 2 or len(state) != len(x):
             raise InputError(
                 f"chunks are {list(x.shape)} beside a state {list(state.shape)}, expected"
                 f" [B, H, {width}] beside [B, {self.robot.state_width}]: one state per chunk"
             )
-        out = torch.empty(*x.shape[:2], self.robot.action_width)
-        action_decode_out(
-            x,
+        commands = self._decoders(x.detach(), state)
+        self._check_command(commands, "predicted action")
+        return commands
+
+    def _make_decoder(self, rows: int, chunk: int) -> Decoder:
+        widths = self._action_map.width, self.robot.action_width
+        decoder = Decoder(rows, chunk, *widths, self._bases)
+        decoder.run = action_decode_out(
+            decoder.x,
             self._scale,
             self._offset,
-            self.base(state),
+            decoder.base,
             self._plan.copies,
             self._plan.affine,
             self._plan.poses,
             frame="world_relative" if self.frame == "native" else self.frame,
-            out=out,
+            out=decoder.out,
         )
-        commands = out.numpy()
-        self._check_command(commands, "predicted action")
-        return commands
+        return decoder
 
     def _check_state(self, state: np.ndarray) -> np.ndarray:
         robot = self.robot
