@@ -48,14 +48,16 @@ built_for_this_gpu() {
   "$PYTHON" -c '
 from vlakern import ops
 found = ops.explain("cuda")
-assert found["ode_step"]["cuda"] == found["ode_step"]["triton"] == "ok", "a GPU backend refuses"'
+assert found["ode_step"]["cuda"] == found["ode_step"]["triton"] == "ok", "a GPU backend refuses"
+assert found["shared_attention"]["triton"] == "ok", "shared_attention has no kernel here"'
 }
 
 sanitize() {
   local tool
   for tool in memcheck racecheck synccheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" -m pytest -q -m gpu \
-      python_tests/ops -k "gpu_values and cuda and (B5-H7 or B3-H50 or B4-H9)" || return
+      python_tests/ops -k "gpu_reduced or (gpu_values and cuda and (B5-H7 or B3-H50 or B4-H9))" ||
+      return
   done
 }
 

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def compile_for(
     signature: Mapping[str, str],
     constants: Mapping[str, Any],
     options: Mapping[str, Any],
+    aligned: Collection[str] = (),
 ) -> Resources:
     """Compiles a ``triton.jit`` kernel for sm_``arch``.
 
@@ -47,6 +48,7 @@ def compile_for(
         signature: Triton's type of each argument that is not constant, e.g. ``*bf16`` or ``i32``.
         constants: value of each ``constexpr`` argument.
         options: ``num_warps``, ``num_stages``, ``enable_fp_fusion``.
+        aligned: arguments that are multiples of 16, as a launch finds torch's pointers to be.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -54,7 +56,8 @@ def compile_for(
 
     types = dict(signature) | dict.fromkeys(constants, "constexpr")
     ordered = {name: types[name] for name in kernel.arg_names}
-    source = ASTSource(kernel, ordered, dict(constants))
+    multiples: Any = {(list(ordered).index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, ordered, dict(constants), multiples)
     compiled: Any = triton.compile(
         source, target=GPUTarget("cuda", arch, 32), options=dict(options)
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlakern.ops._dispatch import Backend, Key, made_by, resolve
-from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
+from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for
 from vlakern.ops.shared_attention._check import (
     Forward,
@@ -36,7 +36,17 @@ def _odd_width(key: Key) -> str | None:
     return f"head dim {width} is not a multiple of 8" if width % 8 else None
 
 
+def _too_wide(key: Key) -> str | None:
+    width = dict(key.dims).get("D", 1)
+    return f"head dim {width} is above 256" if width > 256 else None
+
+
 BACKENDS = (
+    Backend(
+        "triton",
+        made_by(KERNELS, "triton"),
+        any_of(needs_triton, only_dtypes("float32", "bfloat16", "float16"), _too_wide),
+    ),
     Backend(
         "cpu",
         made_by(KERNELS, "cpu"),

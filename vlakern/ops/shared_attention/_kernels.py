@@ -13,7 +13,7 @@ from vlakern.ops.shared_attention.reference import (
     shared_attention_reference,
 )
 
-__all__ = ["cpu", "reference"]
+__all__ = ["cpu", "reference", "triton"]
 
 
 def cpu() -> Kernels:
@@ -42,6 +42,13 @@ def _views(f: Forward) -> list[_native.View | None]:
 def reference() -> Kernels:
     """The definition."""
     return Kernels(partial(partial, _forward), partial(partial, _backward))
+
+
+def triton() -> Kernels:
+    """The Triton kernels."""
+    from vlakern.ops.shared_attention.triton_launch import backward, forward
+
+    return Kernels(forward, backward)
 
 
 def _forward(f: Forward) -> None:
