@@ -25,14 +25,12 @@ LAUNCH = "vlakern.ops.shared_attention.triton_launch"
 FIELDS = ("q_THD", "k_SGD", "v_SGD", "prefix_k_PGD", "prefix_v_PGD")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REDUCED = {
-    "ragged causal documents": "fp32",
     "full prefix, state block, causal actions": "bf16",
     "full prefix, state block, full actions": "fp16",
     "one prefix shared by several rows": "bf16",
     "an empty prefix": "fp16",
     "queries that see nothing": "bf16",
     "a prefix that nobody continues": "fp32",
-    "longer than a block, D 72": "bf16",
     "longer than a block on a prefix, D 64": "bf16",
     "D 256": "fp16",
 }
@@ -164,17 +162,21 @@ def test_split_values(many_processors: None, case: Case, dtype: str) -> None:
     check_values(make(case, generator(case.name), TYPES[dtype]), case.name)
 
 
+def weight(case: Case) -> int:
+    return case.pairs * case.heads
+
+
 @interpreted
 def test_fuzz(fuzz: range, many_processors: None) -> None:
     """Random small documents obey the rule."""
-    cases = [case for case in map(random_case, fuzz) if 100 < case.pairs * case.heads < 6000]
-    assert len(cases) > 20
-    for number, case in enumerate(cases[:: 1 if len(fuzz) > 200 else 6]):
-        dtype = ("bf16", "fp16")[number % 2]
+    small = [seed for seed in fuzz if 100 < weight(random_case(seed)) < 6000]
+    assert len(small) > 20
+    for seed in small[:: 1 if len(fuzz) > 200 else 12]:
+        dtype = ("bf16", "fp16")[seed % 2]
         try:
-            check(case, dtype)
+            check(random_case(seed), dtype)
         except AssertionError as error:
-            raise AssertionError(f"check(random_case(...)), {case}, {dtype}: {error}") from error
+            raise AssertionError(f"check(random_case({seed}), {dtype!r}): {error}") from error
 
 
 @interpreted
