@@ -26,14 +26,23 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file.
 
     Raises:
-        ConfigError: it is missing, too large or not TOML.
+        ConfigError: it is missing, cannot be read, or is too large or not TOML.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing; expected a TOML file")
-    if path.stat().st_size > TOML_LIMIT:
-        raise ConfigError(f"{path} is larger than {TOML_LIMIT} bytes; expected a small TOML file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing; expected a TOML file")
+        if path.stat().st_size > TOML_LIMIT:
+            raise ConfigError(
+                f"{path} is larger than {TOML_LIMIT} bytes; expected a small TOML file"
+            )
+        text = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(
+            f"{str(path)[:80]} cannot be read ({reason}); expected a path to a TOML file"
+        ) from error
+    try:
+        return tomllib.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 

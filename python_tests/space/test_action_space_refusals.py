@@ -63,8 +63,8 @@ def absent(index: int) -> VectorStats:
 
 def lone_rotation(kind: Any, native: Any) -> Callable[[ActionFrame], ActionSpace]:
     """A robot that is commanded a rotation and nothing else."""
-    wide = 3 if kind == "axis_angle" else 6
-    slots = SlotMap("neck", wide, (Slot("neck_rotation", "1", 0, wide, kind=kind),))
+    wide, unit = (3, "rad") if kind == "axis_angle" else (6, "1")
+    slots = SlotMap("neck", wide, (Slot("neck_rotation", unit, 0, wide, kind=kind),))
     width = {"axis_angle": 3, "rotation_6d": 6}.get(native, 4)
     field = (Field("neck_rotation", (0, width), rotation=native),)
     robot = Embodiment("neck", "neck", 20.0, ("front",), width, width, field, field)
@@ -138,13 +138,28 @@ def test_a_contradiction_is_refused_when_it_is_built(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_rotation_on_its_own_passes_as_an_axis_angle() -> None:
-    """Its three numbers mean the same in slot and command, so copying them is right."""
-    space = lone_rotation("axis_angle", "axis_angle")("eef_relative")
+@pytest.mark.parametrize("frame", ["world_relative", "world_delta", "eef_relative", "eef_delta"])
+def test_without_a_pose_there_is_only_the_frame_native(frame: ActionFrame) -> None:
+    """Otherwise the frame would be ignored: for joints, padded vectors and a rotation on its own,
+    even where its numbers mean the same in slot and command."""
+    so100, padded = embodiment("so100"), slot_map("pad-32")
+    vector = (Field("vector", (0, 7)),)
+    arm = Embodiment("arm", "pad-32", 20.0, ("front",), 7, 7, vector, vector)
+    units = VectorStats.units(padded.names())
+    with pytest.raises(ConfigError, match=rf"^so100: frame {frame} needs a slot of kind position"):
+        make(so100, frame)
+    with pytest.raises(ConfigError, match=r"^arm: frame .*and there is none; use the frame native"):
+        make(arm, frame, padded, units, units)
+    with pytest.raises(
+        ConfigError, match=r"'neck_rotation' of .* without the slot 'neck_position'"
+    ):
+        lone_rotation("axis_angle", "axis_angle")(frame)
+    make(so100, "native")
+    make(arm, "native", padded, units, units)
     turns = np.array([[[0.1, -0.2, 0.3], [1.0, 0.0, 0.0]]])
+    space = lone_rotation("axis_angle", "axis_angle")("native")
     x = space.encode(turns, turns[:, 0])
     np.testing.assert_allclose(x[..., :3], turns, atol=1e-7)
-    np.testing.assert_allclose(space.decode(torch.from_numpy(x), turns[:, 0]), turns, atol=1e-7)
 
 
 def numbers() -> tuple[np.ndarray, np.ndarray]:

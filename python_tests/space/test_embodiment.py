@@ -24,6 +24,7 @@ from vlakern.space import (
     shipped_embodiments,
     slot_map,
 )
+from vlakern.space.action_space import ActionFrame
 from vlakern.space.embodiment import check_embodiment, check_vector, present
 
 OSC_ROBOTS = [f"robosuite_{arm}" for arm in ("iiwa", "kinova3", "panda", "sawyer", "ur5e", "xarm7")]
@@ -83,7 +84,7 @@ def test_joint_limits_are_sane(name: str) -> None:
 def test_robosuite_arms_speak_osc_pose(name: str) -> None:
     """±5 cm and ±0.5 rad in base axes from the achieved pose; x, y, z, w; -1 open and +1 closed."""
     robot = embodiment(name)
-    assert robot.controller == OSC
+    assert (robot.controller, robot.poses) == (OSC, "base")
     assert fields(robot.state) == [
         ("right_eef_position", 0, 3, None),
         ("right_eef_rotation", 3, 7, "quaternion_xyzw"),
@@ -101,7 +102,8 @@ def test_robosuite_arms_speak_osc_pose(name: str) -> None:
 def test_libero_is_robosuite_in_world_axes() -> None:
     """Its state is an axis-angle and both finger positions, which are no gripper opening."""
     robot = embodiment("libero_panda")
-    assert robot.controller == dataclasses.replace(OSC, coordinates="world")
+    in_world = dataclasses.replace(OSC, coordinates="world", keeps_rotation=True)
+    assert (robot.controller, robot.poses) == (in_world, "world")
     assert fields(robot.state) == [
         ("right_eef_position", 0, 3, None),
         ("right_eef_rotation", 3, 6, "axis_angle"),
@@ -139,7 +141,7 @@ def test_metaworld_moves_a_point_by_centimetres() -> None:
         position_scale=0.01,
         limit=1.0,
     )
-    assert robot.control_rate == 80.0
+    assert (robot.control_rate, robot.poses) == (80.0, "world")
     assert fields(robot.action) == [
         ("right_eef_position", 0, 3, None),
         ("right_gripper", 3, 4, None),
@@ -160,30 +162,40 @@ def test_a_real_franka_takes_absolute_poses_and_so100_only_joints() -> None:
     assert list(np.flatnonzero(filled)) == [18, 50, 51, 52, 53, 54]
 
 
-def test_a_gripper_is_0_closed_and_1_open_whatever_its_numbers() -> None:
-    """Also where the native number grows when it closes."""
-    for closed, wide in ((1.0, -1.0), (0.0, 0.08), (0.4927, 0.0137)):
-        scale, offset = Field("g", (0, 1), closed=closed, open=wide).affine
-        assert closed * scale + offset == pytest.approx(0.0, abs=1e-15)
-        assert wide * scale + offset == pytest.approx(1.0, abs=1e-15)
-    assert Field("g", (0, 1)).affine == (1.0, 0.0)
-
-
 def test_degrees_become_radians_and_back() -> None:
     """LeRobot's arms speak in degrees, slots in radians; only joints do."""
     robot, slots = robot_and_slots("so100")
-    units = VectorStats.units(slots.names())
-    plain = Normalizer("state", "none", units), Normalizer("action", "none", units)
-    space = ActionSpace(robot, slots, slots, "world_relative", *plain)
-    numbers = np.array([90.0, -180.0, 45.0, 0.0, 30.0, 25.0])
-    joints = space.unify_state(numbers)[50:55]
+    joints = plain_space(robot, "native").unify_state(
+        np.array([90.0, -180.0, 45.0, 0.0, 30.0, 25.0])
+    )[50:55]
     np.testing.assert_allclose(joints, np.pi * np.array([1 / 2, -1, 1 / 4, 0, 1 / 6]), rtol=1e-15)
-    x = torch.from_numpy(space.encode(numbers[None], numbers))
-    np.testing.assert_allclose(space.decode(x[None], numbers[None])[0, 0], numbers, rtol=1e-6)
     wrong = dataclasses.replace(robot.state[1], closed=None, open=None, degrees=True)
     wrong_robot = dataclasses.replace(robot, state=(robot.state[0], wrong))
     with pytest.raises(ConfigError, match=r"slot 'right_gripper' has degrees, but only joint"):
         check_embodiment(wrong_robot, slots, slots, "so100")
+
+
+def test_commanded_degrees_become_radians_and_back() -> None:
+    """Beside a pose, which the frame is about."""
+    franka = embodiment("franka_panda")
+    arm = Field("right_arm_joints", (8, 13), degrees=True)
+    robot = dataclasses.replace(franka, action=(*franka.action, arm), action_width=13)
+    space = plain_space(robot, "world_relative")
+    state = np.r_[np.zeros(6), 1.0, np.zeros(8)]
+    numbers = np.r_[0.1, 0.2, 0.3, 0, 0, 0, 1.0, 0.02, 90.0, -180.0, 45.0, 0.0, 30.0]
+    unified = space.unify(numbers[None], state)
+    turns = np.pi * np.array([1 / 2, -1, 1 / 4, 0, 1 / 6])
+    np.testing.assert_allclose(unified[0, 50:55], turns, rtol=1e-15)
+    x = torch.from_numpy(space.encode(numbers[None], state))
+    np.testing.assert_allclose(space.decode(x[None], state[None])[0, 0], numbers, rtol=1e-6)
+
+
+def plain_space(robot: Embodiment, frame: ActionFrame) -> ActionSpace:
+    """Without normalisation."""
+    slots = slot_map("unified-200")
+    units = VectorStats.units(slots.names())
+    plain = Normalizer("state", "none", units), Normalizer("action", "none", units)
+    return ActionSpace(robot, slots, slots, frame, *plain)
 
 
 def test_a_compact_map_keeps_what_the_robot_fills_in_order() -> None:
@@ -222,15 +234,16 @@ MISFITS = {
         "slot 'body_reserved' is reserved and cannot be filled",
     ),
     "another map": (changed(slot_map="pad-32"), "slot_map is 'pad-32', the state map is 'unified"),
+    "no action": (changed(action=()), "the fields name 0 of 7 numbers, expected all"),
     "a number too far": (changed(action_width=6), r"'right_gripper' takes numbers \[6, 7\] of a"),
     "a number nobody names": (changed(action_width=8), "the fields name 7 of 8 numbers"),
     "one number twice": (
         with_action(Field("left_gripper", (5, 6))),
-        "slots 'right_eef_rotation' and 'left_gripper' both take number 5",
+        "slots 'right_eef_rotation' and 'left_gripper' both take number 5; give every number",
     ),
     "one slot twice": (
         changed(state=(Field("left_gripper", (0, 1)), Field("left_gripper", (1, 2)))),
-        "state: slot 'left_gripper' is filled twice",
+        "state: slot 'left_gripper' is filled twice; keep one of its fields",
     ),
     "a rotation of unknown kind": (
         with_action(Field("right_eef_rotation", (3, 6))),
@@ -252,6 +265,11 @@ MISFITS = {
         changed(state=(Field("right_arm_joints", (0, 8)),)),
         "slot 'right_arm_joints' takes 8 native numbers, expected 7",
     ),
+    "a controller that takes another rotation": (
+        changed(controller=dataclasses.replace(OSC, rotation="rotation_6d", rotation_scale=1.0)),
+        "slot 'right_eef_rotation' is commanded as axis_angle, controller OSC_POSE takes"
+        " rotation_6d; declare one of them",
+    ),
     "a position that closes": (
         with_action(Field("right_eef_position", (0, 3), closed=0.0, open=1.0)),
         "slot 'right_eef_position' has closed and open but is of kind position, not gripper",
@@ -269,31 +287,51 @@ def test_a_robot_that_does_not_fit_is_refused_by_slot(name: str) -> None:
     assert str(caught.value).startswith("libero: ")
 
 
-RECORDS = {
-    "no range": (lambda: Field("a", (3, 3)), r"slot 'a': native is \[3, 3\], expected \[start"),
-    "half a range": (lambda: Field("a", (3,)), r"slot 'a': native is \[3\]"),
-    "before 0": (lambda: Field("a", (-1, 2)), r"slot 'a': native is \[-1, 2\]"),
-    "half a gripper": (lambda: Field("a", (0, 1), closed=1.0), "closed is 1.0 and open None"),
-    "a stuck gripper": (lambda: Field("a", (0, 1), closed=1.0, open=1.0), "two different numbers"),
-    "no scale": (lambda: Controller("c", "absolute", position_scale=0.0), "position_scale is 0.0"),
-    "no limit": (lambda: Controller("c", "absolute", limit=-1.0), "limit is -1.0, expected more"),
-    "a scaled quaternion": (
-        lambda: Controller("c", "absolute", rotation="quaternion_xyzw", rotation_scale=0.5),
-        "rotation_scale is 0.5, but only axis_angle can be scaled, not quaternion_xyzw",
+ROBOTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no rate": ({"control_rate": 0.0}, "control_rate is 0.0, expected more than 0 Hz"),
+    "one view twice": ({"views": ("a", "a")}, r"views is \['a', 'a'\]"),
+    "no view": (
+        {"views": ()},
+        r"views is \[\], expected names that differ; name every camera once",
     ),
-    "joint limits": (lambda: Joint("j", 1.0, -1.0), r"joint 'j' has limits \[1\.0, -1\.0\]"),
-    "no rate": (lambda: changed(control_rate=0.0), "control_rate is 0.0, expected more than 0 Hz"),
-    "one view twice": (lambda: changed(views=("a", "a")), r"views is \['a', 'a'\]"),
-    "no view": (lambda: changed(views=()), r"views is \[\], expected names that differ"),
+    "a nameless view": ({"views": ("a", "")}, "a view is '', expected a name"),
+    "no name": ({"name": ""}, "the name of a robot is '', expected a name of printable char"),
+    "a name of two lines": ({"name": "a\nb"}, r"the name of a robot is 'a\\nb', expected a name"),
+    "one joint twice": (
+        {"joints": (Joint("a"), Joint("b"), Joint("a"))},
+        "two joints are called 'a'; give each its own name",
+    ),
+    "nothing to command": (
+        {"action_width": 0, "action": ()},
+        "action_width is 0, expected a whole number from 1 to 65536",
+    ),
+    "a negative state": ({"state_width": -1}, "state_width is -1, expected .* from 0 to 65536"),
+    "an endless action": ({"action_width": 10**30}, "action_width is 10{30}, expected a whole num"),
+    "poses nowhere": ({"poses": "camera"}, "poses is 'camera', expected base or world"),
 }
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_a_part_that_contradicts_itself_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ROBOTS)
+def test_a_robot_that_contradicts_itself_is_refused(name: str) -> None:
     """Whoever builds it, in Python or from a file."""
-    build, sentence = RECORDS[name]
+    changes, sentence = ROBOTS[name]
     with pytest.raises(ConfigError, match=sentence):
-        build()
+        changed(**changes)
+
+
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
+    """A robot and a robot's map, by name and by path, in one sentence that is not as long."""
+    for name in ("x" * 5000, f"{'x' * 5000}.toml", "a/" * 3000 + "b.toml"):
+        with pytest.raises(ConfigError, match=r"no embodiment 'x|cannot be read \(") as caught:
+            embodiment(name)
+        assert len(str(caught.value)) < 500
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'name = "mine"\nslot_map = "{"x" * 300}.toml"\ncontrol_rate = 10\nviews = ["front"]\n'
+        "state_width = 1\naction_width = 1\nstate = []\naction = []\n"
+    )
+    with pytest.raises(ConfigError, match=r"cannot be read \(.*expected a path to a TOML file"):
+        embodiment(path)
 
 
 def test_an_unknown_robot_and_a_wrong_file_are_refused(tmp_path: Path) -> None:

@@ -134,6 +134,11 @@ class ActionSpace:
         self._plain = tuple(field for field in robot.action if field.slot not in framed)
         for field in self._plain:
             _check_plain(field, action_map.slot(field.slot), robot, frame)
+        if frame != "native" and not self._hands:
+            raise ConfigError(
+                f"{robot.name}: frame {frame} needs a slot of kind position in the action, such as"
+                " 'right_eef_position', and there is none; use the frame native"
+            )
         self._plan = make_plan(robot, action_map, frame, self._action.binary)
         offset, scale = self._action.affine()
         self._scale = torch.from_numpy(scale.astype(np.float32))
@@ -305,14 +310,14 @@ def _base_of(hand: Hand, measured: Sequence[Hand], robot: Embodiment, frame: Act
 
 
 def _check_plain(field: Field, slot: Slot, robot: Embodiment, frame: ActionFrame) -> None:
-    """Numbers that are copied one by one must mean the same in slot and command."""
-    if field.rotation is None or (field.rotation == slot.kind == "axis_angle"):
+    """A rotation needs its position to be framed, and its own kind to be copied."""
+    if field.rotation is None:
         return
     if frame != "native":
         raise ConfigError(
             f"{robot.name}: slot {slot.name!r} of the action is a rotation without the slot"
-            f" {slot.name.removesuffix('rotation') + 'position'!r}, so frame {frame} does not know"
-            " it; declare both, or the rotation as axis_angle in map and robot"
+            f" {slot.name.removesuffix('rotation') + 'position'!r} of kind position, so frame"
+            f" {frame} does not know it; declare both, or use the frame native"
         )
     if field.rotation != slot.kind:
         raise ConfigError(

@@ -1,7 +1,6 @@
 """A robot as a declarative record: which native number is which slot, and how it is commanded."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -12,14 +11,24 @@ import numpy as np
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.records import from_dict, read_toml
-from vlakern.space.rotation import WIDTH, Kind
-from vlakern.space.slots import Slot, SlotMap, slot_map
+from vlakern.space.arrays import read_array
+from vlakern.space.parts import Controller, Field, Joint
+from vlakern.space.rotation import WIDTH
+from vlakern.space.slots import (
+    Slot,
+    SlotMap,
+    check_name,
+    check_width,
+    shipped_or_file,
+    slot_map,
+)
 
 __all__ = [
     "Controller",
     "Embodiment",
     "Field",
     "Joint",
+    "check_controlled",
     "check_embodiment",
     "check_vector",
     "compact",
@@ -31,110 +40,6 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Field:
-    """One run of a native vector and the slot it belongs to.
-
-    Attributes:
-        slot: name in the embodiment's slot map.
-        native: indices ``[start, stop)`` of the native vector.
-        rotation: how a rotation is written there, with its quaternion order; None where the slot is
-            no rotation.
-        closed, open: native values of a gripper, which is 0 closed to 1 open in its slot; None
-            where the native number goes to the slot as it is.
-        degrees: the native numbers are angles in degrees; slots hold radians.
-    """
-
-    slot: str
-    native: tuple[int, ...]
-    rotation: Kind | None = None
-    closed: float | None = None
-    open: float | None = None
-    degrees: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.native) != 2 or not 0 <= self.native[0] < self.native[1]:
-            raise ConfigError(
-                f"slot {self.slot!r}: native is {list(self.native)}, expected [start, stop] with"
-                " 0 <= start < stop"
-            )
-        if (self.closed is None) != (self.open is None) or (
-            self.closed is not None and self.closed == self.open
-        ):
-            raise ConfigError(
-                f"slot {self.slot!r}: closed is {self.closed} and open {self.open}, expected two"
-                " different numbers or neither"
-            )
-
-    @property
-    def width(self) -> int:
-        """Number of native values."""
-        return self.native[1] - self.native[0]
-
-    @property
-    def affine(self) -> tuple[float, float]:
-        """``(scale, offset)`` with slot = scale · native + offset."""
-        if self.degrees:
-            return math.pi / 180.0, 0.0
-        if self.closed is None or self.open is None:
-            return 1.0, 0.0
-        scale = 1.0 / (self.open - self.closed)
-        return scale, -self.closed * scale
-
-
-@dataclass(frozen=True)
-class Controller:
-    """What the numbers mean that the robot's end-effector controller takes.
-
-    Attributes:
-        name: as its maker calls it.
-        frame: ``absolute`` poses, or one of the four parametrisations; each step is on its own, so
-            that relative and delta are the same here.
-        reference: the pose that a step starts from: the one ``achieved`` or the last ``commanded``.
-        coordinates: axes of its numbers: the robot's ``base`` or the ``world``.
-        rotation: how it takes rotations.
-        position_scale: [m] per native unit.
-        rotation_scale: [rad] per native unit.
-        limit: largest magnitude of a native number of a pose; None for no limit.
-    """
-
-    name: str
-    frame: Literal["absolute", "world_relative", "world_delta", "eef_relative", "eef_delta"]
-    reference: Literal["achieved", "commanded"] = "achieved"
-    coordinates: Literal["base", "world"] = "base"
-    rotation: Kind = "axis_angle"
-    position_scale: float = 1.0
-    rotation_scale: float = 1.0
-    limit: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("position_scale", "rotation_scale", "limit"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"controller.{name} is {value}, expected more than 0")
-        if self.rotation_scale != 1.0 and self.rotation != "axis_angle":
-            raise ConfigError(
-                f"controller.rotation_scale is {self.rotation_scale}, but only axis_angle can be"
-                f" scaled, not {self.rotation}"
-            )
-
-
-@dataclass(frozen=True)
-class Joint:
-    """A joint and its limits [rad], or [m] if it slides; None on a side without one."""
-
-    name: str
-    lower: float | None = None
-    upper: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.lower is not None and self.upper is not None and not self.lower < self.upper:
-            raise ConfigError(
-                f"joint {self.name!r} has limits [{self.lower}, {self.upper}], expected the lower"
-                " first"
-            )
-
-
-@dataclass(frozen=True)
 class Embodiment:
     """A robot.
 
@@ -142,7 +47,7 @@ class Embodiment:
         name: of the robot with its controller.
         slot_map: name of the map that its slots are in.
         control_rate: of its actions [Hz].
-        views: camera names, in the order a policy sees them.
+        views: camera names, in the order a policy sees them, each once.
         state_width, action_width: of the native vectors.
         state: what the numbers of an observation's state are. Numbers that no field names are not
             used.
@@ -152,6 +57,8 @@ class Embodiment:
             robot takes the command as it is.
         joints: of the arm, with their limits; empty where nobody declared them.
         description: for people.
+        poses: what the poses of state and command are relative to: the robot's ``base`` or the
+            ``world``.
     """
 
     name: str
@@ -165,12 +72,26 @@ class Embodiment:
     controller: Controller | None = None
     joints: tuple[Joint, ...] = ()
     description: str = ""
+    poses: Literal["base", "world"] = "base"
 
     def __post_init__(self) -> None:
+        check_name(self.name, "the name of a robot")
         if not self.control_rate > 0:
             raise ConfigError(f"control_rate is {self.control_rate}, expected more than 0 Hz")
         if not self.views or len(set(self.views)) < len(self.views):
-            raise ConfigError(f"views is {list(self.views)}, expected names that differ")
+            raise ConfigError(
+                f"views is {list(self.views)}, expected names that differ; name every camera once"
+            )
+        for view in self.views:
+            check_name(view, "a view")
+        check_width(self.state_width, "state_width", least=0)
+        check_width(self.action_width, "action_width")
+        names = [joint.name for joint in self.joints]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ConfigError(f"two joints are called {twice!r}; give each its own name")
+        if self.poses not in ("base", "world"):
+            raise ConfigError(f"poses is {self.poses!r}, expected base or world")
 
 
 def shipped_embodiments() -> list[str]:
@@ -193,14 +114,7 @@ def robot_and_slots(name_or_path: str | Path) -> tuple[Embodiment, SlotMap]:
     Raises:
         ConfigError: there is no such robot or map, or the record contradicts itself or its map.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = Path(str(resources.files("vlakern.space") / "robots" / f"{name_or_path}.toml"))
-        if not path.is_file():
-            raise ConfigError(
-                f"no embodiment {str(name_or_path)!r}; use {', '.join(shipped_embodiments())} or a"
-                " path to a TOML file"
-            )
+    path = shipped_or_file(name_or_path, "robots", "embodiment")
     found = from_dict(Embodiment, read_toml(path), path.name)
     own = found.slot_map.endswith(".toml")
     slots = slot_map(path.parent / found.slot_map if own else found.slot_map)
@@ -221,7 +135,8 @@ def check_embodiment(robot: Embodiment, state: SlotMap, action: SlotMap, where: 
     ):
         if slots.name != robot.slot_map:
             raise ConfigError(
-                f"{where}: slot_map is {robot.slot_map!r}, the {part} map is {slots.name!r}"
+                f"{where}: slot_map is {robot.slot_map!r}, the {part} map is {slots.name!r}; give"
+                " the map that the robot names"
             )
         at = f"{where}: {part}"
         _check_native(fields, width, at)
@@ -231,30 +146,57 @@ def check_embodiment(robot: Embodiment, state: SlotMap, action: SlotMap, where: 
     if named < robot.action_width:
         raise ConfigError(
             f"{where}: action: the fields name {named} of {robot.action_width} numbers, expected"
-            " all of them"
+            " all of them; give every number a field"
         )
+    check_controlled(robot, action, where)
+
+
+def check_controlled(robot: Embodiment, slots: SlotMap, where: str) -> None:
+    """Refuses an end-effector's rotation in other numbers than the controller takes.
+
+    Raises:
+        ConfigError: naming the slot.
+    """
+    if robot.controller is None:
+        return
+    placed = {f.slot.removesuffix("_position") for f in robot.action if _is_position(f, slots)}
+    for field in robot.action:
+        kind, wanted = field.rotation, robot.controller.rotation
+        turns = kind is not None and field.slot.removesuffix("_rotation") in placed
+        if turns and kind != wanted:
+            raise ConfigError(
+                f"{where}: slot {field.slot!r} is commanded as {kind}, controller"
+                f" {robot.controller.name} takes {wanted}; declare one of them"
+            )
+
+
+def _is_position(field: Field, slots: SlotMap) -> bool:
+    return slots.slot(field.slot).kind == "position"
 
 
 def _check_native(fields: Sequence[Field], width: int, at: str) -> None:
     names = [field.slot for field in fields]
     for field in fields:
         if names.count(field.slot) > 1:
-            raise ConfigError(f"{at}: slot {field.slot!r} is filled twice")
+            raise ConfigError(f"{at}: slot {field.slot!r} is filled twice; keep one of its fields")
         if field.native[1] > width:
             raise ConfigError(
                 f"{at}: slot {field.slot!r} takes numbers {list(field.native)} of a vector that has"
-                f" {width}"
+                f" {width}; correct native or the width"
             )
     for left, right in itertools.pairwise(sorted(fields, key=lambda field: field.native)):
         if right.native[0] < left.native[1]:
             raise ConfigError(
-                f"{at}: slots {left.slot!r} and {right.slot!r} both take number {right.native[0]}"
+                f"{at}: slots {left.slot!r} and {right.slot!r} both take number"
+                f" {right.native[0]}; give every number to one slot"
             )
 
 
 def _check_field(field: Field, slot: Slot, at: str) -> None:
     if slot.kind == "reserved":
-        raise ConfigError(f"{at}: slot {slot.name!r} is reserved and cannot be filled")
+        raise ConfigError(
+            f"{at}: slot {slot.name!r} is reserved and cannot be filled; choose another"
+        )
     is_rotation = slot.kind in WIDTH
     if is_rotation != (field.rotation is not None):
         wanted = f"rotation = one of {', '.join(WIDTH)}" if is_rotation else "no rotation"
@@ -268,7 +210,8 @@ def _check_field(field: Field, slot: Slot, at: str) -> None:
         )
     if field.closed is not None and slot.kind != "gripper":
         raise ConfigError(
-            f"{at}: slot {slot.name!r} has closed and open but is of kind {slot.kind}, not gripper"
+            f"{at}: slot {slot.name!r} has closed and open but is of kind {slot.kind}, not gripper;"
+            " remove them"
         )
     if field.degrees and (slot.unit != "rad" or field.rotation is not None):
         raise ConfigError(
@@ -286,13 +229,15 @@ def check_vector(
         InputError: another width, no floating-point numbers, or one that is not finite, naming the
             slot.
     """
-    values = np.asarray(values)
+    values = read_array(values, what)
     if values.ndim == 0 or values.shape[-1] != width or values.dtype.kind != "f":
         names = ", ".join(field.slot for field in fields)
         raise InputError(
             f"{what} is {values.dtype}{list(values.shape)}, {robot} has [..., {width}]"
             f" floating-point numbers ({names})"
         )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float64)
     finite = np.isfinite(values)
     if not finite.all():
         column = int(np.argwhere(~finite)[0][-1])
@@ -301,7 +246,7 @@ def check_vector(
         raise InputError(
             f"{what} number {column} ({slot}) is not finite; check the sensor or the model"
         )
-    return values.astype(np.float64)
+    return values
 
 
 def present(fields: Sequence[Field], slots: SlotMap) -> np.ndarray:

@@ -11,7 +11,21 @@ from vlakern.errors import ConfigError
 from vlakern.records import from_dict, read_toml
 from vlakern.space.rotation import WIDTH
 
-__all__ = ["KINDS", "UNITS", "Group", "Kind", "Side", "Slot", "SlotMap", "check_slots", "slot_map"]
+__all__ = [
+    "KINDS",
+    "MOST_WIDTH",
+    "UNITS",
+    "Group",
+    "Kind",
+    "Side",
+    "Slot",
+    "SlotMap",
+    "check_name",
+    "check_slots",
+    "check_width",
+    "shipped_or_file",
+    "slot_map",
+]
 
 UNITS = ("m", "rad", "m/s", "rad/s", "1")
 Side = Literal["", "left", "right"]
@@ -32,7 +46,23 @@ Kind = Literal[
     "reserved",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+# A damaged file must fail here, not by filling the memory.
+MOST_WIDTH = 1 << 16
 _WIDTHS = {"position": 3, **WIDTH}
+# Kinds that are not here may have any unit.
+_UNITS_OF = {
+    "position": ("m",),
+    "axis_angle": ("rad",),
+    "rotation_6d": ("1",),
+    "quaternion_xyzw": ("1",),
+    "quaternion_wxyz": ("1",),
+    "joint": ("rad", "m"),
+    "gripper": ("1",),
+    "hand": ("rad", "m", "1"),
+    "head": ("rad", "m"),
+    "waist": ("rad", "m"),
+    "mode": ("1",),
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +70,8 @@ class Slot:
     """The indices ``[start, stop)`` of a vector and what they mean.
 
     Attributes:
-        unit: of every index, one of ``UNITS``; "1" for none.
-        side: of the body, "" where it has no sides.
+        unit: of every index, one of ``UNITS`` that suits the kind; "1" for none.
+        side: of the body, "" where it has no sides; those of one pose are alike.
         kind: decides how the slot is treated. ``position`` is an end-effector's x, y, z and is
             called ``X_position``; its rotation, of one of the four rotation kinds, which fix
             representation and quaternion order, is ``X_rotation``. ``reserved`` is never filled.
@@ -62,7 +92,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Group:
-    """A range of a map that its slots must cover without a gap."""
+    """A range of a map that its slots must cover without a gap; groups do not share an index."""
 
     name: str
     start: int
@@ -85,14 +115,13 @@ class SlotMap:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_name(self.name, "the name of a slot map")
         where = f"slot map {self.name!r}"
+        check_width(self.width, f"{where}: width")
         check_slots(self.slots, self.width, where)
-        names: set[str] = set()
-        for group in self.groups:
-            if group.name in names:
-                raise ConfigError(f"{where}: two groups are called {group.name!r}")
-            names.add(group.name)
-            _check_group(group, self.slots, self.width, where)
+        _check_groups(self.groups, self.slots, self.width, where)
+        if not self.slots:
+            raise ConfigError(f"{where}: it has no slots; declare at least one")
         indices = self.names()
         if len(set(indices)) < len(indices):
             twice = next(name for name in indices if indices.count(name) > 1)
@@ -130,24 +159,46 @@ def slot_map(name_or_path: str | Path) -> SlotMap:
     Raises:
         ConfigError: no such map, or a file that is not one.
     """
-    shipped = resources.files("vlakern.space") / "maps"
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = Path(str(shipped / f"{name_or_path}.toml"))
-        if not path.is_file():
-            known = sorted(p.name.removesuffix(".toml") for p in shipped.iterdir())
-            raise ConfigError(
-                f"no slot map {str(name_or_path)!r}; use {', '.join(known)} or a path to a TOML"
-                " file"
-            )
+    path = shipped_or_file(name_or_path, "maps", "slot map")
     return from_dict(SlotMap, read_toml(path), path.name)
 
 
-def check_slots(slots: Sequence[Slot], width: int, where: str) -> None:
-    """Refuses slots that overlap, leave the vector, share a name or have an unknown unit or width.
+def shipped_or_file(name_or_path: str | Path, folder: str, what: str) -> Path:
+    """The TOML file of this path, or the one of this name inside the package.
 
     Raises:
-        ConfigError: naming the slot and, for an overlap or a shared name, both.
+        ConfigError: neither; names those that ship.
+    """
+    if str(name_or_path).endswith(".toml"):
+        return Path(name_or_path)
+    inside = resources.files("vlakern.space") / folder
+    known = sorted(entry.name.removesuffix(".toml") for entry in inside.iterdir())
+    if str(name_or_path) not in known:
+        raise ConfigError(
+            f"no {what} {str(name_or_path)[:80]!r}; use {', '.join(known)} or a path to a TOML file"
+        )
+    return Path(str(inside / f"{name_or_path}.toml"))
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises ConfigError for a name that is empty or could not be shown in one line."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ConfigError(f"{what} is {name!r}, expected a name of printable characters")
+
+
+def check_width(width: int, what: str, least: int = 1) -> None:
+    """Raises ConfigError for a vector that is wider than any robot's."""
+    if not isinstance(width, int) or isinstance(width, bool) or not least <= width <= MOST_WIDTH:
+        raise ConfigError(
+            f"{what} is {str(width)[:40]}, expected a whole number from {least} to {MOST_WIDTH}"
+        )
+
+
+def check_slots(slots: Sequence[Slot], width: int, where: str) -> None:
+    """Refuses slots that overlap, leave the vector, share a name or contradict their kind.
+
+    Raises:
+        ConfigError: naming the slot and, for an overlap, a shared name or two sides, both.
     """
     named: dict[str, Slot] = {}
     for slot in slots:
@@ -163,11 +214,23 @@ def check_slots(slots: Sequence[Slot], width: int, where: str) -> None:
         if right.start < left.stop:
             raise ConfigError(
                 f"{where}: slots {left.name!r} {_range(left)} and {right.name!r} {_range(right)}"
-                " overlap"
+                " overlap; give every index to one slot"
+            )
+    for slot in slots:
+        twin = named.get(slot.name.removesuffix("_rotation") + "_position")
+        if slot.kind in WIDTH and twin and twin.side != slot.side:
+            raise ConfigError(
+                f"{where}: slots {twin.name!r} of side {twin.side!r} and {slot.name!r} of side"
+                f" {slot.side!r} are one end-effector; give both the same side"
             )
 
 
 def _check_slot(slot: Slot, width: int, where: str) -> None:
+    check_name(slot.name, f"{where}: the name of a slot")
+    if slot.side not in get_args(Side):
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} has side {slot.side!r}; known are left, right and ''"
+        )
     if slot.unit not in UNITS:
         raise ConfigError(
             f"{where}: slot {slot.name!r} has unit {slot.unit!r}; known are {', '.join(UNITS)}"
@@ -192,6 +255,35 @@ def _check_slot(slot: Slot, width: int, where: str) -> None:
             f"{where}: slot {slot.name!r} of kind {slot.kind} covers {slot.width} indices, expected"
             f" {needs}"
         )
+    if slot.kind in WIDTH and not slot.name.endswith("_rotation"):
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} of kind {slot.kind} needs a name that ends in _rotation,"
+            " by which its position finds it"
+        )
+    units = _UNITS_OF.get(slot.kind, UNITS)
+    if slot.unit not in units:
+        raise ConfigError(
+            f"{where}: slot {slot.name!r} of kind {slot.kind} has unit {slot.unit!r}, expected"
+            f" {' or '.join(units)}; use kind other for numbers in other units"
+        )
+
+
+def _check_groups(groups: Sequence[Group], slots: Sequence[Slot], width: int, where: str) -> None:
+    names: set[str] = set()
+    for group in groups:
+        check_name(group.name, f"{where}: the name of a group")
+        if group.name in names:
+            raise ConfigError(
+                f"{where}: two groups are called {group.name!r}; give each its own name"
+            )
+        names.add(group.name)
+        _check_group(group, slots, width, where)
+    for left, right in itertools.pairwise(sorted(groups, key=lambda group: group.start)):
+        if right.start < left.stop:
+            raise ConfigError(
+                f"{where}: groups {left.name!r} [{left.start}, {left.stop}) and {right.name!r}"
+                f" [{right.start}, {right.stop}) overlap; give every index to one group"
+            )
 
 
 def _check_group(group: Group, slots: Sequence[Slot], width: int, where: str) -> None:
@@ -207,7 +299,7 @@ def _check_group(group: Group, slots: Sequence[Slot], width: int, where: str) ->
         if slot.start < group.start or slot.stop > group.stop:
             raise ConfigError(
                 f"{where}: slot {slot.name!r} {_range(slot)} crosses the border of group"
-                f" {group.name!r} [{group.start}, {group.stop})"
+                f" {group.name!r} [{group.start}, {group.stop}); move the border or the slot"
             )
         if slot.start > at:
             _gap(at, slot.start, before, f"slot {slot.name!r}", where, group)
