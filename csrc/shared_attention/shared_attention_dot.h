@@ -70,26 +70,32 @@ inline void product(const typename Dot::Word* a, std::int64_t a_row, std::int64_
 
 constexpr int kProductRows = 8;
 
-template <class Dot, int kVectors, Put kPut>
+// What to do between products: by default nothing.
+struct Nothing {
+  void operator()() const {}
+};
+
+template <class Dot, int kVectors, Put kPut, class Between>
 inline void product_rows(const typename Dot::Word* a, std::int64_t a_row, std::int64_t a_step,
                          const typename Dot::Word* b, std::int64_t b_step, float* c,
                          std::int64_t c_row, std::int64_t rows, std::int64_t steps,
-                         const float* factor) {
+                         const float* factor, Between& between) {
   for (std::int64_t r = 0; r < rows; r += kProductRows) {
     product<Dot, kProductRows, kVectors, kPut>(a + r * a_row, a_row, a_step, b, b_step,
                                                c + r * c_row, c_row, steps,
                                                factor == nullptr ? nullptr : factor + r);
+    between();
   }
 }
 
 // All rows, a multiple of kProductRows, and `lanes` lanes, a multiple of the vector's. Long sums
 // are made in pieces: fp32 sums stay as exact as a library's, and B's piece stays in the first
 // cache.
-template <class Dot, Put kPut>
+template <class Dot, Put kPut, class Between = Nothing>
 void products(const typename Dot::Word* a, std::int64_t a_row, std::int64_t a_step,
               const typename Dot::Word* b, std::int64_t b_step, float* c, std::int64_t c_row,
               std::int64_t rows, std::int64_t lanes, std::int64_t steps,
-              const float* factor = nullptr) {
+              const float* factor = nullptr, Between between = {}) {
   constexpr int kLanes = Dot::Vec::kLanes;
   for (std::int64_t lane = 0; lane < lanes;) {
     const std::int64_t left = (lanes - lane) / kLanes;
@@ -98,14 +104,15 @@ void products(const typename Dot::Word* a, std::int64_t a_row, std::int64_t a_st
     for (std::int64_t s = 0; s < steps || s == 0; s += Dot::kSteps) {
       const auto run = [&](auto* first, auto* later) {
         (s == 0 ? first : later)(a + s * a_step, a_row, a_step, b + s * b_step + lane, b_step,
-                                 c + lane, c_row, rows, std::min(steps - s, Dot::kSteps), factor);
+                                 c + lane, c_row, rows, std::min(steps - s, Dot::kSteps), factor,
+                                 between);
       };
       if (vectors == 1) {
-        run(product_rows<Dot, 1, kPut>, product_rows<Dot, 1, Put::kAdd>);
+        run(product_rows<Dot, 1, kPut, Between>, product_rows<Dot, 1, Put::kAdd, Between>);
       } else if (vectors == 2) {
-        run(product_rows<Dot, 2, kPut>, product_rows<Dot, 2, Put::kAdd>);
+        run(product_rows<Dot, 2, kPut, Between>, product_rows<Dot, 2, Put::kAdd, Between>);
       } else {
-        run(product_rows<Dot, 3, kPut>, product_rows<Dot, 3, Put::kAdd>);
+        run(product_rows<Dot, 3, kPut, Between>, product_rows<Dot, 3, Put::kAdd, Between>);
       }
     }
     lane += vectors * kLanes;

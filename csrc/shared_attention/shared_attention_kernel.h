@@ -84,6 +84,26 @@ struct Keys {
   }
 };
 
+// Brings rows of the next block into the second cache while products of this one are made: rows of
+// one head are too far apart for the hardware to see where they go.
+template <class T>
+struct Ahead {
+  const Keys& keys;
+  const HeadRows& prefix;
+  const HeadRows& own;
+  std::int64_t next, end, group, width;
+
+  void operator()() {
+    const std::int64_t stop = std::min(end, next + kProductRows);
+    for (; next < stop; ++next) {
+      const T* row = keys.row<T>(prefix, own, next, group);
+      for (std::int64_t d = 0; d < width; d += 64 / static_cast<std::int64_t>(sizeof(T))) {
+        __builtin_prefetch(row + d, 0, 2);
+      }
+    }
+  }
+};
+
 // The query rows of one tile: which row and head each lane is, and how far it sees.
 struct Lanes {
   const SharedAttentionParams* p;
@@ -242,15 +262,17 @@ void attention_forward(const SharedAttentionParams& p, const AttentionTile& tile
     const std::int64_t end = keys.block_end(begin, lanes.most), count = end - begin;
     pack_keys<Dot, T>(keys, p.prefix_k, p.k, begin, end, tile.group, p.width, block_k);
     products<Dot, Put::kSet>(block_k, words, 1, queries, lanes.padded, scores, lanes.padded,
-                             round_up(count, kProductRows), lanes.padded, words);
+                             round_up(count, kProductRows), lanes.padded, words, nullptr,
+                             Ahead<T>{keys, p.prefix_v, p.v, begin, end, tile.group, p.width});
     for (std::int64_t lane = 0; lane < lanes.padded; lane += kLanes) {
       const auto step = end > lanes.least ? soften<Dot, true> : soften<Dot, false>;
       step(scores, lanes.padded, begin, count, slope, lanes.end, lane, run, weights);
     }
     pack_key_pairs<Dot, T>(keys, p.prefix_v, p.v, begin, end, tile.group, p.width, block_v);
-    products<Dot, Put::kScaleAdd>(weights, 1, lanes.padded, block_v, wide, sums, wide,
-                                  round_up(lanes.count, kProductRows), wide,
-                                  (count + Dot::kPair - 1) / Dot::kPair, run.factor);
+    products<Dot, Put::kScaleAdd>(
+        weights, 1, lanes.padded, block_v, wide, sums, wide, round_up(lanes.count, kProductRows),
+        wide, (count + Dot::kPair - 1) / Dot::kPair, run.factor,
+        Ahead<T>{keys, p.prefix_k, p.k, end, keys.block_end(end, lanes.most), tile.group, p.width});
     begin = end;
   }
   for (std::int64_t n = 0; n < lanes.count; ++n) {
