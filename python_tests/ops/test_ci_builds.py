@@ -75,6 +75,11 @@ def check_image_prep(*command: str) -> None:
     assert run_host_test(*command) == "300 problems, 300 broken ones refused\n"
 
 
+def check_shared_attention(*command: str) -> None:
+    """Random documents give the sums in double, and the same bits on one and three threads."""
+    assert run_host_test(*command, "40").startswith("40 problems:")
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -87,6 +92,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     assert listed.split()[-1] == "scalar"
     check_action_decode(str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(str(program.with_name("vlakern_image_prep_test")))
+    check_shared_attention(str(program.with_name("vlakern_shared_attention_test")))
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:
@@ -104,6 +110,7 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     assert listed.split(":")[1].split() == ["neon", "scalar"]
     check_action_decode(emulator, str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(emulator, str(program.with_name("vlakern_image_prep_test")))
+    check_shared_attention(emulator, str(program.with_name("vlakern_shared_attention_test")))
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")
