@@ -18,7 +18,8 @@ PANDA, SAWYER, FRANKA = (
     embodiment(name) for name in ("robosuite_panda", "metaworld_sawyer", "franka_panda")
 )
 T = 12
-BASE_P, BASE_R = np.array([0.4, -0.3, 0.9]), Peer.from_rotvec([0.3, -0.7, 2.0])
+BASE_P, BASE_V = np.array([0.4, -0.3, 0.9]), np.array([0.3, -0.7, 2.0])
+BASE_R = Peer.from_rotvec(BASE_V)
 
 
 def control(robot: Embodiment = PANDA, turned: bool = False, **changes: Any) -> NativeControl:
@@ -212,6 +213,131 @@ def test_a_robot_that_cannot_be_controlled_so_is_refused(robot: Embodiment, sent
     """When it is built, by the slot that it lacks."""
     with pytest.raises(ConfigError, match=sentence):
         NativeControl(robot, SLOTS)
+
+
+@pytest.mark.parametrize("frame", ["world_delta", "absolute"])
+def test_states_in_the_world_and_a_controller_in_base_axes(frame: str) -> None:
+    """As scipy computes: the numbers are those of the same poses, seen from the base."""
+    assert PANDA.controller
+    moving = dataclasses.replace(PANDA.controller, frame=frame, limit=None)
+    base = Pose(torch.from_numpy(BASE_P), Rotation.read(torch.from_numpy(BASE_V), "axis_angle"))
+    robot = dataclasses.replace(PANDA, controller=moving, poses="world")
+    found = NativeControl(robot, SLOTS, base)
+    plain = NativeControl(dataclasses.replace(robot, poses="base"), SLOTS)
+    state, command = states(), numbers()
+    seen_state, seen = state.copy(), command.astype(float)
+    for values, peer in ((seen_state, Peer.from_quat(state[:, 3:7])), (seen, None)):
+        turns = BASE_R.inv() * (peer or Peer.from_rotvec(command[:, 3:6]))
+        values[:, :3] = BASE_R.inv().apply(values[:, :3] - BASE_P)
+        if peer:
+            values[:, 3:7] = turns.as_quat()
+        else:
+            values[:, 3:6] = turns.as_rotvec()
+    native = found.to_native(command, state)
+    np.testing.assert_allclose(native, plain.to_native(seen, seen_state), atol=2e-5)
+    back = found.to_commands(native, state)
+    np.testing.assert_allclose(back[:, :3], command[:, :3], atol=2e-6)
+    gap = (Peer.from_rotvec(back[:, 3:6]).inv() * Peer.from_rotvec(command[:, 3:6])).magnitude()
+    assert gap.max() < 2e-6
+
+
+def test_a_base_is_asked_for_where_axes_differ_and_only_there() -> None:
+    """LIBERO's and Meta-World's states are in the world, as their controllers' axes."""
+    for name in ("libero_panda", "metaworld_sawyer", "robosuite_panda"):
+        NativeControl(embodiment(name), SLOTS)
+    assert PANDA.controller
+    in_world = dataclasses.replace(PANDA.controller, coordinates="world")
+    for robot in (
+        dataclasses.replace(PANDA, controller=in_world),
+        dataclasses.replace(PANDA, poses="world"),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"robosuite_panda: its poses are in the (base|world) frame, controller OSC_POSE"
+            r" has (base|world) axes, and no base is given; give NativeControl the base's pose",
+        ):
+            NativeControl(robot, SLOTS)
+        two = Pose(torch.zeros(2, 3).double(), Rotation.identity((2,), torch.float64))
+        for base in (two, Pose(torch.zeros(3), Rotation.identity())):
+            with pytest.raises(InputError, match=r"base is \[.* expected one pose \[\] of torch"):
+                NativeControl(robot, SLOTS, base)
+    # Numbers along the hand's own axes are the same on any base.
+    own = dataclasses.replace(PANDA.controller, frame="eef_delta")
+    robot, state = dataclasses.replace(PANDA, controller=own), states()
+    turned = NativeControl(dataclasses.replace(robot, poses="world"), SLOTS)
+    expected = NativeControl(robot, SLOTS).to_commands(numbers(), state)
+    assert np.array_equal(turned.to_commands(numbers(), state), expected)
+
+
+def steps_of_libero() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Native numbers, achieved states and the goals' turns about z [rad], by hand.
+
+    The hand lags: it never reaches its goal, and drifts. Each turn of 1 is 0.5 rad from the
+    achieved one; a turn of 0 keeps the goal.
+    """
+    native, state = np.zeros((5, 7)), np.zeros((5, 8))
+    native[:, 0] = 1.0
+    native[:, 5] = [0.0, 1.0, 0.0, 0.0, -0.2]
+    state[:, 0] = [0.0, 0.03, 0.07, 0.12, 0.17]
+    state[:, 5] = [0.3, 0.31, 0.6, 0.7, 0.75]
+    return native, state, np.array([0.3, 0.81, 0.81, 0.81, 0.65])
+
+
+def test_a_rotation_of_zero_keeps_what_was_commanded() -> None:
+    """robosuite 1.4, by hand: position goals start from the achieved pose, so do turns; but a turn
+    of exactly 0 leaves the goal where it was. Without the flag it would follow the drift."""
+    libero = embodiment("libero_panda")
+    control = NativeControl(libero, SLOTS)
+    native, state, turns = steps_of_libero()
+    found = control.to_commands(native, state)
+    np.testing.assert_allclose(found[:, 5], turns, atol=1e-12)
+    np.testing.assert_allclose(found[:, 0], state[:, 0] + 0.05, atol=1e-12)
+    assert libero.controller
+    forgets = dataclasses.replace(libero.controller, keeps_rotation=False)
+    other = NativeControl(dataclasses.replace(libero, controller=forgets), SLOTS)
+    drifting = other.to_commands(native, state)[:, 5]
+    np.testing.assert_allclose(drifting, [0.3, 0.81, 0.6, 0.7, 0.65], atol=1e-12)
+    last = None
+    for t in range(len(native)):
+        np.testing.assert_allclose(control.to_command(native[t], state[t], last), found[t])
+        last = found[t]
+    both = np.stack([native, native[::-1]]), np.stack([state, state])
+    np.testing.assert_allclose(control.to_commands(*both)[0], found)
+    np.testing.assert_allclose(control.to_commands(*both)[1, 1:, 5], [0.2, 0.2, 1.2, 1.2])
+
+
+def test_native_numbers_know_that_zero_keeps() -> None:
+    """The goal of before is 0 though the hand is elsewhere; staying where the hand is is not."""
+    control = NativeControl(embodiment("libero_panda"), SLOTS)
+    native, state, _ = steps_of_libero()
+    commands = control.to_commands(native, state)
+    for t in range(1, 5):
+        back = control.to_native(commands[t], state[t], commands[t - 1])
+        np.testing.assert_allclose(back, native[t], atol=1e-6)
+        assert np.array_equal(back[3:6] == 0, native[t, 3:6] == 0)
+    far = state[2].copy()
+    far[5] = -2.0
+    assert not control.to_native(commands[2], far, commands[1])[3:6].any(), "within the limit"
+    stay = np.r_[state[2, :6], 0.0]
+    for last in (commands[1], None):
+        found = control.to_native(stay, state[2], last)
+        np.testing.assert_allclose(found[3:6], [1e-6, 0, 0])
+        goal = control.to_command(found, state[2], last)
+        np.testing.assert_allclose(goal, stay, atol=1e-6)
+    many = control.to_native(np.stack([commands[2], stay]), state[[2, 2]], commands[[1, 1]])
+    np.testing.assert_allclose(many[:, 3:6], [[0, 0, 0], [1e-6, 0, 0]])
+    with pytest.raises(InputError, match=r"last action number 5 \(slot 'right_eef_rotation'\)"):
+        control.to_command(native[0], state[0], np.r_[np.zeros(5), math.nan, 0.0])
+    with pytest.raises(InputError, match=r"expected \[\.\.\., T, N\] beside .*one state per step"):
+        control.to_commands(native, state[0])
+
+
+@pytest.mark.parametrize("limit", ["clamp", "", None, ["clip"]])
+def test_another_limit_is_refused(limit: Any) -> None:
+    """Also where the step is within it, or the controller has none."""
+    for robot in (control(), control(limit=None)):
+        with pytest.raises(InputError, match=r"limit is .*, expected one of refuse, clip; refuse"):
+            robot.to_native(np.zeros(7), states()[0], limit=limit)
 
 
 def test_numbers_that_are_no_command_are_refused() -> None:

@@ -192,7 +192,7 @@ MAPS = {
         (Group("arm", 1, 2),),
         r"slot 'joint' \[0, 2\) crosses the border of group 'arm' \[1, 2\)",
     ),
-    "a group outside": ((JOINT,), (Group("arm", 0, 6),), r"group 'arm' covers \[0, 6\), expected"),
+    "a group outside": ((JOINT,), (Group("arm", 0, 7),), r"group 'arm' covers \[0, 7\), expected"),
     "a group twice": (
         (JOINT,),
         (Group("arm", 0, 2), Group("arm", 0, 2)),
@@ -224,6 +224,54 @@ MAPS = {
         (),
         r"slot 'tool' of kind position needs a name that ends in _position",
     ),
+    "a nameless rotation": (
+        (Slot("a_turn", "rad", 0, 3, kind="axis_angle"),),
+        (),
+        r"slot 'a_turn' of kind axis_angle needs a name that ends in _rotation, by which its pos",
+    ),
+    "a position in radians": (
+        (Slot("a_position", "rad", 0, 3, kind="position"),),
+        (),
+        r"slot 'a_position' of kind position has unit 'rad', expected m; use kind other",
+    ),
+    "a quaternion in radians": (
+        (Slot("a_rotation", "rad", 0, 4, kind="quaternion_wxyz"),),
+        (),
+        r"kind quaternion_wxyz has unit 'rad', expected 1",
+    ),
+    "an axis-angle without a unit": (
+        (Slot("a_rotation", "1", 0, 3, kind="axis_angle"),),
+        (),
+        r"slot 'a_rotation' of kind axis_angle has unit '1', expected rad",
+    ),
+    "a joint in nothing": (
+        (Slot("a", "1", 0, 1, kind="joint"),),
+        (),
+        r"slot 'a' of kind joint has unit '1', expected rad or m",
+    ),
+    "a gripper in metres": ((Slot("a", "m", 0, 1, kind="gripper"),), (), "unit 'm', expected 1"),
+    "a hand on two sides": (
+        (
+            Slot("a_position", "m", 0, 3, "left", "position"),
+            Slot("a_rotation", "rad", 3, 6, "right", "axis_angle"),
+        ),
+        (),
+        r"slots 'a_position' of side 'left' and 'a_rotation' of side 'right' are one end-effector",
+    ),
+    "a side": (
+        (Slot("a", "m", 0, 1, "up"),),  # pyright: ignore[reportArgumentType]
+        (),
+        "slot 'a' has side 'up'; known are left, right and ''",
+    ),
+    "a slot without a name": ((Slot(" ", "m", 0, 1),), (), "the name of a slot is ' ', expected"),
+    "a name of two lines": ((Slot("a\nb", "m", 0, 1),), (), r"name of a slot is 'a\\nb', expected"),
+    "a group without a name": ((JOINT,), (Group("", 0, 2),), "the name of a group is '', expected"),
+    "groups that overlap": (
+        (JOINT, Slot("spare", "1", 2, 3), CLAW),
+        (Group("arm", 0, 3), Group("hand", 2, 4)),
+        r"groups 'arm' \[0, 3\) and 'hand' \[2, 4\) overlap; give every index to one group",
+    ),
+    "no slots": ((), (), "it has no slots; declare at least one"),
     "a wide quaternion": (
         (Slot("a", "1", 0, 5, kind="quaternion_wxyz"),),
         (),
@@ -242,8 +290,34 @@ def test_a_map_that_contradicts_itself_is_refused(name: str) -> None:
     """In one sentence that names the map and both sides."""
     slots, groups, sentence = MAPS[name]
     with pytest.raises(ConfigError, match=sentence) as caught:
-        SlotMap("mine", 5, slots, groups)
+        SlotMap("mine", 6, slots, groups)
     assert str(caught.value).startswith("slot map 'mine': ")
+
+
+@pytest.mark.parametrize("width", [0, -1, 1 << 17, 10**30, True])
+def test_a_vector_has_a_width_that_a_robot_can_have(width: int) -> None:
+    """A damaged file is refused before anything of that size is built."""
+    with pytest.raises(ConfigError, match=rf"width is {width}, expected .* from 1 to 65536"):
+        SlotMap("mine", width, (GRIP,))
+
+
+def test_a_map_has_a_name() -> None:
+    """Statistics and robots refer to it."""
+    with pytest.raises(ConfigError, match="the name of a slot map is '', expected a name of print"):
+        SlotMap("", 5, (GRIP,))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".toml", "a/" * 3000 + "b.toml"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    """In one sentence that is not as long."""
+    with pytest.raises(ConfigError, match=r"no slot map 'x|cannot be read \(") as caught:
+        slot_map(name)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_padded_vector_says_what_it_is_for() -> None:
+    """Nothing tells which of its numbers are a pose."""
+    assert "frame native only" in slot_map("pad-32").description.replace("\n", " ")
 
 
 def test_a_closed_group_passes() -> None:
