@@ -110,7 +110,7 @@ def baselines(case: Case, given: Inputs) -> dict[str, Callable[[], Tensor]]:
 def check(case: Case, given: Inputs, backend: str) -> None:
     """Raises AssertionError if the op is wrong on the very inputs that are timed."""
     found, _ = ops.shared_attention(*arguments(given), backend=backend)
-    wide = [x.double() if isinstance(x, Tensor) else x for x in arguments(given)]
+    wide: list[Any] = [x.double() if isinstance(x, Tensor) else x for x in arguments(given)]
     q, k, v, visible = rectangle(case, given)
     plain = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     exact, _ = shared_attention_reference(*wide)
