@@ -32,14 +32,15 @@ REDUCED = {
     "queries that see nothing": "bf16",
     "a prefix that nobody continues": "fp32",
     "longer than a block on a prefix, D 64": "bf16",
+    "D 72": "bf16",
     "D 256": "fp16",
 }
 SPLIT = {  # more keys than a chunk; one document sees nothing in most chunks, queries in none
     Case("chunks that nobody sees", 4, 2, 8, ((40,), (3,)), (90, 0), (0, 1), blind=2): "fp32",
     CASES[12]: "bf16",
-    CASES[13]: "fp16",
 }
-NAMED = {case.name: case for case in CASES}
+D72 = Case("D 72", 2, 1, 72, ((9, 1, 4),), shuffled=True, strided=True)
+NAMED = {case.name: case for case in (*CASES, D72)}
 reduced = pytest.mark.parametrize(("name", "dtype"), REDUCED.items())
 
 
@@ -215,32 +216,23 @@ def test_another_documents_nan_stays_there() -> None:
 @interpreted
 def test_bound_pass_follows_its_memory(many_processors: None) -> None:
     """A bound split pass is made again on what its memory holds then, and writes nothing beside."""
-    given = make(NAMED["longer than a block on a prefix, D 64"], generator("out"))
+    given = make(next(iter(SPLIT)), generator("out"))
     q, k, v, pk, pv = (getattr(given, name) for name in FIELDS)
-    full, lse = torch.full((*q.shape[:2], 67), 7.0), torch.empty(q.shape[:2])
+    full, lse = torch.full((*q.shape[:2], 11), 7.0), torch.empty(q.shape[:2])
     attend = ops.shared_attention_out(
-        q, k, v, given.who, pk, pv, out=full[..., :64], lse=lse, backend="triton"
+        q, k, v, given.who, pk, pv, out=full[..., :8], lse=lse, backend="triton"
     )
     q.mul_(-0.5)
     attend()
-    for found, expected in zip((full[..., :64], lse), run(given), strict=True):
+    for found, expected in zip((full[..., :8], lse), run(given), strict=True):
         assert torch.equal(found, expected)
-    assert bool((full[..., 64:] == 7.0).all())
-
-
-@interpreted
-def test_gradients_have_the_same_bits_every_time() -> None:
-    """Nothing is summed atomically, shared prefixes included."""
-    given = make(NAMED["one prefix shared by several rows"], generator("bits"))
-    first = gradients(given, run)
-    for one, other in zip(first, gradients(given, run), strict=True):
-        assert torch.equal(one, other)
+    assert bool((full[..., 8:] == 7.0).all())
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the one that interprets")
 def test_in_interpreter(run_interpreted: Callable[[str], int]) -> None:
     """Everything above that needs Triton's interpreter, in a process where it interprets."""
-    assert run_interpreted(__file__) >= len(REDUCED) + len(SPLIT) + 5
+    assert run_interpreted(__file__) >= len(REDUCED) + len(SPLIT) + 4
 
 
 def test_refuses() -> None:
