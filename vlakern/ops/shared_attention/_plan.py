@@ -93,9 +93,7 @@ def plan_backward(head_dim: int, item: int) -> BackwardPlan:
     """Tiles whose accumulators and operands stay in registers and in 99 KB of shared memory."""
     wide = width(head_dim)
     if item == 4:
-        return (
-            BackwardPlan(16, 16, 16, 16, 4, 1) if wide > 64 else BackwardPlan(32, 32, 32, 32, 4, 1)
-        )
+        return BackwardPlan(16, 16, 16, 16, 4 if wide <= 64 else 8, 1)
     if wide > 128:
         return BackwardPlan(32, 32, 32, 32, 8, 1)
     return BackwardPlan(64, 64, 32, 64, 4 if wide <= 64 else 8, 2)
