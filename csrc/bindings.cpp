@@ -11,6 +11,7 @@
 #include "linear/linear_python.h"
 #include "norm/norm_python.h"
 #include "ode_step/ode_step_python.h"
+#include "qkv_prep/qkv_prep_python.h"
 #include "shared_attention/shared_attention_python.h"
 
 namespace nb = nanobind;
@@ -57,4 +58,12 @@ NB_MODULE(_native, m) {
   m.def("ode_step_launch", &py::ode_step_launch);
   m.def("shared_attention", &py::shared_attention_cpu, Unlocked());
   m.def("shared_attention_backward", &py::shared_attention_backward_cpu, Unlocked());
+  nb::class_<py::QkvPrep>(m, "QkvPrep")
+      .def(nb::init<const std::vector<py::QkvExpertTuple>&, const std::vector<Tensor>&,
+                    const Tensor&, const Tensor&, const Tensor&, const Tensor&, std::int64_t, float,
+                    bool, const std::string&, int>())
+      .def("check_permutation", &py::QkvPrep::check_permutation)
+      .def("__call__", &py::QkvPrep::run);
+  m.def("qkv_prep_backward", &py::qkv_prep_backward, Unlocked());
+  m.def("qkv_prep_runs", &vlakern::qkv_prep_runs);
 }

@@ -1,4 +1,5 @@
-// Sums over a run of elements whose order of additions does not depend on the instruction set.
+// Steps over a run of elements, and sums over it whose order of additions does not depend on the
+// instruction set.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +7,14 @@
 
 namespace vlakern {
 namespace {
+
+// step(i, n) over [0, width) in vectors.
+template <class Vec, class Step>
+inline void each_vector(std::int64_t width, const Step& step) {
+  std::int64_t i = 0;
+  for (; i + Vec::kLanes <= width; i += Vec::kLanes) step(i, Vec::kLanes);
+  if (i < width) step(i, static_cast<int>(width - i));
+}
 
 // Element i goes into accumulator i % kSpan, and the accumulators are added as a halving tree: the
 // same bits from every vector width up to kSpan. add(acc, i, n) adds the elements [i, i + n) to the

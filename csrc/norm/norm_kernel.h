@@ -12,14 +12,6 @@ namespace {
 
 constexpr int kNormSpan = 64;
 
-// step(i, n) over [0, width) in vectors.
-template <class Vec, class Step>
-inline void each_vector(std::int64_t width, const Step& step) {
-  std::int64_t i = 0;
-  for (; i + Vec::kLanes <= width; i += Vec::kLanes) step(i, Vec::kLanes);
-  if (i < width) step(i, static_cast<int>(width - i));
-}
-
 struct RowMoments {
   float mean;
   float r;  // 1 / sqrt(mean square or variance + eps)

@@ -1,6 +1,7 @@
 """norm: every backend and instruction set against the definition."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     )
 
 
+def reduced(case: Case, backend: str) -> Case:
+    """The interpreter takes a millisecond a row, so it gets few of them."""
+    rows = case.rows if backend != "triton" else min(case.rows, 4 * max(case.groups, 1))
+    return replace(case, rows=rows)
+
+
 Norm = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -91,13 +98,14 @@ def check_gradients(
 @every_way
 def test_values(backend: str, isa: str, case: Case, rng: torch.Generator) -> None:
     """Values obey the accuracy rule, in memory that was poisoned."""
-    check_values(make_inputs(case, rng), backend)
+    check_values(make_inputs(reduced(case, backend), rng), backend)
 
 
 @every_case
 @every_way
 def test_gradients(backend: str, isa: str, case: Case, rng: torch.Generator) -> None:
     """Gradients of every floating argument obey the rule against autograd of the definition."""
+    case = reduced(case, backend)
     check_gradients(case, make_inputs(case, rng), backend, rng)
 
 
@@ -106,9 +114,9 @@ def test_random_cases(backend: str, fuzz: range) -> None:
     """Values and gradients of random cases; a failure names its seed."""
     # Plain PyTorch's error over a few numbers may be small by luck, once in 200 cases by half.
     lucky = "documented gradient"
-    for seed in fuzz if backend == "cpu" else fuzz[::50]:  # the interpreter is slow
+    for seed in fuzz if backend == "cpu" else fuzz[::10]:
         rng = torch.Generator().manual_seed(seed)
-        case = draw_case(rng)
+        case = reduced(draw_case(rng), backend)
         try:
             inputs = make_inputs(case, rng)
             check_values(inputs, backend, lucky)

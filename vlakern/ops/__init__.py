@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlakern.ops.linear import PackedLinear, linear, linear_out, pack_linear
     from vlakern.ops.norm import norm, norm_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
+    from vlakern.ops.qkv_prep import qkv_prep, qkv_prep_out
     from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "ode_step",
     "ode_step_out",
     "pack_linear",
+    "qkv_prep",
+    "qkv_prep_out",
     "resolve",
     "shared_attention",
     "shared_attention_out",

@@ -9,5 +9,6 @@ OPS = {
     "linear": "vlakern.ops.linear",
     "norm": "vlakern.ops.norm",
     "ode_step": "vlakern.ops.ode_step",
+    "qkv_prep": "vlakern.ops.qkv_prep",
     "shared_attention": "vlakern.ops.shared_attention",
 }

@@ -1,0 +1,196 @@
+// The arithmetic of qkv_prep on the heads of one token, for one instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "common/number.h"
+#include "common/vec_sum.h"
+#include "qkv_prep/qkv_prep_heads.h"
+
+namespace vlakern {
+namespace {
+
+constexpr int kQkvSpan = 16;
+
+template <class Vec>
+struct Pair {
+  typename Vec::Float low, high;
+};
+
+template <class Vec, class T>
+inline Pair<Vec> load_pair(const T* x, std::int64_t half, std::int64_t i, int n) {
+  return {Vec::load(x + i, n), Vec::load(x + half + i, n)};
+}
+
+template <class Vec, class T>
+inline void store_pair(T* y, std::int64_t half, std::int64_t i, int n, const Pair<Vec>& value) {
+  Vec::store(y + i, value.low, n);
+  Vec::store(y + half + i, value.high, n);
+}
+
+template <class Vec>
+inline Pair<Vec> times(const Pair<Vec>& a, const Pair<Vec>& b) {
+  return {Vec::mul(a.low, b.low), Vec::mul(a.high, b.high)};
+}
+
+template <class Vec>
+inline Pair<Vec> turned(const Pair<Vec>& x, typename Vec::Float cos, typename Vec::Float sin) {
+  const auto minus_sin = Vec::sub(Vec::splat(0.0f), sin);
+  return {Vec::fma(x.low, cos, Vec::mul(x.high, minus_sin)),
+          Vec::fma(x.high, cos, Vec::mul(x.low, sin))};
+}
+
+template <class Vec, class X>
+inline float reciprocal_root(const X* x, std::int64_t half, float eps) {
+  const float square =
+      sum_run<Vec, kQkvSpan>(half, [&](typename Vec::Float acc, std::int64_t i, int n) {
+        const Pair<Vec> v = load_pair<Vec>(x, half, i, n);
+        return Vec::fma(v.high, v.high, Vec::fma(v.low, v.low, acc));
+      });
+  // One rounding in place of four: every element of the head inherits them.
+  const double mean = static_cast<double>(square) / static_cast<double>(2 * half);
+  return static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
+}
+
+template <class Vec, class X, class Y>
+void qkv_forward(const QkvHeads& s) {
+  for (std::int64_t head = 0; head < s.heads; ++head) {
+    const X* x = static_cast<const X*>(s.x) + head * s.x_stride;
+    Y* y = static_cast<Y*>(s.y) + head * s.y_stride;
+    if (s.weight == nullptr) {
+      each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+        const Pair<Vec> v = load_pair<Vec>(x, s.half, i, n);
+        store_pair<Vec>(y, s.half, i, n,
+                        turned<Vec>(v, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
+      });
+      continue;
+    }
+    const auto r = Vec::splat(reciprocal_root<Vec>(x, s.half, s.eps));
+    each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+      const Pair<Vec> v = times<Vec>(load_pair<Vec>(x, s.half, i, n), {r, r});
+      const Pair<Vec> weighted = times<Vec>(v, load_pair<Vec>(s.weight, s.half, i, n));
+      store_pair<Vec>(y, s.half, i, n,
+                      turned<Vec>(weighted, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
+    });
+  }
+}
+
+template <class Vec>
+inline Pair<Vec> turned_back(const Pair<Vec>& g, typename Vec::Float cos, typename Vec::Float sin) {
+  return turned<Vec>(g, cos, Vec::sub(Vec::splat(0.0f), sin));
+}
+
+// n is what was turned: the pair of angle i gets low * dlow + high * dhigh for cos and
+// low * dhigh - high * dlow for sin.
+template <class Vec>
+inline void add_angles(const QkvBackHeads& s, std::int64_t i, int n, const Pair<Vec>& value,
+                       const Pair<Vec>& g) {
+  const auto zero = Vec::splat(0.0f);
+  const auto c = Vec::fma(value.low, g.low, Vec::mul(value.high, g.high));
+  const auto t = Vec::fma(value.low, g.high, Vec::mul(Vec::sub(zero, value.high), g.low));
+  Vec::store(s.dcos + i, Vec::add(Vec::load(s.dcos + i, n), c), n);
+  Vec::store(s.dsin + i, Vec::add(Vec::load(s.dsin + i, n), t), n);
+}
+
+template <class Vec, class X>
+void qkv_back_norm(const QkvBackHeads& s, const X* x, const X* dy, X* dx) {
+  using Float = typename Vec::Float;
+  const Float r = Vec::splat(reciprocal_root<Vec>(x, s.half, s.eps));
+  const auto normal_of = [&](std::int64_t i, int n) {
+    return times<Vec>(load_pair<Vec>(x, s.half, i, n), {r, r});
+  };
+  const auto back_of = [&](std::int64_t i, int n) {
+    return turned_back<Vec>(load_pair<Vec>(dy, s.half, i, n), Vec::load(s.cos + i, n),
+                            Vec::load(s.sin + i, n));
+  };
+  const float along = sum_run<Vec, kQkvSpan>(s.half, [&](Float acc, std::int64_t i, int n) {
+    const Pair<Vec> normal = normal_of(i, n);
+    const Pair<Vec> u = times<Vec>(back_of(i, n), load_pair<Vec>(s.weight, s.half, i, n));
+    return Vec::fma(u.high, normal.high, Vec::fma(u.low, normal.low, acc));
+  });
+  const Float down = Vec::splat(-along / static_cast<float>(2 * s.half));
+  each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+    const Pair<Vec> normal = normal_of(i, n), back = back_of(i, n);
+    const Pair<Vec> weight = load_pair<Vec>(s.weight, s.half, i, n);
+    const Pair<Vec> u = times<Vec>(back, weight);
+    const Pair<Vec> d{Vec::fma(normal.low, down, u.low), Vec::fma(normal.high, down, u.high)};
+    store_pair<Vec>(dx, s.half, i, n, times<Vec>(d, {r, r}));
+    if (s.dweight != nullptr) {
+      const Pair<Vec> sum = load_pair<Vec>(s.dweight, s.half, i, n);
+      store_pair<Vec>(
+          s.dweight, s.half, i, n,
+          {Vec::fma(back.low, normal.low, sum.low), Vec::fma(back.high, normal.high, sum.high)});
+    }
+    if (s.dcos != nullptr) {
+      add_angles<Vec>(s, i, n, times<Vec>(normal, weight), load_pair<Vec>(dy, s.half, i, n));
+    }
+  });
+}
+
+template <class Vec, class X>
+void qkv_backward(const QkvBackHeads& s) {
+  for (std::int64_t head = 0; head < s.heads; ++head) {
+    const X* x = static_cast<const X*>(s.x) + head * s.x_stride;
+    const X* dy = static_cast<const X*>(s.dy) + head * s.dy_stride;
+    X* dx = static_cast<X*>(s.dx) + head * s.dx_stride;
+    if (s.weight != nullptr) {
+      qkv_back_norm<Vec>(s, x, dy, dx);
+      continue;
+    }
+    each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+      const Pair<Vec> g = load_pair<Vec>(dy, s.half, i, n);
+      store_pair<Vec>(dx, s.half, i, n,
+                      turned_back<Vec>(g, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
+      if (s.dcos != nullptr) add_angles<Vec>(s, i, n, load_pair<Vec>(x, s.half, i, n), g);
+    });
+  }
+}
+
+template <class Vec, class X, class Y>
+void qkv_copy(const void* x, void* y, std::int64_t count) {
+  each_vector<Vec>(count, [&](std::int64_t i, int n) {
+    Vec::store(static_cast<Y*>(y) + i, Vec::load(static_cast<const X*>(x) + i, n), n);
+  });
+}
+
+template <class Vec>
+void qkv_widen(const void* from, DType dtype, bool plus_one, float* to, std::int64_t count) {
+  if (dtype == DType::kBF16) qkv_copy<Vec, bf16, float>(from, to, count);
+  if (dtype == DType::kF16) qkv_copy<Vec, f16, float>(from, to, count);
+  if (dtype == DType::kF32) qkv_copy<Vec, float, float>(from, to, count);
+  for (std::int64_t i = 0; plus_one && i < count; ++i) to[i] += 1.0f;
+}
+
+template <class Vec>
+void qkv_accumulate(const float* from, float* to, float* carry, std::int64_t count) {
+  each_vector<Vec>(count, [&](std::int64_t i, int n) {
+    const auto sum = Vec::load(to + i, n);
+    const auto added = Vec::sub(Vec::load(from + i, n), Vec::load(carry + i, n));
+    const auto next = Vec::add(sum, added);
+    Vec::store(carry + i, Vec::sub(Vec::sub(next, sum), added), n);
+    Vec::store(to + i, next, n);
+  });
+}
+
+template <class Vec, class X, class Y>
+QkvKernels qkv_kernels() {
+  return {qkv_forward<Vec, X, Y>, qkv_backward<Vec, X>, qkv_copy<Vec, X, Y>,
+          qkv_copy<Vec, X, X>,    qkv_widen<Vec>,       qkv_accumulate<Vec>};
+}
+
+template <class Vec, class X>
+QkvKernels pick_qkv_out(DType out) {
+  if (out == DType::kBF16) return qkv_kernels<Vec, X, bf16>();
+  if (out == DType::kF16) return qkv_kernels<Vec, X, f16>();
+  return qkv_kernels<Vec, X, float>();
+}
+
+template <class Vec>
+QkvKernels pick_qkv(const QkvVariant& k) {
+  if (k.in == DType::kBF16) return pick_qkv_out<Vec, bf16>(k.out);
+  if (k.in == DType::kF16) return pick_qkv_out<Vec, f16>(k.out);
+  return pick_qkv_out<Vec, float>(k.out);
+}
+
+}  // namespace
+}  // namespace vlakern
