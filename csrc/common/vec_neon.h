@@ -66,6 +66,11 @@ struct VecNeon {
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float sub(Float a, Float b) { return vsubq_f32(a, b); }
   static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
+  // Lane i plus lane i + 2, then 1 apart: the one order of every instruction set.
+  static float sum_lanes(Float a) {
+    const float32x2_t v = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+    return vget_lane_f32(v, 0) + vget_lane_f32(v, 1);
+  }
   static Float div(Float a, Float b) { return vdivq_f32(a, b); }
   // A NaN in b is kept.
   static Float max(Float a, Float b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }

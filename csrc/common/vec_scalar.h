@@ -36,6 +36,7 @@ struct VecScalar {
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }
+  static float sum_lanes(Float a) { return a; }
   static Float div(Float a, Float b) { return a / b; }
   // A NaN in b is kept.
   static Float max(Float a, Float b) { return a > b ? a : b; }

@@ -36,12 +36,7 @@ inline float sum_run(std::int64_t count, const Add& add) {
   for (int width = kAccumulators / 2; width > 0; width /= 2) {
     for (int j = 0; j < width; ++j) acc[j] = Vec::add(acc[j], acc[j + width]);
   }
-  alignas(64) float lanes[Vec::kLanes];
-  Vec::store(lanes, acc[0], Vec::kLanes);
-  for (int width = Vec::kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
+  return Vec::sum_lanes(acc[0]);
 }
 
 // The leading n lanes of a value, zeros behind them.
