@@ -168,23 +168,35 @@ def test_nothing_of_the_users_is_overwritten(
     assert (tmp_path / "policy.jsonl").read_text() == "mine"
 
 
-def test_a_dataset_of_another_picture_size_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The sentence says both sizes and how to collect again."""
-    root = tmp_path / "small"
+def test_any_robot_trains_in_any_frame(tmp_path: Path) -> None:
+    """A robot that a user declares: the example's file, its own widths, rate and picture size."""
+    root, example = tmp_path / "mine", Path(__file__).parents[2] / "examples/my_robot.toml"
     writer = LeRobotWriter(
         root,
-        fps=80.0,
-        views={"left": (32, 32)},
-        state_names=tuple("abcd"),
-        action_names=tuple("abcd"),
-        robot_type="noise_arm",
+        fps=25.0,
+        views={"front": (40, 60), "wrist": (32, 32)},
+        state_names=tuple("abcdefgh"),
+        action_names=tuple("abcdefgh"),
+        robot_type="my_robot",
     )
+    rng = np.random.default_rng(0)
     with writer:
-        vectors = np.zeros((5, 4), np.float32)
-        random = np.random.default_rng(0)
-        images = {"left": random.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)}
-        writer.add_episode(images, vectors, vectors, "push")
-    assert run("--data", root, "--out", tmp_path / "policy") == 1
-    assert "(32, 32) pixels, the model takes (96, 96)" in capsys.readouterr().err
+        vectors = rng.normal(size=(12, 8)).astype(np.float32)
+        vectors[:, 3:7] /= np.linalg.norm(vectors[:, 3:7], axis=1, keepdims=True)
+        vectors[:, 7] = np.where(np.arange(12) < 6, 0.0, 255.0)
+        sizes = {"front": (12, 40, 60, 3), "wrist": (12, 32, 32, 3)}
+        images = {view: rng.integers(0, 255, size, dtype=np.uint8) for view, size in sizes.items()}
+        writer.add_episode(images, vectors, vectors, "pour the tea")
+    out = tmp_path / "policy"
+    words = ("--steps", "1", "--batch-size", "2", "--save-every", "0", "--action-norm", "quantile")
+    named = ("--embodiment", example, "--frame", "eef_relative", "--binary", "right_gripper")
+    assert run("--data", root, "--out", out, *words, *named, "--stride", "2") == 0
+    policy = vlakern.load(out)
+    assert (policy.robot.name, policy.frame) == ("my_robot", "eef_relative")
+    assert policy.control_rate == 12.5
+    pictures = {view: images[view][0] for view in sizes}
+    seen = vlakern.Observation(pictures, vectors[0], "pour the tea")
+    chunk = policy.act(seen, seed=0).actions
+    np.testing.assert_allclose(np.linalg.norm(chunk[:, 3:7], axis=1), 1.0, atol=1e-6)
+    # Binary: the model's number is one of the two that the robot knows.
+    assert set(chunk[:, 7].tolist()) <= {0.0, 255.0}

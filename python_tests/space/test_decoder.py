@@ -46,6 +46,17 @@ def test_a_decoder_that_is_used_again_gives_new_commands(space: ActionSpace) -> 
         np.testing.assert_array_equal(commands, fresh.decode(*one))
 
 
+def test_inference_mode_leaves_no_trace(space: ActionSpace) -> None:
+    """A decoder that was made inside serves outside, and the other way round."""
+    one, two = problem(4, 1), problem(5, 2)
+    with torch.inference_mode():
+        first = space.decode(*one)
+    np.testing.assert_array_equal(space.decode(*one), first)
+    second = space.decode(*two)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(space.decode(two[0] * 1.0, two[1]), second)
+
+
 def test_threads_do_not_share_a_decoder(space: ActionSpace) -> None:
     """Sixteen threads at once get what they get one after another."""
     problems = [problem(2, seed) for seed in range(200)]

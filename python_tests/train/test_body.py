@@ -102,10 +102,9 @@ def test_statistics_are_of_what_the_model_sees(libero: LeRobotDataset, frame: Ac
 
 @pytest.mark.parametrize("frame", ["world_relative", "eef_relative", "native"])
 def test_a_policy_in_a_frame_gives_absolute_commands(
-    libero: LeRobotDataset, frame: ActionFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    libero: LeRobotDataset, frame: ActionFrame, tmp_path: Path
 ) -> None:
     """One step of training; the saved policy's chunks move with the measured hand."""
-    monkeypatch.setattr(loop, "preset", lambda name: COMPACT)
     recipe = Recipe("tiny", RUN, Processing("zscore", "zscore", execute=2, frame=frame))
     summary = loop.train(recipe, prepared(libero, frame), tmp_path / "policy", 0, 0)
     assert np.isfinite(summary.loss)
@@ -128,7 +127,7 @@ def test_a_policy_in_a_frame_gives_absolute_commands(
 
 def test_a_wide_model_takes_the_whole_map(libero: LeRobotDataset) -> None:
     """The robot's slots lie where every other robot's lie, and the loss sees no other."""
-    body = resolve_body(libero, WHOLE, "eef_delta")
+    body = resolve_body(libero, 200, "eef_delta")
     assert (body.robot.slot_map, body.action_map.width) == ("unified-200", 200)
     ready = prepared(libero, "eef_delta", WHOLE)
     rng = np.random.default_rng(0)
@@ -215,12 +214,8 @@ def test_a_robot_can_be_named(tmp_path: Path) -> None:
     assert (ready.embodiment.control_rate, ready.embodiment.views) == (10.0, VIEWS)
 
 
-def wide(dataset: LeRobotDataset) -> Any:
-    return resolve_body(dataset, preset("tiny"), "native")
-
-
 def sawyer(dataset: LeRobotDataset) -> Any:
-    return resolve_body(dataset, COMPACT, "native", robot_and_slots("metaworld_sawyer"))
+    return resolve_body(dataset, 9, "native", robot_and_slots("metaworld_sawyer"))
 
 
 def without_rotation(dataset: LeRobotDataset) -> Any:
@@ -235,7 +230,6 @@ def without_rotation(dataset: LeRobotDataset) -> Any:
 @pytest.mark.parametrize(
     ("build", "kind", "sentence"),
     [
-        (wide, DatasetError, r"observation\.state .* fills 9 slots, the model's state_dim is 7"),
         (sawyer, DatasetError, r"has 8 numbers, robot metaworld_sawyer has 4; name the robot"),
         (without_rotation, ConfigError, "needs slot 'right_eef_rotation' in the state"),
     ],

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from vlakern import ops
+from vlakern.data.collate import to_pixels
 from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
-from vlakern.errors import CheckpointError, ConfigError, DatasetError, VlakernError
+from vlakern.errors import CheckpointError, ConfigError, VlakernError
 from vlakern.infer import load
 from vlakern.models import preset
 from vlakern.models.weights import Processing, read
@@ -213,8 +215,6 @@ def test_someone_elses_directory_is_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("change", "kind", "sentence"),
     [
-        ({"side": 32}, DatasetError, r"view 'b' .* is \(32, 32\) pixels, the model takes \(28, 28"),
-        ({"state": STATE[:6]}, DatasetError, r"observation\.state .* fills 6 slots, .* is 7"),
         ({"state": (*STATE[:6], "s0 [m]")}, ConfigError, r"two slots are called 's0'"),
         ({"state": (*STATE[:6], "turn [deg]")}, ConfigError, r"slot 'turn' has unit 'deg'"),
         ({"views": ()}, ConfigError, r"views is \[\], expected names that differ"),
@@ -227,6 +227,20 @@ def test_a_dataset_that_makes_no_policy_is_refused_first(
     found = collect(tmp_path / "set", **change)
     with pytest.raises(kind, match=sentence):
         loop.prepare(found, CONFIG, RECIPE.processing)
+
+
+def test_pictures_and_widths_of_any_dataset_fit(tmp_path: Path) -> None:
+    """Pictures are letterboxed as a policy does it; the model becomes as wide as the vectors."""
+    found = collect(tmp_path / "set", side=40, state=STATE[:6])
+    prepared = loop.prepare(found, CONFIG, RECIPE.processing)
+    assert (prepared.model.state_dim, prepared.model.action_dim) == (6, 5)
+    image = found.frames(0, "a")[3]
+    kept = to_pixels(prepared.store.frames[0]["a"][3:4])
+    assert torch.equal(kept, ops.image_prep(image, size=28))
+    loop.train(RECIPE, prepared, tmp_path / "policy", 0, 0)
+    policy = load(tmp_path / "policy")
+    seen = Observation({"a": image, "b": image}, np.zeros(6, np.float32), "push")
+    assert policy.act(seen).actions.shape == (CONFIG.chunk, 5)
 
 
 def test_the_log_keeps_every_row_of_a_run_that_died(tmp_path: Path) -> None:

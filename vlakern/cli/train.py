@@ -3,14 +3,18 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
 from vlakern.errors import ConfigError
 
+if TYPE_CHECKING:
+    from vlakern.models.weights.native import Processing
+
 __all__ = ["Args", "run"]
 
-# As vlakern.space.action_space.ActionFrame, which would import torch for --help.
+# As in vlakern.space, which would import torch for --help.
+Mode = Literal["zscore", "quantile", "min_max", "none"]
 Frame = Literal["native", "world_relative", "world_delta", "eef_relative", "eef_delta"]
 LOG_EVERY = 20
 
@@ -30,6 +34,14 @@ class Args:
     frame: Frame | None = None
     """Parametrisation of the actions; the recipe's by default. `native` predicts the numbers of the
     robot's own controller, the others poses relative to the hand."""
+    state_norm: Mode | None = None
+    """Normalisation of the state; the recipe's by default."""
+    action_norm: Mode | None = None
+    """Normalisation of the actions; the recipe's by default."""
+    binary: tuple[str, ...] = ()
+    """Slots of the action that take one of two values, such as grippers."""
+    epsilon: Literal["vlakern", "openpi", "lerobot"] | None = None
+    """Whose rule for numbers that hardly move; the recipe's by default."""
     stride: int = 1
     """Frames from one step of a chunk to the next; divides the rate at which the policy acts."""
     steps: int | None = None
@@ -73,9 +85,7 @@ def run(args: Args) -> int:
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, **given))
-    if args.frame is not None:
-        processing = dataclasses.replace(chosen.processing, frame=args.frame)
-        chosen = dataclasses.replace(chosen, processing=processing)
+    chosen = dataclasses.replace(chosen, processing=_processing(chosen.processing, args))
     robot = None if args.embodiment is None else robot_and_slots(args.embodiment)
     dataset = LeRobotDataset(args.data)
     with Progress(dataset.num_episodes, "decode") as bar:
@@ -89,7 +99,7 @@ def run(args: Args) -> int:
         )
     lengths = [len(actions) for actions in prepared.store.actions]
     source = Source(args.data.name, lengths, Stride(float(dataset.fps), args.stride))
-    frames = effective_frames([source], preset(chosen.preset).chunk)
+    frames = effective_frames([source], prepared.model.chunk)
     console().print(frames.table(), highlight=False)
     log = loop.JsonLines(curve, chosen)
     try:
@@ -114,3 +124,18 @@ def run(args: Args) -> int:
         report = {"train": dataclasses.asdict(summary), "frames": frames.to_json()}
         write_report(args.json, args, report)
     return 0
+
+
+def _processing(recipe: "Processing", args: Args) -> "Processing":
+    """The recipe's, with what the command line says instead."""
+    from vlakern.models.weights.native import SlotMode
+
+    wishes = {
+        "frame": args.frame,
+        "state": args.state_norm,
+        "action": args.action_norm,
+        "epsilon": args.epsilon,
+        "action_slots": tuple(SlotMode(slot, "binary") for slot in args.binary) or None,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
+    return dataclasses.replace(recipe, **given)

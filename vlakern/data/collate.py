@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlakern.data.stride import draw_offset, start_frames
 from vlakern.errors import DatasetError
 from vlakern.models.config import VLAConfig
 from vlakern.models.sequence import Batch, Document, document, pack
@@ -79,26 +80,46 @@ class ClipStore:
 
 
 class Chunks:
-    """Which (episode, frame) pairs a run draws from: every task equally often."""
+    """Which (episode, frame) pairs a run draws from: every task equally often.
+
+    With a stride, chunks start that many frames apart, from an offset that every episode draws anew
+    for each pass over the data.
+    """
 
     def __init__(self, store: ClipStore) -> None:
-        tasks = sorted(set(store.instructions))
-        self._pairs = []
-        for task in tasks:
-            pairs = [
-                (episode, frame)
-                for episode, words in enumerate(store.instructions)
-                if words == task
-                for frame in range(len(store.actions[episode]))
-            ]
-            self._pairs.append(np.array(pairs))
-        if not self._pairs:
+        if not store.instructions:
             raise DatasetError("the dataset has no episodes; nothing to train on")
+        self._store = store
+        self._pairs: list[np.ndarray] = []
+        self._left = 0
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """``[count, 2]`` pairs of episode and frame."""
+        if self._left <= 0:
+            self._pairs = self._starts(rng)
+            self._left = sum(len(pairs) for pairs in self._pairs)
+        self._left -= count
         tasks = rng.integers(len(self._pairs), size=count)
         return np.stack([self._pairs[t][rng.integers(len(self._pairs[t]))] for t in tasks])
+
+    def _starts(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """The pairs of one pass, by task."""
+        store, stride = self._store, self._store.stride
+        starts = []
+        for actions in store.actions:
+            offset = draw_offset(len(actions), stride, rng) if stride > 1 else 0
+            starts.append(start_frames(len(actions), stride, offset))
+        return [
+            np.array(
+                [
+                    (episode, frame)
+                    for episode, words in enumerate(store.instructions)
+                    if words == task
+                    for frame in starts[episode]
+                ]
+            )
+            for task in sorted(set(store.instructions))
+        ]
 
 
 def collate(

@@ -24,10 +24,12 @@ class Decoder:
         self, rows: int, chunk: int, slots: int, columns: int, bases: Sequence[Hand]
     ) -> None:
         self._bases = tuple(bases)
-        self.x = torch.zeros(rows, chunk, slots)
-        self.base = torch.zeros(rows, len(self._bases), 7)
-        self.base[..., 3] = 1.0
-        self.out = torch.zeros(rows, chunk, columns)
+        # Tensors that are born in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.x = torch.zeros(rows, chunk, slots)
+            self.base = torch.zeros(rows, len(self._bases), 7)
+            self.base[..., 3] = 1.0
+            self.out = torch.zeros(rows, chunk, columns)
         self.run: BoundDecode | None = None
 
     def __call__(self, x: Tensor, state: np.ndarray) -> np.ndarray:

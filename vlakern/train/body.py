@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from vlakern import ops
 from vlakern.data.collate import chunks_at
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.stats import SlotStats
 from vlakern.data.stride import Stride
 from vlakern.errors import DatasetError, InputError
-from vlakern.models.config import VLAConfig
 from vlakern.models.weights.native import Processing, make_space
 from vlakern.space import (
     ActionSpace,
@@ -26,7 +27,7 @@ from vlakern.space.action_space import ActionFrame
 from vlakern.space.controller import NativeControl
 from vlakern.space.embodiment import Field
 
-__all__ = ["Body", "check_views", "resolve_body"]
+__all__ = ["Body", "resized", "resolve_body"]
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,17 @@ class Body:
 
 def resolve_body(
     dataset: LeRobotDataset,
-    model: VLAConfig,
+    width: int,
     frame: ActionFrame,
     robot: tuple[Embodiment, SlotMap] | None = None,
     stride: int = 1,
 ) -> Body:
-    """The robot of a dataset, with its whole slot map if the model is as wide, else a compact one.
+    """The robot of a dataset, with its whole slot map if that has ``width``, else a compact one.
 
     Views and rate are the dataset's.
 
     Raises:
-        DatasetError: vectors of other widths than the robot's or the model's.
+        DatasetError: vectors of other widths than the robot's.
         ConfigError: two names of the dataset are the same, or a unit is unknown.
         InputError: a stride below 1, or above 1 where it would leave out motion.
     """
@@ -111,7 +112,7 @@ def resolve_body(
             " leaving some out would lose their motion; choose another --frame or stride 1"
         )
     if robot is None:
-        return _by_names(dataset, model, frame)
+        return _by_names(dataset, frame)
     body, slots = robot
     for what, found, wanted in (
         ("observation.state", len(dataset.state_names), body.state_width),
@@ -122,27 +123,23 @@ def resolve_body(
                 f"{what} of {dataset.root} has {found} numbers, robot {body.name} has {wanted};"
                 " name the robot that recorded it with --embodiment"
             )
-    if slots.width != model.state_dim:
+    if slots.width != width:
         slots = compact(body, slots)
-    _check_width(dataset, "state_dim", slots.width, model.state_dim)
-    _check_width(dataset, "action_dim", slots.width, model.action_dim)
     rate, views = steps.effective_rate, tuple(dataset.views)
     body = replace(body, slot_map=slots.name, control_rate=rate, views=views)
     return Body(body, slots, slots, frame, stride)
 
 
-def check_views(dataset: LeRobotDataset, model: VLAConfig) -> None:
-    """Raises DatasetError for pictures of another size than the model's."""
-    side = model.vision.image_size
-    for view, size in dataset.views.items():
-        if tuple(size) != (side, side):
-            raise DatasetError(
-                f"view {view!r} of {dataset.root} is {tuple(size)} pixels, the model takes"
-                f" {(side, side)}; collect again with --image-size {side}"
-            )
+def resized(images_TSS3: np.ndarray, side: int) -> np.ndarray:
+    """uint8 ``[T, H, W, 3]`` to ``[T, side, side, 3]``, letterboxed as a policy does it."""
+    if images_TSS3.shape[1:3] == (side, side):
+        return images_TSS3
+    planes_T3SS = ops.image_prep(images_TSS3, size=side)
+    # The op gives levels in [-1, 1], which are whole numbers of 255 again.
+    return ((planes_T3SS + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _by_names(dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame) -> Body:
+def _by_names(dataset: LeRobotDataset, frame: ActionFrame) -> Body:
     """A robot of which nothing but the names is known: a slot each."""
     if frame != "native":
         raise DatasetError(
@@ -152,8 +149,6 @@ def _by_names(dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame) -> 
         )
     name = dataset.robot_type or "robot"
     state, action = _slots(dataset.state_names), _slots(dataset.action_names)
-    _check_width(dataset, "state_dim", len(state), model.state_dim)
-    _check_width(dataset, "action_dim", len(action), model.action_dim)
     robot = Embodiment(
         name,
         name,
@@ -165,15 +160,6 @@ def _by_names(dataset: LeRobotDataset, model: VLAConfig, frame: ActionFrame) -> 
         tuple(Field(slot.name, (slot.start, slot.stop)) for slot in action),
     )
     return Body(robot, SlotMap(name, len(state), state), SlotMap(name, len(action), action), frame)
-
-
-def _check_width(dataset: LeRobotDataset, what: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        feature = {"state_dim": "observation.state", "action_dim": "action"}[what]
-        raise DatasetError(
-            f"{feature} of {dataset.root} fills {found} slots, the model's {what} is {wanted};"
-            " choose a recipe of that width"
-        )
 
 
 def _slots(names: Sequence[str]) -> tuple[Slot, ...]:

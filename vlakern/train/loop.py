@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.errors import VlakernError
-from vlakern.models import VLA, preset
+from vlakern.models import VLA
 from vlakern.models.config import VLAConfig
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
 from vlakern.models.weights.native import (
@@ -25,7 +25,7 @@ from vlakern.models.weights.native import (
     write,
 )
 from vlakern.space import Embodiment, SlotMap, VectorStats
-from vlakern.train.body import check_views, resolve_body
+from vlakern.train.body import resized, resolve_body
 from vlakern.train.config import Recipe, TrainConfig
 from vlakern.train.step import (
     Average,
@@ -44,8 +44,12 @@ Progress = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset in memory, and what a policy directory says about it."""
+    """A dataset in memory, and what a policy directory says about it.
 
+    ``model`` is the preset with the widths of the robot's slot maps.
+    """
+
+    model: VLAConfig
     store: ClipStore
     embodiment: Embodiment
     state_map: SlotMap
@@ -76,18 +80,22 @@ def prepare(
 ) -> Prepared:
     """Decodes every episode once into memory and computes its statistics.
 
+    Pictures of another size than the model's are resized as a policy does it. The model takes the
+    robot's whole slot map if it is as wide, else it becomes as wide as the slots that the robot
+    fills.
+
     Args:
         robot: what the dataset's numbers mean, with its slot map; by default the robot that ships
             under the dataset's ``robot_type``, else one slot per name of the dataset.
         stride: frames of the dataset from one step of a chunk to the next.
 
     Raises:
-        DatasetError: when the widths or image sizes are not the model's.
+        DatasetError: when the dataset is not of that robot.
         ConfigError: when the policy could not be loaded again, because two slots share a name, a
             unit is unknown or there is no view; or a frame that the robot cannot have.
     """
-    check_views(dataset, model)
-    body = resolve_body(dataset, model, processing.frame, robot, stride)
+    body = resolve_body(dataset, model.state_dim, processing.frame, robot, stride)
+    model = replace(model, state_dim=body.state_map.width, action_dim=body.action_map.width)
     check_parts(model, body.state_map, body.action_map, processing, str(dataset.root))
     # Raises for a frame that the robot cannot have, before minutes of decoding.
     control, _ = body.control, body.plain_space()
@@ -95,7 +103,8 @@ def prepare(
     episodes, frames = [], []
     for i in range(dataset.num_episodes):
         episodes.append(dataset.episode(i))
-        frames.append({view: dataset.frames(i, view) for view in views})
+        side = model.vision.image_size
+        frames.append({view: resized(dataset.frames(i, view), side) for view in views})
         on_episode(i + 1, dataset.num_episodes)
     states = [episode.states for episode in episodes]
     actions = [episode.actions for episode in episodes]
@@ -105,7 +114,8 @@ def prepare(
     words = [episode.task for episode in episodes]
     store = ClipStore(frames, states, actions, words, space, control, stride)
     tokenizer = fit_tokenizer(words, model.vocab_size)
-    return Prepared(store, body.robot, *maps, processing, state_stats, action_stats, tokenizer)
+    stats = (state_stats, action_stats)
+    return Prepared(model, store, body.robot, *maps, processing, *stats, tokenizer)
 
 
 def train(
@@ -131,7 +141,7 @@ def train(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = VLA(preset(recipe.preset))
+    model = VLA(prepared.model)
     foresight = Foresight(model.config) if config.foresight else None
     optimizer = make_optimizer(nn.ModuleList([model, *([foresight] if foresight else [])]), config)
     average = Average(model, config.ema)
@@ -168,7 +178,7 @@ def train(
 
 def save(out: Path, recipe: Recipe, prepared: Prepared, average: Average) -> None:
     """Writes the averaged weights as a policy directory."""
-    model = VLA(preset(recipe.preset))
+    model = VLA(prepared.model)
     model.load_state_dict(average.weights)
     files = PolicyFiles(
         model,

@@ -239,7 +239,7 @@ DAMAGES = {
     "stats of one vector": (
         edit_json("stats.json", lambda s: s.pop("action") and None),
         ConfigError,
-        r"stats\.json: expected an object with the keys state and action",
+        r"stats\.json: expected an object with the keys frame, state and action",
     ),
     "stats too short": (
         edit_json("stats.json", lambda s: s.update(state=s["action"])),

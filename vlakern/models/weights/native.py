@@ -1,7 +1,7 @@
 """The native policy directory: config.json, model.safetensors, stats.json, tokenizer.json."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,7 +166,11 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
         files.action_map,
         files.processing,
     )
-    stats = {"state": files.state_stats.to_json(), "action": files.action_stats.to_json()}
+    named = {
+        "state": replace(files.state_stats, names=files.state_map.names()),
+        "action": replace(files.action_stats, names=files.action_map.names()),
+    }
+    stats = {"frame": files.processing.frame, **{key: one.to_json() for key, one in named.items()}}
     weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
     _check_finite(weights, directory)
     with atomic_directory(directory) as temporary:
@@ -196,8 +200,13 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     model, state_map, action_map = config.model, config.state_map, config.action_map
     check_parts(model, state_map, action_map, config.processing, "config.json")
     stats = _json(directory / "stats.json")
-    if not isinstance(stats, dict) or set(stats) != {"state", "action"}:
-        raise ConfigError("stats.json: expected an object with the keys state and action")
+    if not isinstance(stats, dict) or set(stats) != {"frame", "state", "action"}:
+        raise ConfigError("stats.json: expected an object with the keys frame, state and action")
+    if stats["frame"] != config.processing.frame:
+        raise ConfigError(
+            f"stats.json: the statistics are of actions in frame {stats['frame']!r}, config.json"
+            f" says {config.processing.frame!r}; numbers of one frame mean nothing in another"
+        )
     state_stats = _stats(stats, "state", model.state_dim)
     action_stats = _stats(stats, "action", model.action_dim)
     parts = (config.embodiment, state_map, action_map, config.processing, state_stats, action_stats)
@@ -298,13 +307,18 @@ def _config(path: Path) -> PolicyConfig:
     # Asked first: a newer format may have keys that this version would call unknown.
     if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
         raise ConfigError(
-            f"config.json.format is {values['format']!r}, this version reads {FORMAT}"
+            f"config.json.format is {values['format']!r}, this version reads {FORMAT}; train the"
+            " policy again or use the version of vlakern that wrote it"
         )
     return from_dict(PolicyConfig, values, "config.json")
 
 
 def _stats(stats: dict[str, Any], key: str, width: int) -> VectorStats:
     found = VectorStats.from_json(stats[key], f"stats.json.{key}")
+    if not found.names:
+        raise ConfigError(
+            f"stats.json.{key}: names are missing; whose statistics these are is lost"
+        )
     _check_width(found, width, f"stats.json.{key}")
     return found
 
