@@ -1,17 +1,19 @@
 """Add a robot: declare it in a TOML file, check it, and see what a policy would see.
 
-Run it: ``python examples/add_your_robot.py examples/my_robot.toml``, then train for the robot with
+Run it: ``python examples/add_your_robot.py``, or with your own file; then train for the robot with
 ``vlakern train --embodiment examples/my_robot.toml --frame eef_relative --data ...``.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from vlakern.space import ActionSpace, Normalizer, VectorStats, robot_and_slots
 
-robot, slots = robot_and_slots(sys.argv[1])  # says in one sentence what does not fit
+path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name("my_robot.toml")
+robot, slots = robot_and_slots(path)  # says in one sentence what does not fit
 stats = VectorStats.units(slots.names())  # `vlakern train` computes them from your data
 plain = Normalizer("state", "none", stats), Normalizer("action", "none", stats)
 space = ActionSpace(robot, slots, slots, "eef_relative", *plain)

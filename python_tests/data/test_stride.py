@@ -154,6 +154,8 @@ def test_the_report_for_people() -> None:
 
 
 HALF: Any = 1.5
+WORD: Any = "a"
+NOTHING: Any = None
 BAD: tuple[tuple[Any, str], ...] = (
     (lambda: Stride(0.0), "the rate is 0.0 Hz, expected a positive number"),
     (lambda: Stride(-5.0), "the rate is -5.0 Hz"),
@@ -162,7 +164,19 @@ BAD: tuple[tuple[Any, str], ...] = (
     (lambda: Stride(30.0, 0), "the stride is 0, expected a whole number of at least 1"),
     (lambda: Stride(30.0, HALF), "the stride is 1.5, expected a whole number"),
     (lambda: Stride(30.0, True), "the stride is True"),
+    (lambda: Stride(WORD), "the rate is 'a', expected a positive number of Hz"),
+    (lambda: Stride(30.0, WORD), "the stride is 'a', expected a whole number"),
+    (lambda: Stride(30.0, 10**30), "the stride is 10{30}, expected a whole number of at most"),
+    (lambda: suggest_stride(NOTHING, 3), "the rate is None, expected a positive number of Hz"),
+    (lambda: suggest_stride(3, 10**400), "the target rate is 10{30,}, expected a positive"),
     (lambda: Stride(30.0).span(0), "the chunk is 0"),
+    (
+        lambda: chunk_index(0, 10, 4, 10**30),
+        "the stride is 10{30}, expected a whole number of at m",
+    ),
+    (lambda: chunk_index(0, 10, 10**9, 1), "the chunk is 10{9}, expected a whole number of at mos"),
+    (lambda: chunk_index(0, 10**30, 4, 1), "the length is 10{30}, expected"),
+    (lambda: start_frames(NOTHING, 1), "the length is None, expected a whole number"),
     (lambda: suggest_stride(0.0, 10.0), "the rate is 0.0 Hz"),
     (lambda: suggest_stride(10.0, 0.0), "the target rate is 0.0 Hz"),
     (lambda: suggest_stride(1e300, 1e-300), "has no stride"),

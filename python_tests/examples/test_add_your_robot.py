@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLE, ROBOT = FOLDER / "add_your_robot.py", FOLDER / "my_robot.toml"
 
 
-def run(robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(robot)])
+def run(robot: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *([str(robot)] if robot else [])])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
@@ -33,6 +33,17 @@ def test_the_example_prints_the_filled_slots_and_its_round_trip(
         "right_gripper": [1.0, 1.0, 0.0, 0.0],
     }
     assert float(last.removeprefix("round trip: ")) < 1e-6
+
+
+def test_without_a_file_it_takes_the_one_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From whatever folder it is run."""
+    run(ROBOT, monkeypatch)
+    expected = capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    run(None, monkeypatch)
+    assert capsys.readouterr().out == expected
 
 
 def test_a_slip_in_the_file_is_one_sentence(

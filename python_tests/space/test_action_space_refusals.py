@@ -217,6 +217,59 @@ def test_numbers_that_are_no_command_are_refused(name: str) -> None:
             make(FRANKA).decode(torch.zeros(2, 4, 200), state)
 
 
+class Thing:
+    """No array, and none of its business."""
+
+
+NO_NUMBERS: dict[str, tuple[Any, str]] = {
+    "a ragged list": ([[0.0] * 15, [0.0] * 14], "is a list that is no array"),
+    "bf16": (torch.zeros(2, 15, dtype=torch.bfloat16), "is a Tensor that is no array"),
+    "a gradient": (torch.zeros(2, 15, requires_grad=True), "is a Tensor that is no array"),
+    "nothing": (None, r"is object\[\], franka_panda has \[\.\.\., \d+\] floating-point numbers"),
+    "words": ("stop", r"is <U4\[\], franka_panda has"),
+    "a list of words": (["stop"] * 15, r"is <U4\[15\], franka_panda has"),
+    "objects": ([Thing()] * 15, r"is object\[15\], franka_panda has"),
+    "more than fp64 has": (np.full((2, 15), np.longdouble("1e4000")), "number 0 .* is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_is_no_array_is_refused(name: str) -> None:
+    """As a state and as a command, by every method that takes one."""
+    given, sentence = NO_NUMBERS[name]
+    space = make(FRANKA)
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("state", lambda: space.encode_state(given)),
+        ("state", lambda: space.base(given)),
+        ("state", lambda: space.unify(C, given)),
+        ("state", lambda: space.decode(torch.zeros(2, 4, 200), given)),
+    ]
+    if not name.startswith("more"):
+        calls += [
+            ("action", lambda: space.unify(given, S)),
+            ("action", lambda: space.encode(given, S)),
+        ]
+    for what, call in calls:
+        with pytest.raises(InputError, match=rf"^{what} {sentence}") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_flags_of_a_chunk_are_checked() -> None:
+    """In every frame; a list of flags is one of them."""
+    flags = [[True, True, False, False]] * 2
+    space = make(FRANKA)
+    assert np.array_equal(space.unify(C, S, np.array(flags)), space.unify(C, S, flags))  # pyright: ignore[reportArgumentType]
+    libero = make(embodiment("libero_panda"), "native")
+    for space, commands, state in (
+        (make(FRANKA, "eef_delta"), C, S),
+        (libero, np.zeros((2, 4, 7)), np.zeros((2, 8))),
+    ):
+        for wrong in ([[1, 1, 0, 0]] * 2, flags[0], "yes", [[True], [True, False]]):
+            with pytest.raises(InputError, match=r"^valid is (int64|bool|<U3)?.*; give"):
+                space.unify(commands, state, wrong)  # pyright: ignore[reportArgumentType]
+
+
 def test_numbers_that_pass_pass() -> None:
     """The refusals above are not of everything."""
     make(FRANKA).unify(C, S)

@@ -6,6 +6,7 @@ start of a chunk, from an offset that is drawn anew for each episode.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ __all__ = [
 ]
 
 
+# Years of frames, and more steps than any model predicts: what is larger is a slip.
+MOST_FRAMES = 1 << 31
+MOST_CHUNK = 1 << 16
+
+
 @dataclass(frozen=True)
 class Stride:
     """How a dataset is sampled.
@@ -36,7 +42,8 @@ class Stride:
         stride: frames from one step of a chunk to the next.
 
     Raises:
-        InputError: a rate that is not positive and finite, or a stride below 1.
+        InputError: a rate that is not positive and finite, or a stride that is no whole number from
+            1 to 2**31.
     """
 
     rate: float
@@ -53,7 +60,7 @@ class Stride:
 
     def span(self, chunk: int) -> float:
         """Time that ``chunk`` steps take [s]."""
-        _check_whole(chunk, "chunk", 1)
+        _check_whole(chunk, "chunk", 1, MOST_CHUNK)
         return chunk * self.stride / self.rate
 
 
@@ -73,7 +80,7 @@ def suggest_stride(rate: float, target_rate: float) -> int:
     _check_rate(rate, "rate")
     _check_rate(target_rate, "target rate")
     ratio = rate / target_rate
-    if ratio > 2**53:
+    if ratio > MOST_FRAMES:
         raise InputError(f"a rate of {rate} Hz has no stride towards {target_rate} Hz")
     below = max(math.floor(ratio), 1)
     return below + 1 if ratio * ratio > below * (below + 1) else below
@@ -86,10 +93,12 @@ def chunk_index(frame: int, length: int, chunk: int, stride: int) -> tuple[np.nd
     and valid is false: an absolute target is held there; a relative one becomes the identity.
 
     Raises:
-        InputError: a frame outside the episode, or a length, chunk or stride below 1.
+        InputError: a frame outside the episode, a length or stride that is no whole number from 1
+            to 2**31, or a chunk that is none from 1 to 2**16.
     """
-    for value, name in ((length, "length"), (chunk, "chunk"), (stride, "stride")):
+    for value, name in ((length, "length"), (stride, "stride")):
         _check_whole(value, name, 1)
+    _check_whole(chunk, "chunk", 1, MOST_CHUNK)
     _check_whole(frame, "frame", 0)
     if frame >= length:
         raise InputError(f"frame {frame} is outside an episode of {length} frames")
@@ -233,7 +242,7 @@ def effective_frames(sources: Sequence[Source], chunk: int) -> EffectiveFrames:
     Raises:
         InputError: no datasets, a name twice, or an episode without frames.
     """
-    _check_whole(chunk, "chunk", 1)
+    _check_whole(chunk, "chunk", 1, MOST_CHUNK)
     names = [source.name for source in sources]
     if not names:
         raise InputError("the report needs at least one dataset, found none")
@@ -267,10 +276,16 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _check_rate(value: float, name: str) -> None:
-    if not (0.0 < value < math.inf):
-        raise InputError(f"the {name} is {value} Hz, expected a positive number")
+    number = isinstance(value, (int, float, np.integer, np.floating)) and value is not True
+    if not (number and 0.0 < value <= sys.float_info.max):
+        found = f"{value} Hz" if number else repr(value)
+        raise InputError(f"the {name} is {found[:40]}, expected a positive number of Hz")
 
 
-def _check_whole(value: int, name: str, least: int) -> None:
+def _check_whole(value: int, name: str, least: int, most: int = MOST_FRAMES) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"the {name} is {value!r}, expected a whole number of at least {least}")
+    if value > most:
+        raise InputError(
+            f"the {name} is {str(value)[:40]}, expected a whole number of at most {most}"
+        )

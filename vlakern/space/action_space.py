@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.ops.action_decode import action_decode_out
+from vlakern.space.arrays import read_array
 from vlakern.space.decoder import Decoder, Decoders, base_rows
 from vlakern.space.embodiment import Embodiment, Field, check_embodiment, check_vector, present
 from vlakern.space.frames import Frame, encode, past_end
@@ -185,7 +186,7 @@ class ActionSpace:
                 its frame there; everything else must already hold its last value.
 
         Raises:
-            InputError: as :meth:`unify_state`.
+            InputError: as :meth:`unify_state`, or a ``valid`` of another shape or dtype.
         """
         slots, commands = self._action_map, self._check_command(commands, "action")
         state = self._check_state(state)
@@ -194,6 +195,7 @@ class ActionSpace:
                 f"action is {list(commands.shape)} beside a state {list(state.shape)}, expected"
                 " [..., H, N] beside [..., S]: one state per chunk"
             )
+        valid = None if valid is None else _flags(valid, commands.shape[:-1])
         unified = np.zeros((*commands.shape[:-1], slots.width))
         for field in self._plain:
             values, slot = commands[..., slice(*field.native)], slots.slot(field.slot)
@@ -279,6 +281,16 @@ class ActionSpace:
     def _check_command(self, commands: np.ndarray, what: str) -> np.ndarray:
         robot = self.robot
         return check_vector(commands, robot.action, robot.action_width, robot.name, what)
+
+
+def _flags(valid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    valid = read_array(valid, "valid")
+    if valid.dtype != np.bool_ or valid.shape != shape:
+        raise InputError(
+            f"valid is {valid.dtype}{list(valid.shape)}, expected bool{list(shape)}; give one flag"
+            " per step of the chunk"
+        )
+    return valid
 
 
 def _restricted(whole: Normalizer, mask: np.ndarray) -> Normalizer:

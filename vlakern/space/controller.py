@@ -134,7 +134,8 @@ class NativeControl:
                 step before them; the first one has the achieved rotation.
         """
         keeps = self.controller.keeps_rotation
-        if not keeps and (self.controller.reference == "achieved" or self._frame is None):
+        on_their_own = self.controller.reference == "achieved" and not keeps
+        if on_their_own or self._frame is None:
             return self.to_command(native, states)
         values, states = self._scaled(native), self._check_state(states)
         if values.ndim < 2 or states.ndim != values.ndim:

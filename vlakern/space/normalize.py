@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from vlakern.errors import ConfigError, InputError
+from vlakern.space.arrays import read_array
 
 __all__ = ["Epsilon", "Mode", "Normalizer", "VectorStats", "check_names"]
 
@@ -34,7 +35,8 @@ class VectorStats:
         present: whether the slot was in the data; empty for all.
 
     Raises:
-        ConfigError: names or presence of another length, or a name twice.
+        ConfigError: what is no list of numbers, lists of different lengths, names or presence of
+            another length, or a name twice.
     """
 
     mean: tuple[float, ...]
@@ -47,6 +49,11 @@ class VectorStats:
     present: tuple[bool, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for key in FIELDS:
+            object.__setattr__(self, key, _numbers(getattr(self, key), f"statistics.{key}"))
+        widths = {key: len(getattr(self, key)) for key in FIELDS}
+        if len(set(widths.values())) != 1:
+            raise ConfigError(f"statistics: lists of one length expected, found {widths}")
         _check_labels(self.names, self.present, self.width, "statistics")
 
     @classmethod
@@ -192,6 +199,11 @@ class Normalizer:
 
     def __post_init__(self) -> None:
         width = self.stats.width
+        if not isinstance(self.modes, (str, list, tuple)):
+            raise ConfigError(
+                f"{self.name}: modes is {self.modes!r}, expected one of"
+                f" {', '.join(get_args(Mode))}, or a list with one per slot"
+            )
         modes = (self.modes,) * width if isinstance(self.modes, str) else tuple(self.modes)
         for mode in (self.modes,) if isinstance(self.modes, str) else modes:
             if mode not in get_args(Mode):
@@ -226,11 +238,10 @@ class Normalizer:
         """Native units to normalised ``[..., S]``, computed in float64.
 
         Raises:
-            InputError: on a width other than the statistics', a value that is not finite, before
-                or after, or one that a binary slot does not have.
+            InputError: on what is no array of numbers, a width other than the statistics', a value
+                that is not finite, before or after, or one that a binary slot does not have.
         """
-        self._check(x)
-        this = self._map
+        x, this = self._check(x), self._map
         with np.errstate(over="ignore"):
             wide = (x - this.origin) / this.divisor - this.shift
         if this.binary.any():
@@ -239,8 +250,7 @@ class Normalizer:
 
     def decode(self, x: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
         """Normalised to native units ``[..., S]``; raises as :meth:`encode`."""
-        self._check(x)
-        this = self._map
+        x, this = self._check(x), self._map
         with np.errstate(over="ignore"):
             wide = x * this.scale + this.offset
         if this.binary.any():
@@ -329,7 +339,10 @@ class Normalizer:
             raise InputError(f"{self.name} slot {slot} is too large for the policy's statistics")
         return wide.astype(dtype, copy=False)
 
-    def _check(self, x: np.ndarray) -> None:
+    def _check(self, x: np.ndarray) -> np.ndarray:
+        x = read_array(x, self.name)
+        if x.dtype.kind not in "fiu":
+            raise InputError(f"{self.name} is {x.dtype}{list(x.shape)}, expected numbers [..., S]")
         found = x.shape[-1] if x.ndim else 0
         if found != self.stats.width:
             raise InputError(
@@ -341,6 +354,17 @@ class Normalizer:
             raise InputError(
                 f"{self.name} slot {slot} is not finite; check the sensor or the model"
             )
+        return x
+
+
+def _numbers(values: Any, what: str) -> tuple[float, ...]:
+    """``values`` as a tuple of floats."""
+    try:
+        if not isinstance(values, str):
+            return tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise ConfigError(f"{what} is {str(values)[:40]!r}, expected a list with one number per slot")
 
 
 def _check_labels(names: Sequence[str], present: Sequence[bool], width: int, where: str) -> None:

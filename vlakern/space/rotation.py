@@ -139,7 +139,14 @@ class Rotation:
         return torch.cat((q[..., 1:], q[..., :1]), -1) if kind == "quaternion_xyzw" else q
 
     def compose(self, other: "Rotation") -> "Rotation":
-        """``a @ b``: b first, then a; the matrix is ``a.matrix() @ b.matrix()``."""
+        """``a @ b``: b first, then a; the matrix is ``a.matrix() @ b.matrix()``.
+
+        Batch shapes broadcast.
+
+        Raises:
+            InputError: batch shapes that do not.
+        """
+        _check_broadcast(self.q, other.q, "two rotations to compose")
         return Rotation(_product(self.q, other.q))
 
     # torch.compile follows the named method; it refuses the operator on a class of ours.
@@ -154,9 +161,10 @@ class Rotation:
         """R v of ``vectors [..., 3]``, in the unit of the vectors; batch shapes broadcast.
 
         Raises:
-            InputError: vectors of another width or dtype.
+            InputError: vectors of another width or dtype, or batch shapes that do not broadcast.
         """
         _check_width(vectors, 3, "vectors to rotate", "give x, y, z in the last dimension")
+        _check_broadcast(self.q, vectors, "rotations and vectors to rotate")
         w, u = self.q.split((1, 3), -1)
         u, vectors = torch.broadcast_tensors(u, vectors)
         # R v = v + 2 w (u x v) + 2 u x (u x v), the product q v q* written out for a unit q.
@@ -181,7 +189,7 @@ class Rotation:
 
 
 def _width(kind: Kind) -> int:
-    if kind not in WIDTH:
+    if not isinstance(kind, str) or kind not in WIDTH:
         raise InputError(
             f"rotation kind: one of {', '.join(WIDTH)} expected, found {kind!r}; "
             "say which numbers the values are"
@@ -189,7 +197,18 @@ def _width(kind: Kind) -> int:
     return WIDTH[kind]
 
 
+def _check_broadcast(a: Tensor, b: Tensor, what: str) -> None:
+    pairs = zip(reversed(a.shape[:-1]), reversed(b.shape[:-1]), strict=False)
+    if not all(left == right or left == 1 or right == 1 for left, right in pairs):
+        raise InputError(
+            f"{what}: batch shapes that broadcast expected, found {list(a.shape[:-1])} and "
+            f"{list(b.shape[:-1])}; give both the same batch shape"
+        )
+
+
 def _check_width(values: Tensor, width: int, what: str, remedy: str) -> None:
+    if not isinstance(values, Tensor):
+        raise InputError(f"{what}: a tensor expected, found a {type(values).__name__}; {remedy}")
     if values.ndim == 0 or values.shape[-1] != width:
         raise InputError(
             f"{what}: width {width} expected in the last dimension, found shape "
