@@ -6,6 +6,7 @@
 #include "action_decode/action_decode_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
+#include "flow_loss/flow_loss_python.h"
 #include "gated_mlp/gated_mlp_python.h"
 #include "image_prep/image_prep_python.h"
 #include "linear/linear_python.h"
@@ -29,6 +30,10 @@ NB_MODULE(_native, m) {
       .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                     const Tensor&, const Tensor&, const Tensor&, const std::string&>())
       .def("__call__", &py::ActionDecode::run);
+  m.def("flow_mix", &py::flow_mix, Unlocked());
+  m.def("flow_loss", &py::flow_loss, Unlocked());
+  m.def("flow_loss_gradient", &py::flow_loss_gradient, Unlocked());
+  m.def("philox", &py::philox);
   nb::class_<py::ImagePrep>(m, "ImagePrep")
       .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                     const py::ImagePrep::Place&, const py::ImagePrep::Norm&,

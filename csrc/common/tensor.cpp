@@ -17,11 +17,9 @@ struct DTypeRow {
   int size;
 };
 
-constexpr DTypeRow kDTypes[] = {{DType::kF32, "float32", 4},
-                                {DType::kBF16, "bfloat16", 2},
-                                {DType::kF16, "float16", 2},
-                                {DType::kI32, "int32", 4},
-                                {DType::kU8, "uint8", 1}};
+constexpr DTypeRow kDTypes[] = {{DType::kF32, "float32", 4}, {DType::kBF16, "bfloat16", 2},
+                                {DType::kF16, "float16", 2}, {DType::kI32, "int32", 4},
+                                {DType::kU8, "uint8", 1},    {DType::kI64, "int64", 8}};
 
 template <class Range>
 std::string join(const Range& words, const char* separator) {

@@ -8,7 +8,7 @@
 
 namespace vlakern {
 
-enum class DType : int { kF32, kBF16, kF16, kI32, kU8 };
+enum class DType : int { kF32, kBF16, kF16, kI32, kU8, kI64 };
 
 const char* dtype_name(DType dtype);
 int dtype_size(DType dtype);              // [bytes]

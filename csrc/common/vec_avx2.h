@@ -15,6 +15,7 @@ struct VecAvx2 {
   static constexpr int kLanes = 8;
   using Float = __m256;
   using Mask = __m256;
+  using Bits = __m256i;
 
   static Float load(const float* p, int n) {
     if (n == kLanes) return _mm256_loadu_ps(p);
@@ -52,6 +53,39 @@ struct VecAvx2 {
         _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(low), _mm256_setzero_si256()));
   }
   static Float splat(float value) { return _mm256_set1_ps(value); }
+
+  // Lanes as unsigned 32-bit integers, modulo 2^32.
+  static Bits bits_splat(std::uint32_t value) { return _mm256_set1_epi32(static_cast<int>(value)); }
+  static Bits bits_iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+  static Bits bits_add(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
+  static Bits bits_and(Bits a, Bits b) { return _mm256_and_si256(a, b); }
+  static Bits bits_xor(Bits a, Bits b) { return _mm256_xor_si256(a, b); }
+  template <int kCount>
+  static Bits bits_left(Bits a) {
+    return _mm256_slli_epi32(a, kCount);
+  }
+  template <int kCount>
+  static Bits bits_right(Bits a) {
+    return _mm256_srli_epi32(a, kCount);
+  }
+  static void bits_product(Bits a, Bits b, Bits* high, Bits* low) {
+    const __m256i even = _mm256_mul_epu32(a, b);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  static Bits bits_of_float(Float a) { return _mm256_castps_si256(a); }
+  static Float float_of_bits(Bits a) { return _mm256_castsi256_ps(a); }
+  static Float from_signed(Bits a) { return _mm256_cvtepi32_ps(a); }
+  static Float sqrt(Float a) { return _mm256_sqrt_ps(a); }
+  // sums[lane] += a.
+  static void accumulate(double* sums, Float a) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
+    _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));
+  }
+
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float select(Mask mask, Float yes, Float no) { return _mm256_blendv_ps(no, yes, mask); }
 

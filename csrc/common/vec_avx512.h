@@ -14,6 +14,7 @@ struct VecAvx512 {
   static constexpr int kLanes = 16;
   using Float = __m512;
   using Mask = __mmask16;
+  using Bits = __m512i;
 
   static Float load(const float* p, int n) { return _mm512_maskz_loadu_ps(leading(n), p); }
   static Float load(const bf16* p, int n) {
@@ -37,6 +38,41 @@ struct VecAvx512 {
     return _mm_test_epi8_mask(bytes, bytes);
   }
   static Float splat(float value) { return _mm512_set1_ps(value); }
+
+  // Lanes as unsigned 32-bit integers, modulo 2^32.
+  static Bits bits_splat(std::uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); }
+  static Bits bits_iota() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  static Bits bits_add(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
+  static Bits bits_and(Bits a, Bits b) { return _mm512_and_si512(a, b); }
+  static Bits bits_xor(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
+  template <int kCount>
+  static Bits bits_left(Bits a) {
+    return _mm512_slli_epi32(a, kCount);
+  }
+  template <int kCount>
+  static Bits bits_right(Bits a) {
+    return _mm512_srli_epi32(a, kCount);
+  }
+  static void bits_product(Bits a, Bits b, Bits* high, Bits* low) {
+    const __m512i even = _mm512_mul_epu32(a, b);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+    *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    *low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
+  static Bits bits_of_float(Float a) { return _mm512_castps_si512(a); }
+  static Float float_of_bits(Bits a) { return _mm512_castsi512_ps(a); }
+  static Float from_signed(Bits a) { return _mm512_cvtepi32_ps(a); }
+  static Float sqrt(Float a) { return _mm512_sqrt_ps(a); }
+  // sums[lane] += a.
+  static void accumulate(double* sums, Float a) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
+    _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
+  }
+
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float select(Mask mask, Float yes, Float no) {
     return _mm512_mask_blend_ps(mask, no, yes);

@@ -15,6 +15,7 @@ struct VecNeon {
   static constexpr int kLanes = 4;
   using Float = float32x4_t;
   using Mask = uint32x4_t;
+  using Bits = uint32x4_t;
 
   static Float load(const float* p, int n) {
     if (n == kLanes) return vld1q_f32(p);
@@ -53,6 +54,40 @@ struct VecNeon {
     return vld1q_u32(lanes);
   }
   static Float splat(float value) { return vdupq_n_f32(value); }
+
+  // Lanes as unsigned 32-bit integers, modulo 2^32.
+  static Bits bits_splat(std::uint32_t value) { return vdupq_n_u32(value); }
+  static Bits bits_iota() {
+    const std::uint32_t lanes[kLanes] = {0, 1, 2, 3};
+    return vld1q_u32(lanes);
+  }
+  static Bits bits_add(Bits a, Bits b) { return vaddq_u32(a, b); }
+  static Bits bits_and(Bits a, Bits b) { return vandq_u32(a, b); }
+  static Bits bits_xor(Bits a, Bits b) { return veorq_u32(a, b); }
+  template <int kCount>
+  static Bits bits_left(Bits a) {
+    return vshlq_n_u32(a, kCount);
+  }
+  template <int kCount>
+  static Bits bits_right(Bits a) {
+    return vshrq_n_u32(a, kCount);
+  }
+  static void bits_product(Bits a, Bits b, Bits* high, Bits* low) {
+    const uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(b)));
+    const uint32x4_t last = vreinterpretq_u32_u64(vmull_high_u32(a, b));
+    *high = vuzp2q_u32(first, last);
+    *low = vuzp1q_u32(first, last);
+  }
+  static Bits bits_of_float(Float a) { return vreinterpretq_u32_f32(a); }
+  static Float float_of_bits(Bits a) { return vreinterpretq_f32_u32(a); }
+  static Float from_signed(Bits a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
+  static Float sqrt(Float a) { return vsqrtq_f32(a); }
+  // sums[lane] += a.
+  static void accumulate(double* sums, Float a) {
+    vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vcvt_f64_f32(vget_low_f32(a))));
+    vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vcvt_high_f64_f32(a)));
+  }
+
   static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
   static Float select(Mask mask, Float yes, Float no) { return vbslq_f32(mask, yes, no); }
 

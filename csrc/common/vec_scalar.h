@@ -13,6 +13,7 @@ struct VecScalar {
   static constexpr int kLanes = 1;
   using Float = float;
   using Mask = bool;
+  using Bits = std::uint32_t;
 
   template <class T>
   static Float load(const T* p, int) {
@@ -24,6 +25,33 @@ struct VecScalar {
   }
   static Mask nonzero(const std::uint8_t* p, int) { return *p != 0; }
   static Float splat(float value) { return value; }
+
+  // Lanes as unsigned 32-bit integers, modulo 2^32.
+  static Bits bits_splat(std::uint32_t value) { return value; }
+  static Bits bits_iota() { return 0; }
+  static Bits bits_add(Bits a, Bits b) { return a + b; }
+  static Bits bits_and(Bits a, Bits b) { return a & b; }
+  static Bits bits_xor(Bits a, Bits b) { return a ^ b; }
+  template <int kCount>
+  static Bits bits_left(Bits a) {
+    return a << kCount;
+  }
+  template <int kCount>
+  static Bits bits_right(Bits a) {
+    return a >> kCount;
+  }
+  static void bits_product(Bits a, Bits b, Bits* high, Bits* low) {
+    const std::uint64_t product = std::uint64_t{a} * b;
+    *high = static_cast<Bits>(product >> 32);
+    *low = static_cast<Bits>(product);
+  }
+  static Bits bits_of_float(Float a) { return bits_of(a); }
+  static Float float_of_bits(Bits a) { return float_of(a); }
+  static Float from_signed(Bits a) { return static_cast<float>(static_cast<std::int32_t>(a)); }
+  static Float sqrt(Float a) { return std::sqrt(a); }
+  // sums[lane] += a.
+  static void accumulate(double* sums, Float a) { *sums += static_cast<double>(a); }
+
   static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
   static Float select(Mask mask, Float yes, Float no) { return mask ? yes : no; }
 

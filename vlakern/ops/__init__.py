@@ -12,6 +12,13 @@ from vlakern.ops._table import OPS
 if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
+    from vlakern.ops.flow_loss import (
+        flow_loss,
+        flow_loss_out,
+        flow_mix,
+        flow_mix_out,
+        flow_noise,
+    )
     from vlakern.ops.gated_mlp import gated_mlp, gated_mlp_out
     from vlakern.ops.image_prep import image_prep, image_prep_out
     from vlakern.ops.linear import PackedLinear, linear, linear_out, pack_linear
@@ -26,6 +33,11 @@ __all__ = [
     "action_decode",
     "action_decode_out",
     "explain",
+    "flow_loss",
+    "flow_loss_out",
+    "flow_mix",
+    "flow_mix_out",
+    "flow_noise",
     "gated_mlp",
     "gated_mlp_out",
     "image_prep",
@@ -53,6 +65,7 @@ _HOMES = {
     "pack_linear": "vlakern.ops.linear",
     **OPS,
     **{f"{op}_out": home for op, home in OPS.items()},
+    **dict.fromkeys(("flow_mix", "flow_mix_out", "flow_noise"), OPS["flow_loss"]),
 }
 
 

@@ -4,6 +4,7 @@ __all__ = ["OPS"]
 
 OPS = {
     "action_decode": "vlakern.ops.action_decode",
+    "flow_loss": "vlakern.ops.flow_loss",
     "gated_mlp": "vlakern.ops.gated_mlp",
     "image_prep": "vlakern.ops.image_prep",
     "linear": "vlakern.ops.linear",

@@ -1,0 +1,94 @@
+// Normal numbers from a counter: Philox-4x32-10 (Salmon et al., SC 2011) and Box-Muller, the same
+// bits on every instruction set.
+//
+// A draw is addressed by (seed, row, stream, block): the key is the seed's low and high half, the
+// counter is (block, stream, row's low half, row's high half). The words w0 w1 w2 w3 give
+//
+//   u = ((w0 >> 8) + 1) / 2^24  of (0, 1]     t = (w1 >> 8) / 2^24  of [0, 1)
+//   z0 = sqrt(-2 ln u) cos(2 pi t)            z1 = sqrt(-2 ln u) sin(2 pi t)
+//
+// and the same of w2 and w3. The largest normal is sqrt(48 ln 2) = 5.77.
+#pragma once
+
+#include <cstdint>
+
+#include "common/vec_math.h"
+
+namespace vlakern {
+
+struct PhiloxAddress {
+  std::uint64_t seed;
+  std::uint64_t row;
+  std::uint32_t stream;
+};
+
+namespace {
+
+constexpr std::uint32_t kPhiloxMultiplier[] = {0xD2511F53u, 0xCD9E8D57u};
+constexpr std::uint32_t kPhiloxWeyl[] = {0x9E3779B9u, 0xBB67AE85u};
+constexpr int kPhiloxRounds = 10;
+
+// Counter in, random words out, one counter a lane.
+template <class Vec>
+inline void philox_rounds(typename Vec::Bits (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+  const auto multiplier0 = Vec::bits_splat(kPhiloxMultiplier[0]);
+  const auto multiplier1 = Vec::bits_splat(kPhiloxMultiplier[1]);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    typename Vec::Bits high0, low0, high1, low1;
+    Vec::bits_product(c[0], multiplier0, &high0, &low0);
+    Vec::bits_product(c[2], multiplier1, &high1, &low1);
+    c[0] = Vec::bits_xor(Vec::bits_xor(high1, c[1]), Vec::bits_splat(key0));
+    c[2] = Vec::bits_xor(Vec::bits_xor(high0, c[3]), Vec::bits_splat(key1));
+    c[1] = low1;
+    c[3] = low0;
+    key0 += kPhiloxWeyl[0];
+    key1 += kPhiloxWeyl[1];
+  }
+}
+
+// The words of blocks `first`, `first` + 1, ... in the lanes.
+template <class Vec>
+inline void philox_words(const PhiloxAddress& at, std::uint32_t first,
+                         typename Vec::Bits (&words)[4]) {
+  words[0] = Vec::bits_add(Vec::bits_splat(first), Vec::bits_iota());
+  words[1] = Vec::bits_splat(at.stream);
+  words[2] = Vec::bits_splat(static_cast<std::uint32_t>(at.row));
+  words[3] = Vec::bits_splat(static_cast<std::uint32_t>(at.row >> 32));
+  philox_rounds<Vec>(words, static_cast<std::uint32_t>(at.seed),
+                     static_cast<std::uint32_t>(at.seed >> 32));
+}
+
+template <class Vec>
+inline void box_muller(typename Vec::Bits radius, typename Vec::Bits turn, typename Vec::Float* z0,
+                       typename Vec::Float* z1) {
+  // sin(pi f) / f and cos(pi f) in f^2 for |f| <= 1/2, minimax, 1.4e-8 and 3e-10.
+  static constexpr float kSin[] = {3.1415927f, -5.1677103f, 2.5500777f, -0.5982922f, 0.0776594f};
+  static constexpr float kCos[] = {1.0f,        -4.934802f,  4.058709f,
+                                   -1.3352121f, 0.23493756f, -0.024396716f};
+  const auto count = Vec::bits_add(Vec::template bits_right<8>(radius), Vec::bits_splat(1));
+  const auto u = Vec::mul(Vec::from_signed(count), Vec::splat(0x1p-24f));
+  const auto length = Vec::sqrt(Vec::mul(Vec::splat(-2.0f), vec_log<Vec>(u)));
+  // The angle is pi (f + half) with the nearest half turn, whose sign the length takes.
+  const auto angle = Vec::template bits_right<8>(turn);
+  const auto half = Vec::template bits_right<23>(Vec::bits_add(angle, Vec::bits_splat(1u << 22)));
+  const auto f =
+      Vec::sub(Vec::mul(Vec::from_signed(angle), Vec::splat(0x1p-23f)), Vec::from_signed(half));
+  const auto sign = Vec::template bits_left<31>(half);
+  const auto signed_length = Vec::float_of_bits(Vec::bits_xor(Vec::bits_of_float(length), sign));
+  const auto square = Vec::mul(f, f);
+  *z0 = Vec::mul(signed_length, polynomial<Vec>(kCos, square));
+  *z1 = Vec::mul(signed_length, Vec::mul(f, polynomial<Vec>(kSin, square)));
+}
+
+// Four normals of each of the blocks `first`, `first` + 1, ...
+template <class Vec>
+inline void philox_normals(const PhiloxAddress& at, std::uint32_t first,
+                           typename Vec::Float (&z)[4]) {
+  typename Vec::Bits words[4];
+  philox_words<Vec>(at, first, words);
+  box_muller<Vec>(words[0], words[1], &z[0], &z[1]);
+  box_muller<Vec>(words[2], words[3], &z[2], &z[3]);
+}
+
+}  // namespace
+}  // namespace vlakern

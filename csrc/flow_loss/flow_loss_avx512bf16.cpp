@@ -1,0 +1,10 @@
+#include "common/vec_avx512bf16.h"
+#include "flow_loss/flow_loss_kernel.h"
+
+namespace vlakern {
+
+FlowKernels flow_loss_avx512bf16(DType dtype, bool mask_is_u8) {
+  return pick_kernels<VecAvx512Bf16>(dtype, mask_is_u8);
+}
+
+}  // namespace vlakern
