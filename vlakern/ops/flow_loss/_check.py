@@ -1,4 +1,4 @@
-"""The arguments of ``flow_mix`` and ``flow_loss`` calls, and the one check of them, at the border."""
+"""The arguments of ``flow_mix`` and ``flow_loss``, and the one check of them, at the border."""
 
 from typing import NamedTuple
 

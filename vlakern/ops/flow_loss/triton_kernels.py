@@ -96,14 +96,15 @@ def mix_kernel(
     b = r // per_sample
     row = address(rows_ptr, rows_stride, r, HAS_ROWS)
     block = tile * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    if HAS_TAU:
-        tau = tl.load(tau_ptr + r * tb + tl.zeros((1,), tl.int32))
-    else:
-        tau = drawn_tau(seed, row, LAW, ALPHA, S)
+    share = tl.zeros((BLOCK,), tl.float32)
     if not PER_POSITION:
         first = tl.zeros((1,), tl.int32) + tile
+        if HAS_TAU:
+            tau = tl.load(tau_ptr + r * tb + first * 0)
+        else:
+            tau = drawn_tau(seed, row, LAW, ALPHA, S)
         tl.store(tau_out_ptr + r * ub + first * 0, tau, mask=first == 0)
-    share = tl.broadcast_to(tau, (BLOCK,))
+        share = tl.broadcast_to(tau, (BLOCK,))
     z = draw(seed, row, block, HAS_NOISE)
     for WORD in tl.static_range(4):
         h, a, inside = place(block, WORD, positions, slots)
