@@ -91,11 +91,11 @@ def loss_and_gradient(loss: Callable[[Tensor], Tensor], velocity: Tensor) -> tup
 
 def check_loss(case: Case, inputs: dict[str, Any], backend: str) -> None:
     def ours(velocity: Tensor) -> Tensor:
-        given = loss_arguments(case, inputs) | {"velocity": velocity}
+        given: dict[str, Any] = loss_arguments(case, inputs) | {"velocity": velocity}
         return ops.flow_loss(**given, backend=backend)
 
     def best(velocity: Tensor) -> Tensor:
-        given = loss_arguments(case, exact(inputs)) | {"velocity": velocity}
+        given: dict[str, Any] = loss_arguments(case, exact(inputs)) | {"velocity": velocity}
         return flow_loss_reference(**given)[0][0]
 
     z = plain_noise(case, inputs)
@@ -147,7 +147,8 @@ def test_every_isa_gives_the_same_bits(case: Case, rng: torch.Generator) -> None
             given = loss_arguments(case, inputs)
 
             def loss(v: Tensor, given: dict[str, Any] = given) -> Tensor:
-                return ops.flow_loss(**given | {"velocity": v}, backend="cpu")
+                changed: dict[str, Any] = given | {"velocity": v}
+                return ops.flow_loss(**changed, backend="cpu")
 
             found.append((*mixed, *loss_and_gradient(loss, inputs["velocity"])))
     for one in found[1:]:
@@ -163,7 +164,8 @@ def test_threads_do_not_change_bits(rng: torch.Generator) -> None:
         mixed = ops.flow_mix(**mix_arguments(case, inputs), backend="cpu")
 
         def loss(v: Tensor) -> Tensor:
-            return ops.flow_loss(**loss_arguments(case, inputs) | {"velocity": v}, backend="cpu")
+            given: dict[str, Any] = loss_arguments(case, inputs) | {"velocity": v}
+            return ops.flow_loss(**given, backend="cpu")
 
         found.append((*mixed, *loss_and_gradient(loss, inputs["velocity"])))
     torch.set_num_threads(before)

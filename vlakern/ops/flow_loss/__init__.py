@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError, Unsupported
-from vlakern.ops._dispatch import Backend, Key, made_by, resolve
+from vlakern.ops._dispatch import Backend, made_by, resolve
 from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for
 from vlakern.ops.flow_loss._check import Loss, Mix, Source, check_loss, check_mix
@@ -216,18 +216,19 @@ def _weights(slots: Tensor | None, action: Tensor) -> Tensor | None:
     return slots.to(action.dtype) if slots is not None and slots.dtype == torch.bool else slots
 
 
-def _key(source: Source, other: Tensor) -> Key:
-    return key_for(source.action.device, (source.action.dtype, other.dtype))
+def _resolved(source: Source, other: Tensor, backend: str) -> Any:
+    key = key_for(source.action.device, (source.action.dtype, other.dtype))
+    return resolve("flow_loss", key, backend)
 
 
 def _bind_mix(t: Mix, backend: str) -> BoundFlow:
     check_mix(t)
-    return BoundFlow(t, resolve("flow_loss", _key(t.source, t.x), backend).mix(t))
+    return BoundFlow(t, _resolved(t.source, t.x, backend).mix(t))
 
 
 def _bind_loss(t: Loss, backend: str) -> BoundFlow:
     check_loss(t)
-    return BoundFlow(t, resolve("flow_loss", _key(t.source, t.velocity), backend).loss(t))
+    return BoundFlow(t, _resolved(t.source, t.velocity, backend).loss(t))
 
 
 @torch.library.custom_op("vlakern::flow_mix", mutates_args=())
@@ -322,7 +323,7 @@ def _flow_loss_backward(
     out = torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device)
     source = Source(action, seed, rows, noise, slots)
     t = Loss(source, velocity, mask, group, None, grad, coefficients)
-    resolve("flow_loss", _key(source, velocity), backend).gradient(t, grad, out)
+    _resolved(source, velocity, backend).gradient(t, grad, out)
     return out
 
 

@@ -106,7 +106,7 @@ def mix_kernel(
         tl.store(tau_out_ptr + r * ub + first * 0, tau, mask=first == 0)
         share = tl.broadcast_to(tau, (BLOCK,))
     z = draw(seed, row, block, HAS_NOISE)
-    for WORD in tl.static_range(4):
+    for WORD in tl.static_range(4):  # type: ignore
         h, a, inside = place(block, WORD, positions, slots)
         z_here = noise_at(
             z[WORD], noise_ptr, nb, nh, na, slots_ptr, sb, sa, r, b, h, a, inside,
@@ -168,7 +168,7 @@ def loss_kernel(
     z = draw(seed, row, block, HAS_NOISE)
     squares = tl.zeros((BLOCK,), tl.float32)
     masks = tl.zeros((BLOCK,), tl.float32)
-    for WORD in tl.static_range(4):
+    for WORD in tl.static_range(4):  # type: ignore
         h, a, inside = place(block, WORD, positions, slots)
         z_here = noise_at(
             z[WORD], noise_ptr, nb, nh, na, slots_ptr, sb, sa, r, b, h, a, inside,
@@ -222,7 +222,7 @@ def finish_kernel(
         w = tl.full((1,), 1.0, tl.float64)
         if HAS_WEIGHTS:
             w = w * tl.load(weights_ptr + g * weights_stride).to(tl.float64)
-        w = tl.where(tl.sum(count, 0) > 0, w, 0.0)
+        w = tl.where(tl.max(count, 0) > 0, w, 0.0)  # type: ignore
         # The first round adds the weights up, the second divides by their sum.
         if step < groups:
             weight += w
@@ -278,7 +278,7 @@ def gradient_kernel(
         g = tl.load(group_ptr + b * group_stride).to(tl.int64)
     scale = tl.load(grad_ptr) * tl.load(coefficients_ptr + g * coefficients_stride)
     z = draw(seed, row, block, HAS_NOISE)
-    for WORD in tl.static_range(4):
+    for WORD in tl.static_range(4):  # type: ignore
         h, a, inside = place(block, WORD, positions, slots)
         z_here = noise_at(
             z[WORD], noise_ptr, nb, nh, na, slots_ptr, sb, sa, r, b, h, a, inside,
@@ -308,10 +308,11 @@ def mix(t: Mix) -> None:
     strides = (*action.stride(), *noise.stride()[:3], *t.x.stride(), *slots.stride()[:2])
     pointers = (action, noise, _or(t.source.rows, action), slots, tau, t.x, t.tau_out)
     flags |= {"LAW": LAWS.index(t.law.kind), "ALPHA": t.law.alpha, "S": t.law.s}
-    flags |= {"HAS_TAU": t.tau is not None, "PER_POSITION": per_position}
-    given = (*pointers, t.source.seed, *sizes, *strides, *tau_strides, _row_stride(t.source))
+    flags |= {"HAS_TAU": t.tau is not None, "PER_POSITION": per_position, "BLOCK": BLOCK}
+    strides += (*tau_strides, _row_stride(t.source))
+    given: list[Any] = [*pointers, t.source.seed, *sizes, *strides]
     with torch.cuda.device_of(action):
-        mix_kernel[(len(t.x) * sizes[-1],)](*given, **flags, BLOCK=BLOCK, **OPTIONS)
+        mix_kernel[(len(t.x) * sizes[-1],)](*given, **flags, **OPTIONS)
 
 
 def loss(t: Loss) -> None:
@@ -323,17 +324,20 @@ def loss(t: Loss) -> None:
     mask = _mask(t)
     strides = (*t.velocity.stride(), *action.stride(), *noise.stride()[:3], *mask.stride()[:3])
     pointers = (t.velocity, action, noise, _or(t.source.rows, action), slots, mask, sums)
-    given = (*pointers, t.source.seed, *sizes, total, *strides, *slots.stride()[:2])
+    strides += (*slots.stride()[:2], _row_stride(t.source))
+    given: list[Any] = [*pointers, t.source.seed, *sizes, total, *strides]
     flags |= {"HAS_MASK": t.mask is not None, "BLOCK": BLOCK}
     group, weights = _or(t.group, action), _or(t.weights, action)
     steps = (group.stride(0), weights.stride(0), t.coefficients.stride(0))
-    tail = (sums, group, weights, t.loss, t.coefficients, sizes[2], sizes[3], total)
+    groups = len(t.coefficients)
+    tail: list[Any] = [sums, group, weights, t.loss, t.coefficients, *sizes[2:], total, groups]
+    tail += steps
     has: dict[str, Any] = {"HAS_GROUP": t.group is not None, "HAS_WEIGHTS": t.weights is not None}
+    has["ROWS"] = ROWS
     with torch.cuda.device_of(action):
         if total:
-            loss_kernel[(total,)](*given, _row_stride(t.source), **flags, **OPTIONS)
-        groups = len(t.coefficients)
-        finish_kernel[(1,)](*tail, groups, *steps, **has, ROWS=ROWS, **OPTIONS)
+            loss_kernel[(total,)](*given, **flags, **OPTIONS)
+        finish_kernel[(1,)](*tail, **has, **OPTIONS)
 
 
 def gradient(t: Loss, grad: Tensor, out: Tensor) -> None:
@@ -346,11 +350,13 @@ def gradient(t: Loss, grad: Tensor, out: Tensor) -> None:
     parts = (t.velocity, action, noise, mask)
     strides = [step for one in parts for step in one.stride()[:3]]
     pointers = (t.velocity, action, noise, _or(t.source.rows, action), slots, mask, group)
-    given = (*pointers, t.coefficients, grad, out, t.source.seed, *sizes, *strides, *out.stride())
-    steps = (*slots.stride()[:2], _row_stride(t.source), group.stride(0), t.coefficients.stride(0))
+    strides += out.stride()
+    given: list[Any] = [*pointers, t.coefficients, grad, out, t.source.seed, *sizes, *strides]
+    given += (*slots.stride()[:2], _row_stride(t.source))
+    given += (group.stride(0), t.coefficients.stride(0))
     flags |= {"HAS_MASK": t.mask is not None, "HAS_GROUP": t.group is not None, "BLOCK": BLOCK}
     with torch.cuda.device_of(action):
-        gradient_kernel[(len(out) * sizes[-1],)](*given, *steps, **flags, **OPTIONS)
+        gradient_kernel[(len(out) * sizes[-1],)](*given, **flags, **OPTIONS)
 
 
 def _sizes(source: Source, rows: int) -> tuple[int, int, int, int]:

@@ -19,7 +19,7 @@ def words(seed, row, stream, block):
     d = a * 0 + ((row >> 32) & 0xFFFFFFFF).to(tl.uint32)
     key0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     key1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(10):  # type: ignore
         high0 = tl.umulhi(a, 0xD2511F53 + a * 0)
         low0 = a * 0xD2511F53
         high1 = tl.umulhi(c, 0xCD9E8D57 + c * 0)
@@ -34,7 +34,7 @@ def words(seed, row, stream, block):
 
 
 @triton.jit
-def constant(like, value: tl.constexpr):
+def constant(like, value):
     return tl.full(like.shape, value, tl.float32)
 
 
