@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlakern import ops
 from vlakern.data.collate import Augment, ClipStore, TrainBatch, collate
 from vlakern.flow import TauConfig, integrate, interpolate, sample_tau
 from vlakern.models import VLA, preset
@@ -65,15 +66,23 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_loss_is_that_of_uncached_single_samples(model: VLA, batch: TrainBatch) -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_the_loss_is_that_of_uncached_single_samples(
+    model: VLA, batch: TrainBatch, given: bool
+) -> None:
     """Each prefix serves its draws of (τ, noise) in order, and masked actions do not count."""
     config = dataclasses.replace(FP32, flow_samples=3)
-    found = float(flow_loss(model, batch, config, rng(5)).detach())
-    draws = rng(5)
     index = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     action, mask = batch.action_BHA[index], batch.mask_BHA[index]
-    noise = torch.randn(action.shape, generator=draws)
-    tau = sample_tau(12, config.tau, draws)
+    draws = rng(5)
+    if given:
+        noise, tau = torch.randn(action.shape, generator=draws), sample_tau(12, config.tau, draws)
+        found = flow_loss(model, batch, config, rng(5), noise_RHA=noise, tau_R=tau)
+    else:
+        seed = int(torch.randint(2**63 - 1, (), generator=draws))
+        noise = ops.flow_noise(torch.arange(12), *action.shape[1:], seed=seed)
+        _, tau = ops.flow_mix(action, seed=seed)
+        found = flow_loss(model, batch, config, rng(5))
     x = interpolate(noise, action, tau)
     total = 0.0
     with torch.no_grad():
@@ -82,7 +91,7 @@ def test_the_loss_is_that_of_uncached_single_samples(model: VLA, batch: TrainBat
             velocity = model.velocity_uncached(batch.prefix, x[rows], tau[rows])
             error = (velocity - (action - noise)[rows]).square() * mask[rows]
             total += float(error.sum())
-    assert found == pytest.approx(total / float(mask.sum()), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(total / float(mask.sum()), rel=1e-5)
     assert bool((mask == 0).any())
 
 

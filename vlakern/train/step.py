@@ -5,12 +5,13 @@ view, M width of the semantic expert, S state width.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlakern import ops
 from vlakern.data.collate import TrainBatch
-from vlakern.flow.path import interpolate, masked_loss, sample_tau, target
 from vlakern.models.config import VLAConfig
 from vlakern.models.vla import VLA
 from vlakern.train.config import TrainConfig
@@ -24,22 +25,26 @@ def flow_loss(
     config: TrainConfig,
     generator: torch.Generator,
     views_VKM: Tensor | None = None,
+    noise_RHA: Tensor | None = None,
+    tau_R: Tensor | None = None,
 ) -> Tensor:
     """The flow-matching loss; the prefix is computed once for all its (τ, noise) draws.
 
-    ``views_VKM`` are the batch's image tokens, if the vision tower has run already.
+    The generator gives the seed of the draws, see :func:`vlakern.ops.flow_mix`; noise and τ that
+    are given take their place. ``views_VKM`` are the batch's image tokens, if the vision tower has
+    run already.
     """
-    count = config.flow_samples
-    index = torch.arange(batch.action_BHA.shape[0]).repeat_interleave(count)
-    action_RHA, mask_RHA = batch.action_BHA[index], batch.mask_BHA[index]
-    noise_RHA = torch.randn(action_RHA.shape, generator=generator)
-    if model.config.unused_slots == "zero":
-        noise_RHA = noise_RHA * batch.slots_BA[index, None]
-    tau_R = sample_tau(len(index), config.tau, generator)
+    action_BHA, count, law = batch.action_BHA, config.flow_samples, config.tau
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    slots_BA = batch.slots_BA if model.config.unused_slots == "zero" else None
+    draws: dict[str, Any] = {"seed": seed, "noise": noise_RHA, "slots": slots_BA}
+    x_RHA, tau_R = ops.flow_mix(
+        action_BHA, **draws, tau=tau_R, law=law.kind, alpha=law.alpha, s=law.s, samples=count
+    )
     prefix = model.prefill(batch.prefix, views_VKM)
-    x_RHA = interpolate(noise_RHA, action_RHA, tau_R)
+    index = torch.arange(len(action_BHA)).repeat_interleave(count)
     velocity_RHA = model.velocity(prefix, x_RHA, tau_R, index)
-    return masked_loss(velocity_RHA, target(noise_RHA, action_RHA), mask_RHA)
+    return ops.flow_loss(velocity_RHA, action_BHA, **draws, mask=batch.mask_BHA)
 
 
 class Foresight(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlakern.errors import InputError, Unsupported
 from vlakern.ops._dispatch import Backend, made_by, resolve
 from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
-from vlakern.ops._torch import key_for
+from vlakern.ops._torch import eager_function, key_for, runs_directly, wants_gradients
 from vlakern.ops.flow_loss._check import Loss, Mix, Source, check_loss, check_mix
 from vlakern.ops.flow_loss.reference import Law, compute_dtype
 
@@ -98,7 +98,9 @@ def flow_mix(
         raise InputError(f"flow_mix: samples must be at least 1, got {samples}")
     given = (action, seed or 0, rows, noise, _weights(slots, action))
     kind = compute_dtype(action) if dtype is None else dtype
-    return _flow_mix(*given, tau, law, alpha, s, samples, kind, backend)
+    rest = (tau, law, alpha, s, samples, kind, backend)
+    direct = runs_directly((action, noise, slots, tau)) and not wants_gradients((action, noise))
+    return _mix(*given, *rest) if direct else _flow_mix(*given, *rest)
 
 
 def flow_mix_out(
@@ -182,7 +184,10 @@ def flow_loss(
     if seed is None and noise is None:
         raise InputError("flow_loss: give the seed of the noise, or the noise itself")
     source = (action, seed or 0, rows, noise, _weights(slots, action))
-    return _flow_loss(velocity, *source, mask, group, weights, groups, backend)[0][0]
+    given = (velocity, *source, mask, group, weights, groups, backend)
+    if not runs_directly((velocity, action, noise, mask, weights)):
+        return _flow_loss(*given)[0][0]
+    return (_eager if wants_gradients((velocity,)) else _loss)(*given)[0][0]
 
 
 def flow_loss_out(
@@ -231,8 +236,7 @@ def _bind_loss(t: Loss, backend: str) -> BoundFlow:
     return BoundFlow(t, _resolved(t.source, t.velocity, backend).loss(t))
 
 
-@torch.library.custom_op("vlakern::flow_mix", mutates_args=())
-def _flow_mix(
+def _mix(
     action: Tensor,
     seed: int,
     rows: Tensor | None,
@@ -250,6 +254,9 @@ def _flow_mix(
     source = Source(action, seed, rows, noise, slots)
     _bind_mix(Mix(source, tau, Law(law, alpha, s), *outputs), backend)()
     return outputs
+
+
+_flow_mix = torch.library.custom_op("vlakern::flow_mix", _mix, mutates_args=())
 
 
 def _empty_mix(
@@ -275,8 +282,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
 _flow_mix.register_autograd(_no_gradient)
 
 
-@torch.library.custom_op("vlakern::flow_loss", mutates_args=())
-def _flow_loss(
+def _loss(
     velocity: Tensor,
     action: Tensor,
     seed: int,
@@ -296,6 +302,9 @@ def _flow_loss(
     return loss, coefficients
 
 
+_flow_loss = torch.library.custom_op("vlakern::flow_loss", _loss, mutates_args=())
+
+
 def _empty_loss(action: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     options = {"dtype": compute_dtype(action), "device": action.device}
     return torch.empty(1, **options), torch.empty(max(groups, 0), **options)
@@ -306,8 +315,7 @@ def _(velocity, action, seed, rows, noise, slots, mask, group, weights, groups, 
     return _empty_loss(action, groups)
 
 
-@torch.library.custom_op("vlakern::flow_loss_backward", mutates_args=())
-def _flow_loss_backward(
+def _gradient(
     grad: Tensor,
     velocity: Tensor,
     action: Tensor,
@@ -327,6 +335,11 @@ def _flow_loss_backward(
     return out
 
 
+_flow_loss_backward = torch.library.custom_op(
+    "vlakern::flow_loss_backward", _gradient, mutates_args=()
+)
+
+
 @_flow_loss_backward.register_fake
 def _(grad, velocity, action, seed, rows, noise, slots, mask, group, coefficients, backend):
     return torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device)
@@ -342,7 +355,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     velocity, action, rows, noise, slots, mask, group, coefficients = ctx.saved_tensors
     given = (velocity, action, ctx.seed, rows, noise, slots, mask, group)
-    return (_flow_loss_backward(grad, *given, coefficients, ctx.backend), *[None] * 10)
+    call = _gradient if runs_directly((grad, velocity)) else _flow_loss_backward
+    return (call(grad, *given, coefficients, ctx.backend), *[None] * 10)
 
 
 _flow_loss.register_autograd(_backward, setup_context=_keep)
+_eager = eager_function(_loss, _keep, _backward)
