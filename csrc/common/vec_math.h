@@ -48,6 +48,8 @@ typename Vec::Float vec_log(typename Vec::Float x) {
   y = Vec::fma(n, Vec::splat(0x1.7f7d1cp-20f), y);
   y = Vec::fma(Vec::splat(-0.5f), square, y);
   return Vec::fma(n, Vec::splat(0x1.62e4p-1f), Vec::add(f, y));
+}
+
 // 2^x for x <= 127, two operations in three of vec_exp: 0 below 2^-126, NaN stays.
 template <class Vec>
 typename Vec::Float vec_exp2(typename Vec::Float x) {

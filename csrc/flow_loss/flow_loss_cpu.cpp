@@ -201,6 +201,12 @@ class Room {
   // Between a block and the n elements of a row that it stands for.
   void copy(char* block, char* row, const std::int64_t (&stride)[3], std::int64_t k, std::int64_t n,
             int size, bool to_block) const {
+    if (plan_.dense) {
+      char* part = row + k * kFlowBlock * size;
+      std::memcpy(to_block ? block : part, to_block ? part : block,
+                  static_cast<std::size_t>(n * size));
+      return;
+    }
     std::int64_t h = k * kFlowBlock / p_.slot_count;
     std::int64_t a = k * kFlowBlock % p_.slot_count;
     for (std::int64_t i = 0; i < n; ++i) {
