@@ -328,6 +328,11 @@ def test_native_numbers_know_that_zero_keeps() -> None:
     np.testing.assert_allclose(many[:, 3:6], [[0, 0, 0], [1e-6, 0, 0]])
     with pytest.raises(InputError, match=r"last action number 5 \(slot 'right_eef_rotation'\)"):
         control.to_command(native[0], state[0], np.r_[np.zeros(5), math.nan, 0.0])
+    for method in (control.to_command, control.to_native):
+        with pytest.raises(
+            InputError, match=r"last action is \[7\] beside actions \[5, 7\], expected"
+        ):
+            method(native, state, commands[0])
     with pytest.raises(InputError, match=r"expected \[\.\.\., T, N\] beside .*one state per step"):
         control.to_commands(native, state[0])
 

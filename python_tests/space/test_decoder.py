@@ -40,9 +40,9 @@ def test_a_decoder_that_is_used_again_gives_new_commands(space: ActionSpace) -> 
     """Equal to those of a fresh space, in memory of their own, for batch sizes in turn."""
     problems = [problem(rows, seed) for seed in range(3) for rows in (1, 3, 2)]
     found = [space.decode(*one) for one in problems]
-    parts = space.robot, space._state_map, space._action_map, space.frame
+    maps, normalizers = (space._state_map, space._action_map), (space._state, space._action)
     for one, commands in zip(problems, found, strict=True):
-        fresh = ActionSpace(*parts, space._state, space._action)
+        fresh = ActionSpace(space.robot, *maps, space.frame, *normalizers)
         np.testing.assert_array_equal(commands, fresh.decode(*one))
 
 

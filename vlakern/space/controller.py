@@ -118,7 +118,7 @@ class NativeControl:
             target.write(self._inside(goal), out)
         found = out.numpy()
         if last is not None and self.controller.keeps_rotation:
-            before = self._wide(last, "last action")
+            before = self._before(last, found.shape)
             for columns in self._rotations():
                 still = (values.numpy()[..., columns] == 0).all(-1)
                 found[..., columns][still] = before[..., columns][still]
@@ -173,7 +173,7 @@ class NativeControl:
             return []
         if last is None:
             return [(columns, np.zeros(command.shape[:-1], bool)) for columns in self._rotations()]
-        before, found = self._wide(last, "last action"), []
+        before, found = self._before(last, command.shape), []
         for columns in self._rotations():
             goal, held = (
                 Rotation.read(torch.from_numpy(values[..., columns]), self.controller.rotation)
@@ -182,6 +182,16 @@ class NativeControl:
             angle = goal.compose(held.inverse()).angle().numpy()
             found.append((columns, angle < SAME_ROTATION))
         return found
+
+    def _before(self, last: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The command before those of this shape, checked."""
+        wide = self._wide(last, "last action")
+        if wide.shape != shape:
+            raise InputError(
+                f"last action is {list(wide.shape)} beside actions {list(shape)}, expected the same"
+                " shape; give one last command per action"
+            )
+        return wide
 
     def _start(self, state: np.ndarray, last: np.ndarray | None) -> list[Pose]:
         """Where the step of each end-effector begins."""
