@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vlakern.models import VLA, VLAConfig, preset
-from vlakern.models.mot import Expert, ExpertLayer, KeyValues, MoT, _rotate, rotary
+from vlakern.models.mot import Expert, ExpertLayer, KeyValues, MoT, rotary
 from vlakern.models.sequence import Batch, action_layout
+from vlakern.ops import qkv_prep
 from vlakern.testing import generator
 
 Network = Callable[[VLAConfig], VLA]
@@ -100,9 +101,11 @@ def test_equals_a_token_by_token_model(
 def test_rotary_depends_on_distance_alone() -> None:
     """q at p + 3 against k at p has one product for every p, and norms stay."""
     x_THD = torch.randn(2, 1, 8, generator=generator("rope"))
-    products = []
+    products, rows = [], torch.arange(2, dtype=torch.int32)
     for p in (0, 5, 1000):
-        q, k = _rotate(x_THD, *rotary(torch.tensor([p + 3, p]), 8, 1e4)).flatten(1)
+        angles = rotary(torch.tensor([p + 3, p]), 8, 1e4)
+        q_THD, _, _ = qkv_prep([x_THD.flatten(1)] * 3, [], [], *angles, [rows], heads=1, groups=1)
+        q, k = q_THD.flatten(1)
         products.append(q @ k)
         torch.testing.assert_close(q.norm(), x_THD[0].norm())
     torch.testing.assert_close(torch.stack(products), products[0].expand(3), rtol=0, atol=1e-6)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlakern.models.config import ExpertConfig, MoTConfig
+from vlakern.ops.norm import norm
+from vlakern.ops.qkv_prep import qkv_prep
 from vlakern.ops.shared_attention import KvEnd, shared_attention
 
 __all__ = ["KeyValues", "Layout", "MoT", "rotary"]
@@ -49,25 +51,16 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
     return angle.cos().float(), angle.sin().float()
 
 
-def _rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (i, i + D/2) by their angle."""
-    low, high = x_THD.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_THD.dtype)
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the root mean square in fp32."""
+    """h = x + residual, and h / rms(h) * weight, the root mean square in fp32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return norm(x, self.weight, residual=residual, eps=self.eps)
 
 
 class ExpertLayer(nn.Module):
@@ -90,20 +83,13 @@ class ExpertLayer(nn.Module):
         self.up_proj = nn.Linear(expert.hidden, expert.mlp, bias=False)
         self.down_proj = nn.Linear(expert.mlp, expert.hidden, bias=False)
 
-    def qkv(self, x_EM: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[E, H, D]``, keys and values ``[E, G, D]``; QK-norm comes before RoPE."""
-        h_EM = self.input_norm(x_EM)
-        heads = (-1, self.head_dim)
-        q_EHD = self.q_norm(self.q_proj(h_EM).unflatten(-1, heads))
-        k_EGD = self.k_norm(self.k_proj(h_EM).unflatten(-1, heads))
-        v_EGD = self.v_proj(h_EM).unflatten(-1, heads)
-        return _rotate(q_EHD, cos, sin), _rotate(k_EGD, cos, sin), v_EGD
+    def qkv(self, h_EM: Tensor) -> list[Tensor]:
+        """The projections of normed rows, before QK-norm: q ``[E, H·D]``, k and v ``[E, G·D]``."""
+        return [self.q_proj(h_EM), self.k_proj(h_EM), self.v_proj(h_EM)]
 
-    def output(self, x_EM: Tensor, attention_EHD: Tensor) -> Tensor:
-        """The residual stream after the output projection and the SwiGLU MLP."""
-        x_EM = x_EM + self.o_proj(attention_EHD.flatten(1))
-        h_EM = self.post_norm(x_EM)
-        return x_EM + self.down_proj(F.silu(self.gate_proj(h_EM)) * self.up_proj(h_EM))
+    def mlp(self, h_EM: Tensor) -> Tensor:
+        """SwiGLU of normed rows."""
+        return self.down_proj(F.silu(self.gate_proj(h_EM)) * self.up_proj(h_EM))
 
 
 class Expert(nn.Module):
@@ -145,53 +131,76 @@ class MoT(nn.Module):
         config = self.config
         cos, sin = rotary(layout.positions, config.head_dim, config.rope_theta)
         streams = (
-            Stream(self.semantic, layout.semantic_rows, semantic_EM),
-            Stream(self.action, layout.action_rows, action_EM),
+            Stream(self.semantic, layout.semantic_rows.int(), semantic_EM),
+            Stream(self.action, layout.action_rows.int(), action_EM),
         )
         streams = tuple(stream for stream in streams if stream.x_EM.shape[0])
-        # Joint row t is row order[t] of the experts' rows laid end to end; a lone expert owns all.
-        order = rows = None
-        if len(streams) > 1:
-            order = torch.cat([layout.semantic_rows, layout.action_rows]).argsort()
-            rows = order.int()
-        else:
-            streams = tuple(replace(stream, rows=None) for stream in streams)
+        # Joint row t is row order[t] of the experts' rows laid end to end.
+        rows = [stream.rows for stream in streams]
+        order = torch.cat(rows).argsort().int() if len(rows) > 1 else None
         made = []
         for i in range(config.layers):
-            parts = [stream.qkv(i, cos, sin) for stream in streams]
-            q, k, v = (torch.cat(part) for part in zip(*parts, strict=True))
-            k, v = _select(k, order), _select(v, order)
+            streams, q, k, v = self._attention_inputs(i, streams, cos, sin)
             made.append(KeyValues(k, v))
             cached = (prefix[i].k_TGD, prefix[i].v_TGD) if prefix is not None else (None, None)
-            out_EHD, _ = shared_attention(q, k, v, layout.who, *cached, rows=rows)
+            out_EHD, _ = shared_attention(q, k, v, layout.who, *cached, rows=order)
             outs = out_EHD.split([len(stream.x_EM) for stream in streams])
             streams = tuple(s.advance(i, out) for s, out in zip(streams, outs, strict=True))
-        by_expert = {stream.expert: stream.x_EM for stream in streams}
+        ends = {stream.expert: (stream.x_EM, stream.added_EM) for stream in streams}
         return (
-            self.semantic.norm(by_expert.get(self.semantic, semantic_EM)),
-            self.action.norm(by_expert.get(self.action, action_EM)),
+            self.semantic.norm(*ends.get(self.semantic, (semantic_EM, None)))[0],
+            self.action.norm(*ends.get(self.action, (action_EM, None)))[0],
             tuple(made),
         )
+
+    def _attention_inputs(
+        self, layer: int, streams: tuple["Stream", ...], cos: Tensor, sin: Tensor
+    ) -> tuple[tuple["Stream", ...], Tensor, Tensor, Tensor]:
+        """Streams after their additions, q in the experts' order, k and v in joint order."""
+        blocks = [stream.block(layer) for stream in streams]
+        normed = [
+            block.input_norm(stream.x_EM, stream.added_EM)
+            for block, stream in zip(blocks, streams, strict=True)
+        ]
+        parts = [block.qkv(h_EM) for block, (h_EM, _) in zip(blocks, normed, strict=True)]
+        wide = torch.promote_types(parts[0][0].dtype, torch.float32)
+        q, k, v = qkv_prep(
+            [one for part in parts for one in part],
+            [block.q_norm.weight for block in blocks],
+            [block.k_norm.weight for block in blocks],
+            cos.to(wide),
+            sin.to(wide),
+            [stream.rows for stream in streams],
+            heads=self.config.q_heads,
+            groups=self.config.kv_heads,
+            eps=self.config.norm_eps,
+        )
+        added = zip(streams, normed, strict=True)
+        return tuple(replace(s, x_EM=x_EM, added_EM=None) for s, (_, x_EM) in added), q, k, v
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One expert's residual stream and the joint rows it owns, None for all of them."""
+    """One expert's residual stream, in two parts until the next norm adds them.
+
+    Attributes:
+        rows: int32, the joint rows that the expert owns.
+        x_EM: the stream before the last block.
+        added_EM: what the last block adds, None for nothing.
+    """
 
     expert: Expert
-    rows: Tensor | None
+    rows: Tensor
     x_EM: Tensor
+    added_EM: Tensor | None = None
 
-    def qkv(self, layer: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def block(self, layer: int) -> ExpertLayer:
         block = self.expert.layers[layer]
         assert isinstance(block, ExpertLayer)
-        return block.qkv(self.x_EM, _select(cos, self.rows), _select(sin, self.rows))
+        return block
 
     def advance(self, layer: int, attention_EHD: Tensor) -> "Stream":
-        block = self.expert.layers[layer]
-        assert isinstance(block, ExpertLayer)
-        return Stream(self.expert, self.rows, block.output(self.x_EM, attention_EHD))
-
-
-def _select(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x.index_select(0, rows)
+        """The stream after the output projection and the MLP."""
+        block = self.block(layer)
+        h_EM, x_EM = block.post_norm(self.x_EM, block.o_proj(attention_EHD.flatten(1)))
+        return replace(self, x_EM=x_EM, added_EM=block.mlp(h_EM))
