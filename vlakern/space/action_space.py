@@ -122,7 +122,8 @@ class ActionSpace:
                     f" {slots.names()[int(lacking.argmax())]!r}, which the robot has; compute them"
                     " from its data"
                 )
-        self.robot, self.frame = robot, frame
+        self.robot = robot
+        self.frame: ActionFrame = frame
         self._state_map, self._action_map = state_map, action_map
         self.state_mask = present(robot.state, state_map)
         self.action_mask = present(robot.action, action_map)
