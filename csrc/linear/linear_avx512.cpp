@@ -4,7 +4,7 @@
 namespace vlakern {
 
 LinearKernels linear_avx512(const LinearVariant& variant) {
-  return portable_kernels<VecAvx512, 24>(variant);
+  return portable_kernels<VecAvx512, 14>(variant);
 }
 
 }  // namespace vlakern

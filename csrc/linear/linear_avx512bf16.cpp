@@ -59,7 +59,7 @@ LinearKernels linear_avx512bf16(const LinearVariant& variant) {
     kernels.busy = busy_bf16;
     return kernels;
   }
-  return portable_kernels<VecAvx512Bf16, 24>(variant);
+  return portable_kernels<VecAvx512Bf16, 14>(variant);
 }
 
 }  // namespace vlakern

@@ -80,6 +80,13 @@ def check_shared_attention(*command: str) -> None:
     assert run_host_test(*command, "40").startswith("40 problems:")
 
 
+def check_linear(*command: str) -> list[str]:
+    """Random products and layers are right on every instruction set; returns the sets."""
+    listed = run_host_test(*command)
+    assert listed.startswith("150 problems:")
+    return listed.split(":")[1].split()
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -93,6 +100,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_action_decode(str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(str(program.with_name("vlakern_image_prep_test")))
     check_shared_attention(str(program.with_name("vlakern_shared_attention_test")))
+    assert check_linear(str(program.with_name("vlakern_linear_test")))[-1] == "scalar"
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:
@@ -111,6 +119,8 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     check_action_decode(emulator, str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(emulator, str(program.with_name("vlakern_image_prep_test")))
     check_shared_attention(emulator, str(program.with_name("vlakern_shared_attention_test")))
+    program = program.with_name("vlakern_linear_test")
+    assert check_linear(emulator, str(program)) == ["neon", "scalar"]
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")
