@@ -1,6 +1,6 @@
 """Speed of what a policy does with its chunk: ``ActionSpace.decode``, state checks included.
 
-A table: ``python benchmarks/space/bench_action_space.py``. Nothing is printed while the commands are
+A table: ``python benchmarks/space/bench_action_space.py``. Nothing is printed while commands are
 not those of the batched mathematics in ``vlakern.space.frames``.
 """
 

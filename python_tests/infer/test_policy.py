@@ -222,7 +222,7 @@ WRONG = {
     ),
     "huge state": (
         state(lambda s: with_nan(s.astype(float), 2, 1e300)),
-        "state slot 2 \(hand\.2\) is too large for the policy's statistics",
+        r"state slot 2 \(hand\.2\) is too large for the policy's statistics",
     ),
     "unknown view": (
         lambda seen: dataclasses.replace(seen, images={**seen.images, "top": seen.images["front"]}),
