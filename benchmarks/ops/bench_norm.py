@@ -19,8 +19,8 @@ from torch import Tensor
 from vlakern import ops
 from vlakern.ops.norm.cases import BENCH, FLOAT_NAMES, Case, make_inputs, plain_norm
 from vlakern.ops.norm.reference import norm_reference
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import clock_of, copy_bandwidth
+from vlakern.testing import assert_accurate, generator, interleave_on
+from vlakern.testing.timing import copy_bandwidth
 
 bandwidth = cache(copy_bandwidth)
 
@@ -44,6 +44,7 @@ class Row:
     fraction_of_copy_bandwidth: float
     rival: str
     rival_over_vlakern: float
+    clock: str
 
 
 def traffic(case: Case, backward: bool) -> int:
@@ -112,8 +113,9 @@ def measure(case: Case, device: str, backend: str, repeats: int, backward: bool 
     check(case, inputs, backend)
     with torch.set_grad_enabled(backward):
         calls = contenders(inputs, backend, backward)
-        timings = interleave(calls, repeats, clock=clock_of(device))
-    ours = timings.pop("vlakern").median
+        timings = interleave_on(device, calls, repeats)
+    timed = timings.pop("vlakern")
+    ours = timed.median
     rival = min(timings, key=lambda name: timings[name].median)
     moved = traffic(case, backward)
     return Row(
@@ -128,6 +130,7 @@ def measure(case: Case, device: str, backend: str, repeats: int, backward: bool 
         moved / ours / bandwidth(device),
         rival,
         timings[rival].median / ours,
+        timed.clock,
     )
 
 

@@ -18,8 +18,8 @@ import torch
 from vlakern import ops
 from vlakern.ops.ode_step.cases import BENCH, Case, make_inputs, plain_ode_step, traffic
 from vlakern.ops.ode_step.reference import ode_step_reference
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import clock_of, copy_bandwidth
+from vlakern.testing import assert_accurate, generator, interleave_on
+from vlakern.testing.timing import copy_bandwidth
 
 bandwidth = cache(copy_bandwidth)
 
@@ -36,6 +36,7 @@ class Row:
     gigabytes_per_second: float
     fraction_of_copy_bandwidth: float
     torch_eager_over_vlakern: float
+    clock: str
 
 
 def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
@@ -66,7 +67,7 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
         "vlakern": in_place(inputs, backend),
         "torch": lambda: plain_ode_step(**inputs),
     }
-    timings = interleave(contenders, repeats, clock=clock_of(device))
+    timings = interleave_on(device, contenders, repeats)
     ours, theirs = timings["vlakern"].median, timings["torch"].median
     return Row(
         "ode_step",
@@ -77,6 +78,7 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
         traffic(case) / ours / 1e9,
         traffic(case) / ours / bandwidth(device),
         theirs / ours,
+        timings["vlakern"].clock,
     )
 
 
