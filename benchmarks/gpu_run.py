@@ -73,20 +73,24 @@ class Runner:
             except OSError as error:
                 output.write(f"{error}\n".encode())
             else:
-                try:
-                    code = _code(child.wait(max(limit, 0.0)))
-                except subprocess.TimeoutExpired:
-                    timed_out = True
-                    code = _end(child)
-                except BaseException:
-                    _end(child)
-                    raise
+                code, timed_out = _wait(child, limit)
         text = path.read_text(errors="replace")
         result = Result(code, time.monotonic() - begin, timed_out, text)
         with self._lock, self.log.open("a") as log:
             head = f"=== {title}: {result.status}, {result.seconds:.1f} of {limit:.0f} s"
             log.write(f"{head}\n$ {' '.join(command)}\n{text}\n")
         return result
+
+
+def _wait(child: "subprocess.Popen[bytes]", limit: float) -> tuple[int, bool]:
+    """Exit code, and whether the limit ended it; it never outlives this call."""
+    try:
+        return _code(child.wait(max(limit, 0.0))), False
+    except subprocess.TimeoutExpired:
+        return _end(child), True
+    finally:
+        if child.poll() is None:  # an interrupt from the keyboard
+            _end(child)
 
 
 def _code(code: int) -> int:

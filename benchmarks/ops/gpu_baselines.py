@@ -75,6 +75,7 @@ def with_flex(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> dict[str, Run
     mask = create_block_mask(sees, *sizes, device=q.device.type)
     attend: Any = flex_attention
     if q.device.type == "cuda":
+        torch.compiler.reset()  # every case its own compilation, past the limit of recompilations
         attend = torch.compile(flex_attention, dynamic=False)
     return {"flex_attention": lambda: attend(q, k, v, block_mask=mask, enable_gqa=True)}
 

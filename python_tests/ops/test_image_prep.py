@@ -302,3 +302,11 @@ def test_refuses_fp64(backend: str) -> None:
 def test_in_interpreter(run_interpreted: Any) -> None:
     """The Triton kernel passes this file's tests in Triton's interpreter."""
     assert run_interpreted(__file__) > len(CASES)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@every_case
+def test_gpu_values(backend: str, case: Case, request: pytest.FixtureRequest) -> None:
+    """On the GPU, too, whole levels give the definition's bits."""
+    check_values(case, make_inputs(case, generator(request.node.name, "cuda")), backend)
