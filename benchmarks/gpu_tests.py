@@ -14,7 +14,9 @@ from gpu_run import Result, Runner
 
 __all__ = ["TOOLS", "Finding", "Outcome", "run_tests", "sanitize"]
 
+DRIVER = "driver"  # the cases under no tool
 TOOLS = ("memcheck", "racecheck", "synccheck")
+LEAST = 5.0  # [s] below which a process with torch is not worth starting
 FOUND = 9  # exit code that compute-sanitizer is asked to give when it finds an error
 SHOWN = 20  # failing tests named per file
 PARALLEL = 4  # test files at a time: most of a Triton test is compiling, which needs no GPU
@@ -98,16 +100,11 @@ def sanitize(
     A tool takes all ops in one process, since starting costs more than the cases; where it finds
     something, the ops are taken one by one to learn whose it is.
     """
-    if not ops:
-        return []
-    limit = deadline - time.monotonic()
-    alone = runner.run("sanitizer driver", [python, str(script), "--op", *ops], limit / 4)
-    sound = {op for op in ops if f"clean {op}\n" in alone.output}
-    found = [Finding(op, "driver", "failed") for op in ops if op not in sound]
-    todo = [op for op in ops if op in sound]
+    alone = _one_tool(runner, python, script, DRIVER, ops, (deadline - time.monotonic()) / 3)
+    found = [one for one in alone if one.status != "ok"]
+    todo = [one.op for one in alone if one.status == "ok"]
     for position, tool in enumerate(TOOLS):
-        left = deadline - time.monotonic()
-        share = left / (len(TOOLS) - position)
+        share = (deadline - time.monotonic()) / (len(TOOLS) - position)
         found += _one_tool(runner, python, script, tool, todo, share)
     return found
 
@@ -115,29 +112,31 @@ def sanitize(
 def _one_tool(
     runner: Runner, python: str, script: Path, tool: str, ops: Sequence[str], share: float
 ) -> list[Finding]:
+    """All ops together and, unless all are clean, one by one."""
     deadline = time.monotonic() + share
+    under = [] if tool == DRIVER else ["compute-sanitizer", "--tool", tool]
+    under += ["--error-exitcode", str(FOUND)] if under else []
+    under += ["--target-processes", "application-only"] if under else []
+    extra = ALONE if under else {}
 
     def run(*some: str) -> Result:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND)]
-        command += ["--target-processes", "application-only"]
-        command += [python, str(script), "--op", *some]
+        command = [*under, python, str(script), "--op", *some]
         limit = deadline - time.monotonic()
-        return runner.run(f"{tool} {' '.join(some)}", command, limit, **ALONE)
+        return runner.run(f"{tool} {' '.join(some)}", command, limit, **extra)
 
     if not ops:
         return []
     together = run(*ops)
-    verdicts = {op: verdict(together, op) for op in ops}
-    if set(verdicts.values()) <= {"ok"}:
+    if {verdict(together, op) for op in ops} == {"ok"}:
         return [Finding(op, tool, "ok") for op in ops]
-    if together.status == "unavailable" or unusable(together.output):
+    if together.status == "unavailable" or (under and unusable(together.output)):
         return [Finding(op, tool, "unavailable") for op in ops]
     alone = []
     for op in ops:
-        if deadline - time.monotonic() < 5:
+        if deadline - time.monotonic() < LEAST:
             alone.append(Finding(op, tool, "timed out"))
-            continue
-        alone.append(Finding(op, tool, verdict(run(op), op)))
+        else:
+            alone.append(Finding(op, tool, verdict(run(op), op)))
     return alone
 
 

@@ -7,7 +7,8 @@ the sanitizer watches is an op's own.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -144,22 +145,22 @@ def run_op(op: str, device: str, backends: list[str]) -> int:
     return passes
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", nargs="+", default=list(OPS), choices=tuple(OPS))
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", help="those of a GPU that serve it, by default")
-    args = parser.parse_args()
-    served = verdicts(args.device)
+    parser.add_argument("--backend", nargs="*", help="those of a GPU that serve it, by default")
+    args = parser.parse_args(arguments)
+    served, clean = verdicts(args.device), 0
     for op in args.op:
-        names = args.backend or [n for n in GPU_BACKENDS if served[op].get(n) == "ok"]
+        usable = [name for name in GPU_BACKENDS if served[op].get(name) == "ok"]
+        names = usable if args.backend is None else args.backend
         print(f"begin {op}: {', '.join(names)}", flush=True)
         passes = run_op(op, args.device, names)
-        if passes:
-            print(f"clean {op}", flush=True)
-        else:
-            print(f"nothing of {op} ran", flush=True)
+        clean += passes > 0
+        print(f"clean {op}" if passes else f"nothing of {op} ran", flush=True)
+    return 0 if clean == len(args.op) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -73,7 +73,7 @@ def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
 
 def bound(inputs: dict[str, Any], backend: str) -> Callable[[], object]:
     """The forward call as an engine makes it."""
-    outputs = {"y_out": torch.empty_like(inputs["x"])}
+    outputs: dict[str, Any] = {"y_out": torch.empty_like(inputs["x"])}
     if "residual" in inputs:
         outputs["h_out"] = torch.empty_like(inputs["x"])
     return ops.norm_out(**inputs, **outputs, backend=backend)

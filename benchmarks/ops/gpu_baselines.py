@@ -111,8 +111,9 @@ def with_vlakern(given: Inputs) -> dict[str, Run]:
 
 
 def moved(given: Inputs, device: str) -> Inputs:
-    parts = {name: getattr(given, name) for name in given.__dataclass_fields__}
-    return Inputs(**{n: v if v is None else v.to(device) for n, v in parts.items()})
+    parts: dict[str, Any] = {name: getattr(given, name) for name in given.__dataclass_fields__}
+    far: dict[str, Any] = {n: v if v is None else v.to(device) for n, v in parts.items()}
+    return Inputs(**far)
 
 
 def attention_contenders(case: Case, device: str, ours: bool, flex: bool) -> dict[str, Run]:

@@ -249,22 +249,25 @@ def findings(runner: Any) -> dict[tuple[str, str], str]:
 def test_sanitizer_that_cannot_work_here() -> None:
     """A tool that is missing or refuses the device is unavailable, which is not the op's fault."""
     refuses = Result(1, 1.0, False, "========= Error: Device not supported")
-    runner = Scripted(("sanitizer", CLEAN), ("memcheck", refuses), ("", Result(-1, 0.0, False, "")))
+    runner = Scripted(("driver", CLEAN), ("memcheck", refuses), ("", Result(-1, 0.0, False, "")))
     assert set(findings(runner).values()) == {"unavailable"}
     assert len(runner.titles) == 4
 
 
 def test_sanitizer_asks_whose_error_it_is() -> None:
-    """Where all ops together had an error they are taken one by one."""
+    """Where all ops together had an error they are taken one by one, under no tool as well."""
     error = Result(9, 1.0, False, "begin a: triton\n")
     runner = Scripted(
-        ("sanitizer", CLEAN), ("racecheck a b", error), ("racecheck b", error), ("", CLEAN)
+        ("driver", CLEAN), ("racecheck a b", error), ("racecheck b", error), ("", CLEAN)
     )
     found = findings(runner)
     assert {key for key, status in found.items() if status != "ok"} == {("racecheck", "b")}
-    broken = Scripted(("sanitizer", Result(1, 1.0, False, "clean a\n")), ("", CLEAN))
-    assert findings(broken)[("driver", "b")] == "failed"
-    assert ("memcheck", "b") not in findings(broken)
+    crash = Result(1, 1.0, False, "begin a: triton\n")
+    broken = Scripted(("driver a b", crash), ("driver a", crash), ("", CLEAN))
+    assert findings(broken) == {
+        ("driver", "a"): "failed",
+        **{(tool, "b"): "ok" for tool in ("memcheck", "racecheck", "synccheck")},
+    }
 
 
 def test_time_not_used_is_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
