@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "action_decode/action_decode_python.h"
+#include "action_embed/action_embed_python.h"
+#include "action_unembed/action_unembed_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
 #include "flow_loss/flow_loss_python.h"
@@ -54,6 +56,12 @@ NB_MODULE(_native, m) {
   m.def("peak_rate", &vlakern::peak_rate, Unlocked());
   m.def("read_rate", &vlakern::read_rate, Unlocked());
   m.def("linear_workspace", &vlakern::linear_workspace);
+  nb::class_<py::ActionEmbed>(m, "ActionEmbed")
+      .def(py::action_embed_init())
+      .def("__call__", &py::ActionEmbed::run);
+  nb::class_<py::ActionUnembed>(m, "ActionUnembed")
+      .def(py::action_unembed_init())
+      .def("__call__", &py::ActionUnembed::run);
   nb::class_<py::GatedMlp>(m, "GatedMlp")
       .def(py::gated_mlp_init())
       .def("__call__", &py::GatedMlp::run);

@@ -12,6 +12,8 @@ from vlakern.ops._table import OPS
 if TYPE_CHECKING:
     from vlakern.ops._dispatch import Key, resolve
     from vlakern.ops.action_decode import action_decode, action_decode_out
+    from vlakern.ops.action_embed import action_embed, action_embed_out, fold_action_encoder
+    from vlakern.ops.action_unembed import FinalNorm, action_unembed, action_unembed_out
     from vlakern.ops.flow_loss import (
         flow_loss,
         flow_loss_out,
@@ -28,16 +30,22 @@ if TYPE_CHECKING:
     from vlakern.ops.shared_attention import shared_attention, shared_attention_out
 
 __all__ = [
+    "FinalNorm",
     "Key",
     "PackedLinear",
     "action_decode",
     "action_decode_out",
+    "action_embed",
+    "action_embed_out",
+    "action_unembed",
+    "action_unembed_out",
     "explain",
     "flow_loss",
     "flow_loss_out",
     "flow_mix",
     "flow_mix_out",
     "flow_noise",
+    "fold_action_encoder",
     "gated_mlp",
     "gated_mlp_out",
     "image_prep",
@@ -63,6 +71,8 @@ _HOMES = {
     "resolve": "vlakern.ops._dispatch",
     "PackedLinear": "vlakern.ops.linear",
     "pack_linear": "vlakern.ops.linear",
+    "FinalNorm": "vlakern.ops.action_unembed",
+    "fold_action_encoder": "vlakern.ops.action_embed",
     **OPS,
     **{f"{op}_out": home for op, home in OPS.items()},
     **dict.fromkeys(("flow_mix", "flow_mix_out", "flow_noise"), OPS["flow_loss"]),

@@ -4,6 +4,8 @@ __all__ = ["OPS"]
 
 OPS = {
     "action_decode": "vlakern.ops.action_decode",
+    "action_embed": "vlakern.ops.action_embed",
+    "action_unembed": "vlakern.ops.action_unembed",
     "flow_loss": "vlakern.ops.flow_loss",
     "gated_mlp": "vlakern.ops.gated_mlp",
     "image_prep": "vlakern.ops.image_prep",
