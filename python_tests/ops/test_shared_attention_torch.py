@@ -29,10 +29,17 @@ def tensors(given: Inputs) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
+def attend(leaves: Sequence[Tensor], given: Inputs) -> tuple[Tensor, Tensor]:
+    """The op on q, k, v and, if there are five leaves, a cached prefix."""
+    q, k, v, *prefix = leaves
+    prefix_k, prefix_v = prefix or (None, None)
+    return ops.shared_attention(q, k, v, given.who, prefix_k, prefix_v, rows=given.rows_T)
+
+
 def everything(given: Inputs) -> list[Tensor]:
     """Both results and all gradients of the default backend."""
     leaves = [x.detach().requires_grad_() for x in tensors(given)]
-    out, lse = ops.shared_attention(*leaves[:3], given.who, *leaves[3:], rows=given.rows_T)
+    out, lse = attend(leaves, given)
     loss = out.float().square().sum() + lse.sum()
     return [out, lse, *torch.autograd.grad(loss, leaves)]
 
@@ -58,7 +65,7 @@ def test_compiles_without_a_graph_break() -> None:
     leaves = [x.requires_grad_() for x in tensors(given)]
 
     def loss(*new: Tensor) -> Tensor:
-        out, _ = ops.shared_attention(*new[:3], given.who, *new[3:], rows=given.rows_T)
+        out, _ = attend(new, given)
         return torch.tanh(out).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -91,7 +98,7 @@ def test_250_repeats_have_the_same_bits(dtype: torch.dtype) -> None:
         if repeat % 10 == 0:
             found = everything(given)
         else:
-            found = list(ops.shared_attention(*tensors(given)[:3], given.who, *tensors(given)[3:]))
+            found = list(attend(tensors(given), given))
         assert all(torch.equal(one, two) for one, two in zip(first, found, strict=False))
 
 
