@@ -1,6 +1,6 @@
 """shared_attention as a part of torch: registration, compilation, the same bits every time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -95,10 +95,7 @@ def test_250_repeats_have_the_same_bits(dtype: torch.dtype) -> None:
     first = everything(given)
     for repeat in range(250):
         torch.set_num_threads(1 + repeat % 2)
-        if repeat % 10 == 0:
-            found = everything(given)
-        else:
-            found = list(attend(tensors(given), given))
+        found = everything(given) if repeat % 10 == 0 else list(attend(tensors(given), given))
         assert all(torch.equal(one, two) for one, two in zip(first, found, strict=False))
 
 
