@@ -29,8 +29,8 @@ from vlakern.ops.flow_loss.cases import (
     plain_noise,
 )
 from vlakern.ops.flow_loss.reference import flow_loss_reference
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import clock_of, copy_bandwidth
+from vlakern.testing import assert_accurate, generator, interleave_on
+from vlakern.testing.timing import copy_bandwidth
 
 bandwidth = cache(copy_bandwidth)
 FACES = ("mix", "loss", "step")
@@ -56,6 +56,7 @@ class Row:
     fraction_of_copy_bandwidth: float
     million_normals_per_second: float
     torch_eager_over_vlakern: float
+    clock: str
 
 
 def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
@@ -128,7 +129,7 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> list[Row]:
     ours, theirs = fused(case, inputs, backend), eager(case, inputs)
     for face in FACES:
         contenders = {"vlakern": ours[face], "torch": theirs[face]}
-        timings = interleave(contenders, repeats, clock=clock_of(device))
+        timings = interleave_on(device, contenders, repeats)
         seconds = timings["vlakern"].median
         drawn = case.rows * case.positions * case.slots * {"mix": 1, "loss": 2, "step": 3}[face]
         rows.append(
@@ -143,6 +144,7 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> list[Row]:
                 moved[face] / seconds / bandwidth(device),
                 drawn / seconds / 1e6,
                 timings["torch"].median / seconds,
+                timings["vlakern"].clock,
             )
         )
     return rows

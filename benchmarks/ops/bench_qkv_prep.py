@@ -18,8 +18,8 @@ import torch
 from vlakern import ops
 from vlakern.ops.qkv_prep.cases import BENCH, Case, flat, make_inputs, plain_qkv_prep
 from vlakern.ops.qkv_prep.reference import qkv_prep_reference
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import clock_of, copy_bandwidth
+from vlakern.testing import assert_accurate, generator, interleave_on
+from vlakern.testing.timing import copy_bandwidth
 
 bandwidth = cache(copy_bandwidth)
 
@@ -43,6 +43,7 @@ class Row:
     fraction_of_copy_bandwidth: float
     rival: str
     rival_over_vlakern: float
+    clock: str
 
 
 def traffic(case: Case, backward: bool) -> int:
@@ -129,8 +130,9 @@ def measure(case: Case, device: str, backend: str, repeats: int, backward: bool 
     check(case, inputs, backend)
     with torch.set_grad_enabled(backward):
         calls = contenders(case, inputs, backend, backward)
-        timings = interleave(calls, repeats, clock=clock_of(device))
-    ours = timings.pop("vlakern").median
+        timings = interleave_on(device, calls, repeats)
+    timed = timings.pop("vlakern")
+    ours = timed.median
     rival = min(timings, key=lambda name: timings[name].median)
     moved = traffic(case, backward)
     return Row(
@@ -145,6 +147,7 @@ def measure(case: Case, device: str, backend: str, repeats: int, backward: bool 
         moved / ours / bandwidth(device),
         rival,
         timings[rival].median / ours,
+        timed.clock,
     )
 
 

@@ -332,3 +332,14 @@ def test_schema(line: Any, wrong: str) -> None:
     found = problems(json.dumps(line))
     assert bool(found) == bool(wrong)
     assert wrong in " ".join(found)
+
+
+def test_what_can_be_timed_can_be_tested() -> None:
+    """Every benchmark that takes a GPU has tests for one, else its op could never be timed; and it
+    times inside graphs."""
+    for op in gpu_plan.find_ops(ROOT).values():
+        if op.takes_device:
+            assert op.tests, f"{op.name} has no test marked gpu"
+            assert "interleave_on(" in op.benchmark.read_text(), (
+                f"{op.name} times by the wall clock"
+            )
