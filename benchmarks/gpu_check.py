@@ -65,16 +65,26 @@ def environment_stage(check: Check, limit: float) -> Result:
     """Who the machine is; without an answer nothing else on the GPU can run."""
     script = check.root / "benchmarks/machine/environment.py"
     result = check.runner.run("environment", [check.python, str(script)], limit)
-    lines = result.output.strip().splitlines()
-    if result.status == "ok" and lines:
-        try:
-            check.environment = json.loads(lines[-1])
-        except json.JSONDecodeError:
+    if result.status == "ok":
+        check.environment = last_object(result.output)
+        if "gpu" not in check.environment:
             return Result(1, result.seconds, False, result.output)
         slug = device_slug(str(check.environment.get("gpu", "")))
         check.add("environment", device=slug, commit=check.commit, **check.environment)
         check.say(f"{check.environment.get('gpu')}, torch {check.environment.get('torch')}")
     return result
+
+
+def last_object(output: str) -> dict[str, Any]:
+    """The last line that is a JSON object, among what libraries say; empty if there is none."""
+    for line in reversed(output.splitlines()):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def build_stage(check: Check, limit: float) -> Result:
@@ -88,14 +98,12 @@ def build_stage(check: Check, limit: float) -> Result:
 
 def backends_stage(check: Check, limit: float) -> Result:
     """What every op says about this GPU; a native backend that was not built is red."""
-    script = (
-        "import json\nfrom vlakern.ops import verdicts\nprint(json.dumps(verdicts('cuda')), end='')"
-    )
+    script = "import json\nfrom vlakern.ops import verdicts\nprint(json.dumps(verdicts('cuda')))"
     result = check.runner.run("backends", [check.python, "-c", script], limit)
     if result.status != "ok":
         return result
-    verdicts: dict[str, dict[str, str]] = json.loads(result.output.strip().splitlines()[-1])
-    wrong = 0
+    verdicts: dict[str, dict[str, str]] = last_object(result.output)
+    wrong = 0 if verdicts else 1
     for op, by_backend in verdicts.items():
         check.add("backends", op=op, verdicts=by_backend)
         gpu = {name: by_backend[name] for name in ("cuda", "triton") if name in by_backend}
@@ -157,7 +165,7 @@ def machine_stage(check: Check, limit: float) -> Result:
     rows = check.work / "machine.jsonl"
     command = [check.python, str(script), "--work", str(check.work), "--json", str(rows)]
     capability = str(check.environment.get("capability", ""))
-    command += ["--arch", capability, "--limit", f"{limit:.0f}"]
+    command += ["--arch", capability, "--limit", f"{0.9 * limit:.0f}"]
     result = check.runner.run("machine", command, limit)
     for row in read_rows(rows):
         check.add("machine", **row)
@@ -181,7 +189,14 @@ def speed_stage(check: Check, limit: float) -> Result:
     script = check.root / "benchmarks/ops/gpu_baselines.py"
     rows = check.work / "baselines.jsonl"
     left = deadline - time.monotonic()
-    command = [check.python, str(script), "--json", str(rows), "--limit", f"{max(left, 1):.0f}"]
+    command = [
+        check.python,
+        str(script),
+        "--json",
+        str(rows),
+        "--limit",
+        f"{max(0.8 * left, 1):.0f}",
+    ]
     command += [] if red_because(check, "shared_attention") else ["--vlakern"]
     results.append(check.runner.run("baselines", command, left))
     for row in read_rows(rows):
@@ -224,6 +239,8 @@ STAGES = {
     "machine": machine_stage,
     "speed": speed_stage,
 }
+# A mistake in a stage must not cost the stages after it.
+RECORDED = (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError)
 WITHOUT_BUILD = ("environment", "build", "machine")
 
 
@@ -256,7 +273,7 @@ def run_stages(check: Check) -> bool:
         check.say(f"{name}: at most {limit:.0f} s")
         try:
             result = stage(check, limit)
-        except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        except RECORDED as error:
             result = Result(1, 0.0, False, str(error))
             check.say(f"{name}: {type(error).__name__}: {error}")
         seconds = round(result.seconds, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = ["Result", "Runner"]
 
+KEPT = 300_000  # last characters of a program's output that the log keeps
 GRACE = 3.0  # [s] between being asked to end and being killed
 
 
@@ -78,7 +79,7 @@ class Runner:
         result = Result(code, time.monotonic() - begin, timed_out, text)
         with self._lock, self.log.open("a") as log:
             head = f"=== {title}: {result.status}, {result.seconds:.1f} of {limit:.0f} s"
-            log.write(f"{head}\n$ {' '.join(command)}\n{text}\n")
+            log.write(f"{head}\n$ {' '.join(command)}\n{text[-KEPT:]}\n")
         return result
 
 

@@ -42,6 +42,7 @@ def environment(words: list[str]) -> int:
         return 1
     print("a warning of some library")
     print(json.dumps(GPU))
+    print("a word at the end")
     return 0
 
 
@@ -57,6 +58,9 @@ def inline(words: list[str]) -> int:
         return 0
     ops = Path(os.environ["STUB_ROOT"], "benchmarks/ops").glob("bench_*.py")
     served = {"triton": "ok", "cpu": "computes on the CPU", "reference": "ok"}
+    if SCENE.get("verdicts"):
+        print(SCENE["verdicts"])
+        return 0
     print(json.dumps({path.stem.removeprefix("bench_"): served for path in ops}))
     return 0
 

@@ -334,6 +334,16 @@ def test_schema(line: Any, wrong: str) -> None:
     assert wrong in " ".join(found)
 
 
+def test_a_stage_with_a_mistake(machine: Machine) -> None:
+    """Verdicts that are no table make their stage red; the stages after it still run."""
+    ran = machine({"verdicts": '{"norm": 3}'})
+    assert ran.code == 1
+    states = {line["name"]: line["status"] for line in ran.of("stage")}
+    assert states["backends"] == "failed"
+    assert states["tests"] == states["machine"] == "ok"
+    assert not ran.of("speed")
+
+
 def test_what_can_be_timed_can_be_tested() -> None:
     """Every benchmark that takes a GPU has tests for one, else its op could never be timed; and it
     times inside graphs."""
