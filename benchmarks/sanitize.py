@@ -80,6 +80,19 @@ def packed(op: str, case: Any, device: str) -> Iterator[Call]:
     yield call
 
 
+def bound_arguments(op: str, case: Any, device: str) -> Iterator[Call]:
+    """Ops whose cases fold and pack weights."""
+    module = import_module(f"{OPS[op]}.cases")
+    made = module.op_arguments(case, module.make_inputs(case, generator(str(case))))
+    given = moved(made, device)
+
+    def call(backend: str) -> Any:
+        with torch.no_grad():
+            return getattr(ops, op)(**given, backend=backend)
+
+    yield call
+
+
 def shared_attention(op: str, case: Any, device: str) -> Iterator[Call]:
     made = import_module(f"{OPS[op]}.cases").make(case, generator(str(case)))
     names = ("q_THD", "k_SGD", "v_SGD", "who", "prefix_k_PGD", "prefix_v_PGD")
@@ -102,6 +115,8 @@ def flow_loss(op: str, case: Any, device: str) -> Iterator[Call]:
 
 
 HOW: dict[str, Callable[[str, Any, str], Iterator[Call]]] = {
+    "action_embed": bound_arguments,
+    "action_unembed": bound_arguments,
     "flow_loss": flow_loss,
     "gated_mlp": packed,
     "image_prep": image_prep,

@@ -18,7 +18,14 @@ import torch
 
 from vlakern import ops
 from vlakern.ops.action_embed import BoundEmbed
-from vlakern.ops.action_embed.cases import BENCH, Case, Encoder, make_inputs, plain_encoder
+from vlakern.ops.action_embed.cases import (
+    BENCH,
+    Case,
+    Encoder,
+    make_inputs,
+    op_arguments,
+    plain_encoder,
+)
 from vlakern.testing import assert_accurate, generator, interleave
 from vlakern.testing.timing import copy_bandwidth
 
@@ -43,18 +50,12 @@ class Row:
 
 def bind(case: Case, inputs: dict[str, Any]) -> BoundEmbed:
     """The call of an engine."""
-    n: Encoder = inputs["encoder"]
-    x = inputs["x"].flatten(0, 1)
-    rows = x.shape[0]
-    out = torch.empty((rows, case.width), dtype=case.dtype)
-    if case.layers == 1:
-        return ops.action_embed_out(x, ops.pack_linear(n.w1, case.kind), n.b1, out=out)
-    w_fold, time = ops.fold_action_encoder(
-        n.w1, n.b1, n.w2, n.b2, inputs["embedding"].reshape(-1, case.width)
-    )
-    time = time[0] if case.time == "shared" else time
-    weights = ops.pack_linear(w_fold, case.kind), ops.pack_linear(n.w3, case.kind, bias=n.b3)
-    return ops.action_embed_out(x, weights[0], time, weights[1], out=out)
+    given = op_arguments(case, inputs)
+    x = given.pop("x").flatten(0, 1)
+    if case.time != "shared":
+        given["time"] = given["time"].expand(*inputs["x"].shape[:2], case.width).flatten(0, 1)
+    out = torch.empty((x.shape[0], case.width), dtype=case.dtype)
+    return ops.action_embed_out(x, **given, out=out)
 
 
 def cost(case: Case) -> tuple[float, float]:

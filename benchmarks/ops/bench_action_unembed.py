@@ -18,7 +18,13 @@ import torch
 
 from vlakern import ops
 from vlakern.ops.action_unembed import BoundUnembed
-from vlakern.ops.action_unembed.cases import BENCH, Case, make_inputs, plain_decoder
+from vlakern.ops.action_unembed.cases import (
+    BENCH,
+    Case,
+    make_inputs,
+    op_arguments,
+    plain_decoder,
+)
 from vlakern.testing import assert_accurate, generator, interleave
 from vlakern.testing.timing import copy_bandwidth
 
@@ -43,12 +49,8 @@ class Row:
 
 def bind(case: Case, inputs: dict[str, Any]) -> BoundUnembed:
     """The call of an engine."""
-    hidden = None
-    if case.hidden:
-        hidden = ops.pack_linear(inputs["w_hidden"], case.kind, bias=inputs["b_hidden"])
-    last = ops.pack_linear(inputs["w_out"], case.kind, bias=inputs["b_out"])
     out = torch.empty((case.rows, case.slots), dtype=case.dtype)
-    return ops.action_unembed_out(inputs["h"], hidden, last, out=out, norm=inputs["norm"])
+    return ops.action_unembed_out(**op_arguments(case, inputs), out=out)
 
 
 def cost(case: Case) -> tuple[float, float]:

@@ -12,7 +12,13 @@ from vlakern.errors import InputError, Unsupported
 from vlakern.models import VLA, preset
 from vlakern.models.vla import time_embedding
 from vlakern.ops import _native
-from vlakern.ops.action_embed.cases import CASES, Case, make_inputs, plain_encoder
+from vlakern.ops.action_embed.cases import (
+    CASES,
+    Case,
+    make_inputs,
+    op_arguments,
+    plain_encoder,
+)
 from vlakern.ops.action_embed.reference import action_embed_reference
 from vlakern.testing import assert_accurate, generator, poison, poisoned_allocations
 
@@ -31,25 +37,10 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
 
 
-def folded(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the op: folded and packed weights."""
-    n = inputs["encoder"]
-    if case.layers == 1:
-        shape = tuple(inputs["embedding"].shape)
-        return {"w_in": ops.pack_linear(n.w1, case.kind), "time": n.b1.expand(shape)}
-    table = inputs["embedding"].reshape(-1, case.width)
-    w_fold, time = ops.fold_action_encoder(n.w1, n.b1, n.w2, n.b2, table)
-    return {
-        "w_in": ops.pack_linear(w_fold, case.kind),
-        "time": time.reshape(inputs["embedding"].shape),
-        "w_out": ops.pack_linear(n.w3, case.kind, bias=n.b3),
-    }
-
-
 def check(case: Case, inputs: dict[str, Any], backend: str, unit: float = 0.0) -> Tensor:
     """The rule; ``unit`` is the least scale: of few numbers all may be exact by luck."""
     with poisoned_allocations():
-        y = ops.action_embed(inputs["x"], **folded(case, inputs), backend=backend)
+        y = ops.action_embed(**op_arguments(case, inputs), backend=backend)
     exact = plain_encoder(case, inputs, torch.float64)
     plain = plain_encoder(case, inputs, case.dtype)
     wide = [torch.cat([one.flatten(), one.new_tensor([unit])]) for one in (y, exact, plain)]
@@ -115,14 +106,14 @@ def test_is_the_models_encoder(backend: str, isa: str, rng: torch.Generator) -> 
 
 
 @pytest.mark.parametrize("time", ["shared", "RH"])
-def test_every_isa_and_thread_count_gives_the_same_bits(time: str, rng: torch.Generator) -> None:
-    """One result for fp32 weights; bf16's products differ by instruction set, not by threads."""
+def test_threads_do_not_change_bits(time: str, rng: torch.Generator) -> None:
+    """One, two and three threads give the same bits."""
     case = Case(5, 16, 40, 96, "fp32", time)
     inputs = make_inputs(case, rng)
-    given, found, before = folded(case, inputs), [], torch.get_num_threads()
+    given, found, before = op_arguments(case, inputs), [], torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(ops.action_embed(inputs["x"], **given, backend="cpu"))
+        found.append(ops.action_embed(**given, backend="cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(one, found[0]) for one in found)
 
@@ -132,7 +123,8 @@ def test_bound_call_repeats(backend: str, isa: str, rng: torch.Generator) -> Non
     """The call that action_embed_out returns reads x and its row of the table anew."""
     case = Case(1, 4, 6, 20, "fp32")
     inputs = make_inputs(case, rng)
-    given, x = folded(case, inputs), inputs["x"][0].clone()
+    given = op_arguments(case, inputs)
+    x = given.pop("x")[0].clone()
     out = poison(torch.empty(4, 20))
     bound = ops.action_embed_out(x, **given, out=out, backend=backend)
     assert torch.equal(out, ops.action_embed(x, **given, backend=backend))
@@ -157,7 +149,8 @@ def test_opcheck_and_compile(rng: torch.Generator) -> None:
     """Schema and fake agree with the op; it compiles without a graph break."""
     case = Case(2, 3, 5, 16, "fp32", "R")
     inputs = make_inputs(case, rng)
-    given, x = folded(case, inputs), inputs["x"]
+    given = op_arguments(case, inputs)
+    x = given.pop("x")
     a, b = given["w_in"], given["w_out"]
     time = given["time"].expand(2, 3, 16).reshape(6, 16)
     first, last = (a.data, a.n, a.k, a.kind), (b.data, b.n, b.k, b.kind, True)

@@ -11,7 +11,13 @@ from vlakern import ops
 from vlakern.errors import InputError
 from vlakern.models import VLA, preset
 from vlakern.ops import _native
-from vlakern.ops.action_unembed.cases import CASES, Case, make_inputs, plain_decoder
+from vlakern.ops.action_unembed.cases import (
+    CASES,
+    Case,
+    make_inputs,
+    op_arguments,
+    plain_decoder,
+)
 from vlakern.ops.action_unembed.reference import action_unembed_reference
 from vlakern.testing import assert_accurate, generator, poison, poisoned_allocations
 
@@ -30,24 +36,11 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
 
 
-def packed(case: Case, i: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the op, with packed weights."""
-    hidden = None
-    if i["w_hidden"] is not None:
-        hidden = ops.pack_linear(i["w_hidden"], case.kind, bias=i["b_hidden"])
-    out = ops.pack_linear(i["w_out"], case.kind, bias=i["b_out"])
-    return {"h": i["h"], "w_hidden": hidden, "w_out": out, "norm": i["norm"]}
-
-
 def check(case: Case, inputs: dict[str, Any], backend: str, unit: float = 0.0) -> Tensor:
     """The rule; ``unit`` is the least scale: of few numbers all may be exact by luck."""
     with poisoned_allocations():
-        y = ops.action_unembed(**packed(case, inputs), out_dtype=case.dtype, backend=backend)
-    options = {}
-    if inputs["norm"] is not None:
-        n = inputs["norm"]
-        options = {"norm": n.kind, "norm_weight": n.weight, "norm_bias": n.bias}
-        options |= {"scale": n.scale, "shift": n.shift, "eps": n.eps}
+        y = ops.action_unembed(**op_arguments(case, inputs), out_dtype=case.dtype, backend=backend)
+    options = inputs["norm"].options if inputs["norm"] else {}
     names = ("w_hidden", "b_hidden", "w_out", "b_out")
     given = [inputs[name] for name in names]
     exact = action_unembed_reference(inputs["h"].double(), *given, **options)
@@ -104,7 +97,7 @@ def test_is_the_models_decoder(backend: str, isa: str, rng: torch.Generator) -> 
 def test_threads_do_not_change_bits(rng: torch.Generator) -> None:
     """One, two and three threads give the same bits."""
     case = Case(50, 96, 64, 32, norm="rms")
-    given, found, before = packed(case, make_inputs(case, rng)), [], torch.get_num_threads()
+    given, found, before = op_arguments(case, make_inputs(case, rng)), [], torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         found.append(ops.action_unembed(**given, backend="cpu"))
@@ -116,7 +109,7 @@ def test_threads_do_not_change_bits(rng: torch.Generator) -> None:
 def test_bound_call_repeats(backend: str, isa: str, rng: torch.Generator) -> None:
     """The call that action_unembed_out returns reads h and the norm's modulation anew."""
     case = Case(4, 12, 20, 6, "fp32", "rms", True)
-    given = packed(case, make_inputs(case, rng))
+    given = op_arguments(case, make_inputs(case, rng))
     out = poison(torch.empty(4, 6))
     bound = ops.action_unembed_out(**given, out=out, backend=backend)
     given["h"].mul_(2.0)
@@ -142,10 +135,10 @@ def test_gradients_without_packing(rng: torch.Generator) -> None:
 def test_opcheck_and_compile(rng: torch.Generator) -> None:
     """Schema and fake agree with the op; it compiles without a graph break."""
     case = Case(4, 12, 20, 6, "fp32", "rms", True)
-    given = packed(case, make_inputs(case, rng))
+    given = op_arguments(case, make_inputs(case, rng))
     a, b, h = given["w_hidden"], given["w_out"], given["h"]
     weights = (a.data, a.n, a.k, a.kind, True, b.data, b.n, b.k, b.kind, True)
-    arguments = (h, *weights, *given["norm"], torch.float32, "auto")
+    arguments = (h, *weights, *given["norm"].parts, torch.float32, "auto")
     torch.library.opcheck(torch.ops.vlakern.action_unembed.default, arguments)
     rest = {name: one for name, one in given.items() if name != "h"}
     compiled = torch.compile(

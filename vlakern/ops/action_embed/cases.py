@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["BENCH", "CASES", "Case", "Encoder", "make_encoder", "make_inputs", "plain_encoder"]
+from vlakern.ops.action_embed.reference import fold_action_encoder
+from vlakern.ops.linear.packed import pack_linear
+
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "Encoder",
+    "make_encoder",
+    "make_inputs",
+    "op_arguments",
+    "plain_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,22 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
         "encoder": make_encoder(case.slots, case.width, generator),
         "x": x.to(case.dtype),
         "embedding": angles.sin(),
+    }
+
+
+def op_arguments(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the op by name: x, folded and packed weights, and t."""
+    n, shape = inputs["encoder"], tuple(inputs["embedding"].shape)
+    if case.layers == 1:
+        weights = {"w_in": pack_linear(n.w1, case.kind), "time": n.b1.expand(shape)}
+        return {"x": inputs["x"]} | weights
+    table = inputs["embedding"].reshape(-1, case.width)
+    w_fold, time = fold_action_encoder(n.w1, n.b1, n.w2, n.b2, table)
+    return {
+        "x": inputs["x"],
+        "w_in": pack_linear(w_fold, case.kind),
+        "time": time.reshape(shape),
+        "w_out": pack_linear(n.w3, case.kind, bias=n.b3),
     }
 
 

@@ -74,20 +74,9 @@ def action_unembed(
     if not isinstance(w_out, PackedLinear):
         if isinstance(w_hidden, PackedLinear):
             raise InputError("action_unembed: w_hidden and w_out must both be packed, or neither")
-        final = norm or FinalNorm("rms")
-        given = {"norm_weight": final.weight, "norm_bias": final.bias, "scale": final.scale}
-        options = given | {"shift": final.shift} if norm else {}
-        return action_unembed_reference(
-            h,
-            w_hidden,
-            b_hidden,
-            w_out,
-            b_out,
-            norm=norm.kind if norm else None,
-            eps=final.eps,
-            out_dtype=out_dtype,
-            **options,
-        )
+        weights = (w_hidden, b_hidden, w_out, b_out)
+        options = norm.options if norm else {}
+        return action_unembed_reference(h, *weights, **options, out_dtype=out_dtype)
     if isinstance(w_hidden, Tensor) or b_hidden is not None or b_out is not None:
         raise InputError("action_unembed: with packed weights all weights and biases are packed")
     if wants_gradients((h,)):
@@ -103,7 +92,8 @@ def action_unembed(
     final = norm or FinalNorm("")
     call = _unembed if runs_directly((h,)) else _action_unembed
     hidden = None if w_hidden is None else w_hidden.data
-    return call(h, hidden, *first, *last, *final, out_dtype, backend)
+    rest: tuple[Any, ...] = (*first, *last, *final.parts, out_dtype, backend)
+    return call(h, hidden, *rest)
 
 
 def action_unembed_out(

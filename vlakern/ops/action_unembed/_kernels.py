@@ -5,8 +5,9 @@ memory.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from vlakern.ops.linear.packed import PackedLinear
 __all__ = ["FinalNorm", "Tensors", "cpu", "reference"]
 
 
-class FinalNorm(NamedTuple):
+@dataclass(frozen=True)
+class FinalNorm:
     """The final norm; all tensors ``[M]``."""
 
     kind: str
@@ -30,6 +32,17 @@ class FinalNorm(NamedTuple):
     scale: Tensor | None = None
     shift: Tensor | None = None
     eps: float = 1e-6
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Its fields, in order."""
+        return self.kind, self.weight, self.bias, self.scale, self.shift, self.eps
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keywords of ``action_unembed_reference``."""
+        names = ("norm", "norm_weight", "norm_bias", "scale", "shift", "eps")
+        return dict(zip(names, self.parts, strict=True))
 
 
 class Tensors(NamedTuple):
@@ -79,8 +92,5 @@ def reference() -> Kernel:
 def _reference(t: Tensors) -> None:
     hidden = (None, None) if t.w_hidden is None else dense(t.w_hidden)
     out = dense(t.w_out)
-    options = {} if t.norm is None else t.norm._asdict()
-    if options:
-        options = {"norm": options.pop("kind"), "norm_weight": options.pop("weight")} | options
-        options["norm_bias"] = options.pop("bias")
+    options = {} if t.norm is None else t.norm.options
     t.y.copy_(action_unembed_reference(t.h, *hidden, *out, **options, out_dtype=t.y.dtype))

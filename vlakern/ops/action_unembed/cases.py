@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vlakern.ops.action_unembed._kernels import FinalNorm
 from vlakern.ops.action_unembed.reference import action_unembed_reference
+from vlakern.ops.linear.packed import pack_linear
 
-__all__ = ["BENCH", "CASES", "Case", "make_inputs", "plain_decoder"]
+__all__ = ["BENCH", "CASES", "Case", "make_inputs", "op_arguments", "plain_decoder"]
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,22 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
     }
 
 
+def op_arguments(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the op by name, weights packed."""
+    hidden = None
+    if inputs["w_hidden"] is not None:
+        hidden = pack_linear(inputs["w_hidden"], case.kind, bias=inputs["b_hidden"])
+    out = pack_linear(inputs["w_out"], case.kind, bias=inputs["b_out"])
+    return {"h": inputs["h"], "w_hidden": hidden, "w_out": out, "norm": inputs["norm"]}
+
+
 def plain_decoder(inputs: dict[str, Any], dtype: torch.dtype) -> Tensor:
     """The network in plain PyTorch in one precision, every result rounded to it."""
     i: dict[str, Any] = {n: t.to(dtype) if torch.is_tensor(t) else t for n, t in inputs.items()}
     z, norm = i["h"], i["norm"]
     if norm is not None:
         weight = torch.eye(z.shape[1], dtype=torch.float64)
-        given = {"norm_weight": norm.weight, "norm_bias": norm.bias}
-        given |= {"scale": norm.scale, "shift": norm.shift, "eps": norm.eps}
-        wide = action_unembed_reference(
-            z.double(), None, None, weight, None, norm=norm.kind, **given
-        )
+        wide = action_unembed_reference(z.double(), None, None, weight, None, **norm.options)
         z = wide.to(dtype)
     if i["w_hidden"] is not None:
         z = torch.nn.functional.linear(z, i["w_hidden"], i["b_hidden"]).relu()
