@@ -321,15 +321,15 @@ def test_bound_call_stays_inside() -> None:
     x, weight, rows = torch.zeros(3, 32), torch.ones(8), torch.tensor([0, 1, 2]).int()
     k, v = torch.zeros(2, 6, 1, 8)
     given: dict[str, Any] = {"q_out": torch.zeros(3, 2, 8), "k_out": k, "v_out": v}
-    angles = torch.ones(5, 4), torch.ones(5, 4)
+    cos, sin = torch.ones(5, 4), torch.ones(5, 4)
     given |= {"heads": 2, "groups": 1, "row_offset": 2, "backend": "cpu"}
-    bound = ops.qkv_prep_out([x], weight, weight, *angles, rows, **given)
+    bound = ops.qkv_prep_out([x], weight, weight, cos, sin, rows, **given)
     rows[1] = 4
     with pytest.raises(InputError, match="row 4 with offset 2 must lie in the 5 rows of cos and"):
         bound()
-    apart = given | {"k_out": torch.zeros(6, 1, 16)[..., ::2]}
+    apart: dict[str, Any] = given | {"k_out": torch.zeros(6, 1, 16)[..., ::2]}
     with pytest.raises(InputError, match="k_out must have adjacent elements in a head"):
-        ops.qkv_prep_out([x], weight, weight, *angles, rows, **apart)
+        ops.qkv_prep_out([x], weight, weight, cos, sin, rows, **apart)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])

@@ -124,7 +124,7 @@ def norm_out(
 
 def _bind(tensors: Tensors, kind: str, eps: float, backend: str) -> BoundNorm:
     check(tensors, kind, eps)
-    kernel = resolve("norm", _key(tensors), backend)
+    kernel: Any = resolve("norm", _key(tensors), backend)
     return BoundNorm(tensors, kernel.forward(tensors, kind, eps))
 
 
@@ -195,7 +195,7 @@ def _gradients(
     """Gradients of x, residual, weight, bias, scale, shift, gate; empty for an absent one."""
     given = (h, weight, bias, scale, shift, gate, residual, row_group)
     tensors = Tensors(*map(_rows_adjacent, given), grad_y, None)  # type: ignore
-    kernel = resolve("norm", _key(tensors), backend)
+    kernel: Any = resolve("norm", _key(tensors), backend)
     grads = _empty_gradients(h, weight, bias, scale, shift, gate, residual)
     adjacent = (_rows_adjacent(grad_y), _rows_adjacent(grad_h))
     kernel.backward(tensors, *adjacent, grads, kind, eps)

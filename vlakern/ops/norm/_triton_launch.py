@@ -23,6 +23,7 @@ __all__ = [
 TILE = 128  # columns whose runs one program of the second stage adds
 FORWARD_FLAGS = ("WEIGHT", "BIAS", "SCALE", "SHIFT", "GATE", "RESIDUAL", "INDEXED")
 BACKWARD_FLAGS = (*FORWARD_FLAGS, "GRAD_H")
+FINISH: dict[str, Any] = {"TILE": TILE, "enable_fp_fusion": False}
 
 
 def options(width: int) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def launch_backward(
         sums += [dweight, dbias, dscale, dshift, dgate, width, groups, runs]
         sums += map(_step, (t.weight, t.bias, t.scale))
         grid = (triton.cdiv(width, TILE),)
-        norm_finish_kernel[grid](*sums, **kinds, **flags, TILE=TILE, enable_fp_fusion=False)
+        norm_finish_kernel[grid](*sums, **kinds, **flags, **FINISH)
 
 
 def _sorted_rows(row_group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

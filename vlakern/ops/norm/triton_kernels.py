@@ -213,9 +213,9 @@ def norm_backward_kernel(
         0,
         PLUS_ONE,
         WEIGHT,
-        False,
+        False,  # pyright: ignore[reportArgumentType]
         SCALE,
-        False,
+        False,  # pyright: ignore[reportArgumentType]
         BLOCK,
     )
     gate = tl.full((BLOCK,), 1.0, tl.float32)
@@ -234,7 +234,7 @@ def norm_backward_kernel(
         p = tl.fma(dy, n, p)
         q += dy
         u = dy * a
-        down = tl.broadcast_to(-tl.sum(u * n, 0) / width, (BLOCK,))
+        down = tl.broadcast_to(-tl.sum(u * n, 0) / width, (BLOCK,))  # pyright: ignore[reportOperatorIssue]
         d = tl.fma(n, down, u)
         if LAYER:
             d -= tl.sum(u, 0) / width

@@ -133,11 +133,11 @@ def qkv_prep_out(
     dtype, which may differ from qkv's; elements of a head must be adjacent in memory. Returns the
     call that was done: an engine whose buffers stay in place makes it again, without any checks.
     """
-    weights = [[] if one is None else [one] for one in (q_weight, k_weight)]
-    check(qkv, *weights, cos, sin, [rows], heads, groups, eps)
-    call = _call(qkv, *weights, cos, sin, [rows], heads, groups, eps, plus_one, False)
+    q_weights, k_weights = ([] if one is None else [one] for one in (q_weight, k_weight))
+    check(qkv, q_weights, k_weights, cos, sin, [rows], heads, groups, eps)
+    call = _call(qkv, q_weights, k_weights, cos, sin, [rows], heads, groups, eps, plus_one, False)
     check_outputs(call, q_out, k_out, v_out)
-    kernels = resolve("qkv_prep", _key(call, q_out), backend)
+    kernels: Any = resolve("qkv_prep", _key(call, q_out), backend)
     tensors = (call, q_out, k_out, v_out)
     bound = BoundPrep(tensors, kernels.forward(call, [q_out], k_out, v_out, row_offset))
     bound()
@@ -192,9 +192,14 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check(qkv, q_weight, k_weight, cos, sin, rows, heads, groups, eps)
     made = _empty(qkv, rows, heads, groups)
-    tensors = (_adjacent(qkv), _adjacent(q_weight), _adjacent(k_weight), *_adjacent((cos, sin)))
+    tensors: Any = (
+        _adjacent(qkv),
+        _adjacent(q_weight),
+        _adjacent(k_weight),
+        *_adjacent((cos, sin)),
+    )
     call = _call(*tensors, rows, heads, groups, eps, plus_one)
-    kernels = resolve("qkv_prep", _key(call, made[0]), backend)
+    kernels: Any = resolve("qkv_prep", _key(call, made[0]), backend)
     kernels.forward(call, made[0].split([len(one) for one in rows]), *made[1:], 0)()
     return made
 
@@ -238,7 +243,12 @@ def _gradients(
     angles: bool,
 ) -> list[Tensor]:
     """Gradients of qkv, q_weight, k_weight and, if ``angles``, of cos and sin."""
-    tensors = (_adjacent(qkv), _adjacent(q_weight), _adjacent(k_weight), *_adjacent((cos, sin)))
+    tensors: Any = (
+        _adjacent(qkv),
+        _adjacent(q_weight),
+        _adjacent(k_weight),
+        *_adjacent((cos, sin)),
+    )
     call = _call(*tensors, rows, heads, groups, eps, plus_one)
     found = _empty_gradients(qkv, q_weight, k_weight, cos, sin, angles)
     many, norms = len(qkv), len(q_weight)
@@ -249,7 +259,7 @@ def _gradients(
         Gradients(*part, of_q[i] if norms else None, of_k[i] if norms else None, *of_angles)  # type: ignore[arg-type]
         for i, part in enumerate(parts)
     ]
-    kernels = resolve("qkv_prep", _key(call, grad_q), backend)
+    kernels: Any = resolve("qkv_prep", _key(call, grad_q), backend)
     dq, dk, dv = _adjacent((grad_q, grad_k, grad_v))
     kernels.backward(call, dq.split([len(one) for one in rows]), dk, dv, records)
     return found
@@ -305,11 +315,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward_lists(ctx: Any, angles: bool, *grads: Tensor) -> tuple[Any, ...]:
-    lists = _unflatten(*ctx.counts, ctx.saved_tensors)
-    call = _gradients if runs_directly((*grads, *ctx.saved_tensors)) else _qkv_prep_backward
+    counts: Any = ctx.counts
+    lists: Any = _unflatten(*counts, ctx.saved_tensors)
+    call: Any = _gradients if runs_directly((*grads, *ctx.saved_tensors)) else _qkv_prep_backward
     found = call(*grads, *lists, *ctx.settings, angles)
     found = [*found, None, None][: sum(ctx.counts) + ctx.counts[1] + 2]
-    return *_unflatten(*ctx.counts, found)[:5], [None] * len(lists[5])
+    return *_unflatten(*counts, found)[:5], [None] * len(lists[5])
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -324,7 +335,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(many: int, norms: int, settings: Settings, *flat: Tensor) -> Any:
-        return _forward(*_unflatten(many, norms, flat), *settings)
+        arguments: Any = (*_unflatten(many, norms, flat), *settings)
+        return _forward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

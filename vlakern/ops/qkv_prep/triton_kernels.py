@@ -67,7 +67,7 @@ def _load_weight(q_weight_ptr, k_weight_ptr, part, i, half, within, PLUS_ONE: tl
 
 @triton.jit
 def _reciprocal_root(low, high, half, eps):
-    square = tl.sum(low * low + high * high, 1)[:, None]
+    square = tl.sum(low * low + high * high, 1)[:, None]  # pyright: ignore[reportArgumentType]
     return 1.0 / tl.sqrt_rn(square / (2 * half) + eps)
 
 
@@ -253,7 +253,7 @@ def qkv_prep_backward_kernel(
                 high = high * r
                 u_low = back_low * w_low
                 u_high = back_high * w_high
-                along = tl.sum(u_low * low + u_high * high, 1)[:, None] / (2 * half)
+                along = tl.sum(u_low * low + u_high * high, 1)[:, None] / (2 * half)  # pyright: ignore[reportArgumentType]
                 d_low = r * (u_low - low * along)
                 d_high = r * (u_high - high * along)
                 sum_low += tl.sum(back_low * low, 0)
@@ -262,12 +262,12 @@ def qkv_prep_backward_kernel(
                 high = high * w_high
             _store_pair(to_ptr, head * to_head + i[None, :], half, inside, d_low, d_high)
             if ANGLES:
-                at = (part.to(tl.int64) * joint_rows + row) * half + i
+                at = (part.to(tl.int64) * joint_rows + row) * half + i  # pyright: ignore[reportAttributeAccessIssue]
                 tl.store(dcos_ptr + at, tl.sum(low * g_low + high * g_high, 0), mask=within)
                 tl.store(dsin_ptr + at, tl.sum(low * g_high - high * g_low, 0), mask=within)
     if NORM:  # noqa: SIM102 (NORM is known to the compiler, part is not)
         if part < 2:
-            at = (part.to(tl.int64) * runs + run) * 2 * half + i
+            at = (part.to(tl.int64) * runs + run) * 2 * half + i  # pyright: ignore[reportAttributeAccessIssue]
             _store_pair(partial_ptr, at, half, within, sum_low, sum_high)
 
 
