@@ -87,6 +87,13 @@ def check_linear(*command: str) -> list[str]:
     return listed.split(":")[1].split()
 
 
+def check_flow_loss(*command: str) -> None:
+    """Random problems have the scalar kernel's bits on every instruction set."""
+    listed = run_host_test(*command)
+    assert listed.startswith("200 problems:")
+    assert listed.split()[-1] == "scalar"
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -100,6 +107,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_action_decode(str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(str(program.with_name("vlakern_image_prep_test")))
     check_shared_attention(str(program.with_name("vlakern_shared_attention_test")))
+    check_flow_loss(str(program.with_name("vlakern_flow_loss_test")))
     assert check_linear(str(program.with_name("vlakern_linear_test")))[-1] == "scalar"
 
 
@@ -119,6 +127,7 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     check_action_decode(emulator, str(program.with_name("vlakern_action_decode_test")))
     check_image_prep(emulator, str(program.with_name("vlakern_image_prep_test")))
     check_shared_attention(emulator, str(program.with_name("vlakern_shared_attention_test")))
+    check_flow_loss(emulator, str(program.with_name("vlakern_flow_loss_test")))
     program = program.with_name("vlakern_linear_test")
     assert check_linear(emulator, str(program)) == ["neon", "scalar"]
 

@@ -186,8 +186,8 @@ def flow_loss(
     source = (action, seed or 0, rows, noise, _weights(slots, action))
     given = (velocity, *source, mask, group, weights, groups, backend)
     if not runs_directly((velocity, action, noise, mask, weights)):
-        return _flow_loss(*given)[0][0]
-    return (_eager if wants_gradients((velocity,)) else _loss)(*given)[0][0]
+        return _flow_loss(*given)[0].squeeze(0)
+    return (_eager if wants_gradients((velocity,)) else _loss)(*given)[0].squeeze(0)
 
 
 def flow_loss_out(
