@@ -192,12 +192,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check(qkv, q_weight, k_weight, cos, sin, rows, heads, groups, eps)
     made = _empty(qkv, rows, heads, groups)
-    tensors: Any = (
-        _adjacent(qkv),
-        _adjacent(q_weight),
-        _adjacent(k_weight),
-        *_adjacent((cos, sin)),
-    )
+    q_weights, k_weights = _adjacent(q_weight), _adjacent(k_weight)
+    angle_cos, angle_sin = _adjacent((cos, sin))
+    tensors = (_adjacent(qkv), q_weights, k_weights, angle_cos, angle_sin)
     call = _call(*tensors, rows, heads, groups, eps, plus_one)
     kernels: Any = resolve("qkv_prep", _key(call, made[0]), backend)
     kernels.forward(call, made[0].split([len(one) for one in rows]), *made[1:], 0)()
@@ -243,12 +240,9 @@ def _gradients(
     angles: bool,
 ) -> list[Tensor]:
     """Gradients of qkv, q_weight, k_weight and, if ``angles``, of cos and sin."""
-    tensors: Any = (
-        _adjacent(qkv),
-        _adjacent(q_weight),
-        _adjacent(k_weight),
-        *_adjacent((cos, sin)),
-    )
+    q_weights, k_weights = _adjacent(q_weight), _adjacent(k_weight)
+    angle_cos, angle_sin = _adjacent((cos, sin))
+    tensors = (_adjacent(qkv), q_weights, k_weights, angle_cos, angle_sin)
     call = _call(*tensors, rows, heads, groups, eps, plus_one)
     found = _empty_gradients(qkv, q_weight, k_weight, cos, sin, angles)
     many, norms = len(qkv), len(q_weight)
@@ -315,12 +309,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward_lists(ctx: Any, angles: bool, *grads: Tensor) -> tuple[Any, ...]:
-    counts: Any = ctx.counts
-    lists: Any = _unflatten(*counts, ctx.saved_tensors)
+    many, norms = ctx.counts
+    lists: Any = _unflatten(many, norms, ctx.saved_tensors)
     call: Any = _gradients if runs_directly((*grads, *ctx.saved_tensors)) else _qkv_prep_backward
     found = call(*grads, *lists, *ctx.settings, angles)
     found = [*found, None, None][: sum(ctx.counts) + ctx.counts[1] + 2]
-    return *_unflatten(*counts, found)[:5], [None] * len(lists[5])
+    return *_unflatten(many, norms, found)[:5], [None] * len(lists[5])
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

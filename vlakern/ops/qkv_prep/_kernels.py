@@ -107,13 +107,16 @@ def _reference(
 ) -> None:
     for expert, q_out in zip(call.experts, q_outs, strict=True):
         at = expert.rows.long()
-        weights: Any = [[] if w is None else [w] for w in (expert.q_weight, expert.k_weight)]
+        q_weights, k_weights = (
+            [] if w is None else [w] for w in (expert.q_weight, expert.k_weight)
+        )
         wide = compute_dtype(expert.q)
         parts = [one.flatten(1).to(wide) for one in (expert.q, expert.k, expert.v)]
         order = torch.arange(len(at), dtype=torch.int32, device=at.device)
         q, k, v = qkv_prep_reference(
             parts,
-            *weights,
+            q_weights,
+            k_weights,
             call.cos[at],
             call.sin[at],
             [order],
