@@ -231,7 +231,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "copies dtype": (
         bad(copies=table((7, 6, 0)).long()),
         "copies must be torch.int32",
-        "incompatible",
+        "copies must be int32, got int64",
     ),
     "poses": (bad(poses=torch.zeros(6).int()), r"poses must be \[P, 6\]", r"poses must be \["),
     "slot": (copy(8, 6, 0), "copy 0 reads slots 8 to 8, x has 8", "copy 0 reads slots 8 to 8 of 8"),
