@@ -51,7 +51,8 @@ def build_host_test(folder: Path, *options: str) -> Path:
     """The C++ test program, with warnings as errors."""
     cmake = tool("cmake", "cmake")
     configure = ["-DVLAKERN_PYTHON=OFF", "-DVLAKERN_TESTS=ON", "-DVLAKERN_WERROR=ON", *options]
-    for command in (["-S", str(ROOT), "-B", str(folder), *configure], ["--build", str(folder)]):
+    build = ["--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
+    for command in (["-S", str(ROOT), "-B", str(folder), *configure], build):
         done = subprocess.run([cmake, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder / "vlakern_host_test"
