@@ -27,11 +27,11 @@ FINISH: dict[str, Any] = {"TILE": TILE, "enable_fp_fusion": False}
 
 
 def options(width: int) -> dict[str, Any]:
-    """Settings of the kernels that hold a row: some 16 elements per thread."""
+    """Settings of the kernels that hold a row: some 8 elements per thread."""
     block = triton.next_power_of_2(width)
     return {
         "BLOCK": block,
-        "num_warps": min(max(block // 512, 1), 16),
+        "num_warps": min(max(block // 256, 1), 32),
         "enable_fp_fusion": False,
     }
 

@@ -26,13 +26,13 @@ __all__ = [
 
 
 def options(heads: int, groups: int, head_dim: int) -> dict[str, Any]:
-    """Settings: a program holds all heads of a token, some 16 elements per thread."""
+    """Settings: a program holds all heads of a token, some 4 pairs per thread."""
     blocks = {
         "HEADS": triton.next_power_of_2(max(heads, groups)),
         "HALF": triton.next_power_of_2(head_dim // 2),
     }
     pairs = blocks["HEADS"] * blocks["HALF"]
-    return blocks | {"num_warps": min(max(pairs // 256, 1), 16), "enable_fp_fusion": False}
+    return blocks | {"num_warps": min(max(pairs // 128, 1), 32), "enable_fp_fusion": False}
 
 
 def runs_of(tokens: int) -> int:
@@ -262,13 +262,13 @@ def qkv_prep_backward_kernel(
                 high = high * w_high
             _store_pair(to_ptr, head * to_head + i[None, :], half, inside, d_low, d_high)
             if ANGLES:
-                at = (part.to(tl.int64) * joint_rows + row) * half + i  # pyright: ignore[reportAttributeAccessIssue]
-                tl.store(dcos_ptr + at, tl.sum(low * g_low + high * g_high, 0), mask=within)
-                tl.store(dsin_ptr + at, tl.sum(low * g_high - high * g_low, 0), mask=within)
+                angle = (part.to(tl.int64) * joint_rows + row) * half + i  # pyright: ignore[reportAttributeAccessIssue]
+                tl.store(dcos_ptr + angle, tl.sum(low * g_low + high * g_high, 0), mask=within)
+                tl.store(dsin_ptr + angle, tl.sum(low * g_high - high * g_low, 0), mask=within)
     if NORM:  # noqa: SIM102 (NORM is known to the compiler, part is not)
         if part < 2:
-            at = (part.to(tl.int64) * runs + run) * 2 * half + i  # pyright: ignore[reportAttributeAccessIssue]
-            _store_pair(partial_ptr, at, half, within, sum_low, sum_high)
+            place = (part.to(tl.int64) * runs + run) * 2 * half + i  # pyright: ignore[reportAttributeAccessIssue]
+            _store_pair(partial_ptr, place, half, within, sum_low, sum_high)
 
 
 def _steps(*tensors: Tensor) -> tuple[int, ...]:
