@@ -95,6 +95,13 @@ def check_flow_loss(*command: str) -> None:
     assert listed.split()[-1] == "scalar"
 
 
+def check_rows(program: Path, *emulator: str) -> None:
+    """norm and qkv_prep: values in double, and the scalar bits of values and gradients."""
+    for op, said in (("norm", "60 norms\n"), ("qkv_prep", "60 preparations\n")):
+        test = program.with_name(f"vlakern_{op}_test")
+        assert run_host_test(*emulator, str(test), "60") == said
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -110,6 +117,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_shared_attention(str(program.with_name("vlakern_shared_attention_test")))
     check_flow_loss(str(program.with_name("vlakern_flow_loss_test")))
     assert check_linear(str(program.with_name("vlakern_linear_test")))[-1] == "scalar"
+    check_rows(program)
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:
@@ -131,6 +139,7 @@ def test_aarch64_under_emulation(tmp_path: Path) -> None:
     check_flow_loss(emulator, str(program.with_name("vlakern_flow_loss_test")))
     program = program.with_name("vlakern_linear_test")
     assert check_linear(emulator, str(program)) == ["neon", "scalar"]
+    check_rows(program, emulator)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler here")
