@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "common/error.h"
+#include "common/scratch.h"
 #include "norm/norm.h"
 #include "norm/norm_row.h"
 
@@ -31,10 +31,11 @@ inline void check_groups(const NormParams& p) {
 class NormVectors {
  public:
   NormVectors(const NormParams& p, const NormKernels& kernels) : p_(p), kernels_(kernels) {
-    thread_local std::vector<float> memory;
-    const auto needed = static_cast<std::size_t>(3 * p.width);
-    if (memory.size() < needed) memory.resize(needed);
-    memory_ = memory.data();
+    thread_local Scratch scratch;
+    scratch.reserve(3, p.width);
+    a_memory_ = scratch.row(0);
+    c_memory_ = scratch.row(1);
+    gate_memory_ = scratch.row(2);
   }
 
   void move_to(std::int64_t group) {
@@ -65,8 +66,8 @@ class NormVectors {
                  plus_one,
                  nullptr,
                  nullptr};
-    if (factor) a_ = s.a = memory_;
-    if (addend) c_ = s.c = memory_ + p_.width;
+    if (factor) a_ = s.a = a_memory_;
+    if (addend) c_ = s.c = c_memory_;
     if (p_.weight.data != nullptr && p_.weight.dtype == DType::kF32 && s.scale == nullptr &&
         !plus_one) {
       a_ = reinterpret_cast<const float*>(p_.weight.data);
@@ -78,14 +79,16 @@ class NormVectors {
   void set_gate() {
     gate_ = reinterpret_cast<const float*>(p_.gate.row(group_));
     if (p_.gate.dtype == DType::kF32) return;
-    kernels_.widen(gate_, p_.gate.dtype, memory_ + 2 * p_.width, p_.width);
-    gate_ = memory_ + 2 * p_.width;
+    kernels_.widen(gate_, p_.gate.dtype, gate_memory_, p_.width);
+    gate_ = gate_memory_;
   }
 
   const NormParams& p_;
   const NormKernels& kernels_;
   std::int64_t group_ = -1;
-  float* memory_ = nullptr;
+  float* a_memory_ = nullptr;
+  float* c_memory_ = nullptr;
+  float* gate_memory_ = nullptr;
   const float* a_ = nullptr;
   const float* c_ = nullptr;
   const float* gate_ = nullptr;

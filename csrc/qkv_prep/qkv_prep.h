@@ -2,11 +2,12 @@
 // pairs (i, i + D/2), a cast, and the write: q stays in its expert's rows, k and v go to the
 // joint rows of its tokens.
 //
-// Arithmetic is fp32: y_low = fma(low, cos, -(high * sin)) and y_high = fma(high, cos, low * sin),
-// rounded once. Sums run in an order that depends on the shapes alone (vec_sum.h; weight gradients
-// per token, per run of tokens, per expert), so every instruction set and thread count gives the
-// same bits. Letters: E rows of one expert, T joint rows, S rows of the outputs k and v, H query
-// heads, G key-value heads, D head dim, N runs of tokens.
+// Arithmetic is fp32: y_low = r * fma(low, w_low * cos, high * (w_high * -sin)) and alike for
+// y_high, with r the reciprocal root; rounded once. Sums run in an order that depends on the shapes
+// alone (vec_sum.h; weight gradients per token, per run of tokens, per expert), so every
+// instruction set and thread count gives the same bits. Letters: E rows of one expert, T joint
+// rows, S rows of the outputs k and v, H query heads, G key-value heads, D head dim, N runs of
+// tokens.
 #pragma once
 
 #include <cstdint>

@@ -32,6 +32,7 @@ void run_token(const QkvPrepParams& p, const QkvKernels& kernels, const QkvExper
   QkvHeads heads{};
   heads.cos = p.cos + row * p.cos_stride;
   heads.sin = p.sin + row * p.sin_stride;
+  heads.factors = weights.factors;
   heads.half = p.half;
   heads.eps = p.eps;
   heads.x = e.q.row(i);

@@ -16,6 +16,7 @@ struct QkvHeads {
   const float* weight;  // [2 * half] or null: no norm
   const float* cos;     // [half]
   const float* sin;     // [half]
+  float* factors;       // [4, half] workspace
   std::int64_t heads;
   std::int64_t half;
   float eps;

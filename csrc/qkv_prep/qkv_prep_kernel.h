@@ -41,37 +41,74 @@ inline Pair<Vec> turned(const Pair<Vec>& x, typename Vec::Float cos, typename Ve
 }
 
 template <class Vec, class X>
-inline float reciprocal_root(const X* x, std::int64_t half, float eps) {
-  const float square =
-      sum_run<Vec, kQkvSpan>(half, [&](typename Vec::Float acc, std::int64_t i, int n) {
-        const Pair<Vec> v = load_pair<Vec>(x, half, i, n);
-        return Vec::fma(v.high, v.high, Vec::fma(v.low, v.low, acc));
-      });
-  // One rounding in place of four: every element of the head inherits them.
+inline float square_of(const X* x, std::int64_t half) {
+  return sum_run<Vec, kQkvSpan>(half, [&](typename Vec::Float acc, std::int64_t i, int n) {
+    const Pair<Vec> v = load_pair<Vec>(x, half, i, n);
+    return Vec::fma(v.high, v.high, Vec::fma(v.low, v.low, acc));
+  });
+}
+
+// One rounding in place of four: every element of the head inherits them.
+inline float reciprocal_root(float square, std::int64_t half, float eps) {
   const double mean = static_cast<double>(square) / static_cast<double>(2 * half);
   return static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(eps)));
 }
 
+// The factors of one token's pairs: y.low = low * own.low + high * cross.low, and so on.
+template <class Vec, bool kNorm>
+inline void set_factors(const QkvHeads& s) {
+  each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+    const auto cos = Vec::load(s.cos + i, n), sin = Vec::load(s.sin + i, n);
+    Pair<Vec> own{cos, cos}, cross{Vec::sub(Vec::splat(0.0f), sin), sin};
+    if constexpr (kNorm) {
+      const Pair<Vec> w = load_pair<Vec>(s.weight, s.half, i, n);
+      own = times<Vec>(own, w);
+      cross = times<Vec>(cross, {w.high, w.low});
+    }
+    store_pair<Vec>(s.factors, s.half, i, n, own);
+    store_pair<Vec>(s.factors + 2 * s.half, s.half, i, n, cross);
+  });
+}
+
+// Heads whose roots are taken together, so that none of them waits for one.
+constexpr int kQkvTogether = 16;
+
+template <class Vec, class X, class Y, bool kNorm>
+inline void forward_together(const QkvHeads& s, const X* x, Y* y, int count) {
+  float roots[kQkvTogether];
+  for (int k = 0; kNorm && k < count; ++k) roots[k] = square_of<Vec>(x + k * s.x_stride, s.half);
+  for (int k = 0; kNorm && k < count; ++k) roots[k] = reciprocal_root(roots[k], s.half, s.eps);
+  for (int k = 0; k < count; ++k, x += s.x_stride, y += s.y_stride) {
+    auto r = Vec::splat(1.0f);
+    if constexpr (kNorm) r = Vec::splat(roots[k]);
+    each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
+      const Pair<Vec> own = load_pair<Vec>(s.factors, s.half, i, n);
+      const Pair<Vec> cross = load_pair<Vec>(s.factors + 2 * s.half, s.half, i, n);
+      const Pair<Vec> v = load_pair<Vec>(x, s.half, i, n);
+      Pair<Vec> out{Vec::fma(v.low, own.low, Vec::mul(v.high, cross.low)),
+                    Vec::fma(v.high, own.high, Vec::mul(v.low, cross.high))};
+      if constexpr (kNorm) out = times<Vec>(out, {r, r});
+      store_pair<Vec>(y, s.half, i, n, out);
+    });
+  }
+}
+
+template <class Vec, class X, class Y, bool kNorm>
+inline void forward_heads(const QkvHeads& s) {
+  set_factors<Vec, kNorm>(s);
+  for (std::int64_t head = 0; head < s.heads; head += kQkvTogether) {
+    forward_together<Vec, X, Y, kNorm>(
+        s, static_cast<const X*>(s.x) + head * s.x_stride, static_cast<Y*>(s.y) + head * s.y_stride,
+        static_cast<int>(std::min<std::int64_t>(kQkvTogether, s.heads - head)));
+  }
+}
+
 template <class Vec, class X, class Y>
 void qkv_forward(const QkvHeads& s) {
-  for (std::int64_t head = 0; head < s.heads; ++head) {
-    const X* x = static_cast<const X*>(s.x) + head * s.x_stride;
-    Y* y = static_cast<Y*>(s.y) + head * s.y_stride;
-    if (s.weight == nullptr) {
-      each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
-        const Pair<Vec> v = load_pair<Vec>(x, s.half, i, n);
-        store_pair<Vec>(y, s.half, i, n,
-                        turned<Vec>(v, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
-      });
-      continue;
-    }
-    const auto r = Vec::splat(reciprocal_root<Vec>(x, s.half, s.eps));
-    each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
-      const Pair<Vec> v = times<Vec>(load_pair<Vec>(x, s.half, i, n), {r, r});
-      const Pair<Vec> weighted = times<Vec>(v, load_pair<Vec>(s.weight, s.half, i, n));
-      store_pair<Vec>(y, s.half, i, n,
-                      turned<Vec>(weighted, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
-    });
+  if (s.weight == nullptr) {
+    forward_heads<Vec, X, Y, false>(s);
+  } else {
+    forward_heads<Vec, X, Y, true>(s);
   }
 }
 
@@ -95,7 +132,7 @@ inline void add_angles(const QkvBackHeads& s, std::int64_t i, int n, const Pair<
 template <class Vec, class X>
 void qkv_back_norm(const QkvBackHeads& s, const X* x, const X* dy, X* dx) {
   using Float = typename Vec::Float;
-  const Float r = Vec::splat(reciprocal_root<Vec>(x, s.half, s.eps));
+  const Float r = Vec::splat(reciprocal_root(square_of<Vec>(x, s.half), s.half, s.eps));
   const auto normal_of = [&](std::int64_t i, int n) {
     return times<Vec>(load_pair<Vec>(x, s.half, i, n), {r, r});
   };

@@ -1,8 +1,7 @@
 // The norm weights of one expert in fp32, in memory that a thread keeps.
 #pragma once
 
-#include <vector>
-
+#include "common/scratch.h"
 #include "qkv_prep/qkv_prep.h"
 #include "qkv_prep/qkv_prep_heads.h"
 
@@ -11,16 +10,16 @@ namespace vlakern {
 struct QkvWeights {
   const float* q = nullptr;  // [D] or null: no norm
   const float* k = nullptr;
+  float* factors;  // [4, D / 2] workspace
 
   QkvWeights(const QkvPrepParams& p, const QkvExpert& e, const QkvKernels& kernels) {
-    if (e.q_weight.data == nullptr) return;
-    thread_local std::vector<float> memory;
+    thread_local Scratch scratch;
     const std::int64_t width = 2 * p.half;
-    if (memory.size() < static_cast<std::size_t>(2 * width)) {
-      memory.resize(static_cast<std::size_t>(2 * width));
-    }
-    q = wide(e.q_weight, p.plus_one, kernels, memory.data(), width);
-    k = wide(e.k_weight, p.plus_one, kernels, memory.data() + width, width);
+    scratch.reserve(4, width);
+    factors = scratch.row(2);  // two rows in one: width is 2 * half
+    if (e.q_weight.data == nullptr) return;
+    q = wide(e.q_weight, p.plus_one, kernels, scratch.row(0), width);
+    k = wide(e.k_weight, p.plus_one, kernels, scratch.row(1), width);
   }
 
  private:
