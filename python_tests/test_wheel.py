@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.ci
+SOAK = pytest.mark.soak
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -88,7 +88,14 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", PYTHONS)
+# The oldest and the newest; what lies between is built before a release.
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param(one, marks=pytest.mark.ci if one in (PYTHONS[0], PYTHONS[-1]) else SOAK)
+        for one in PYTHONS
+    ],
+)
 def test_wheel(version: str, sdist: Path, tmp_path: Path) -> None:
     """From the source distribution to numbers: build, install, import and compute without torch."""
     found = interpreter(version)
