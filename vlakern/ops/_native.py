@@ -87,5 +87,9 @@ def view(tensor: "Tensor | None") -> View | None:
     """Pointer, dtype, shape and strides [elements] of a tensor; the caller keeps it alive."""
     if tensor is None:
         return None
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride()
+    return tensor.data_ptr(), _dtype_name(tensor.dtype), tensor.shape, tensor.stride()
+
+
+@cache
+def _dtype_name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

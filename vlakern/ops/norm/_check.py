@@ -12,6 +12,7 @@ __all__ = ["MODULATIONS", "Tensors", "check"]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MODULATIONS = ("scale", "shift", "gate")
+EXACT = ("y", "h", "row_group")  # of one dtype
 
 
 class Tensors(NamedTuple):
@@ -39,13 +40,15 @@ def check(t: Tensors, kind: str, eps: float) -> None:
         _fail("eps", "0 or more", eps)
     rows, width = t.x.shape
     floats = (torch.float64,) if t.x.dtype == torch.float64 else FLOATS
-    for name, tensor in t._asdict().items():
+    device = t.x.device
+    for name, tensor in zip(Tensors._fields, t, strict=True):
         if tensor is None:
             continue
-        if tensor.device != t.x.device:
-            _fail(name, f"on x's device {t.x.device}", f"one on {tensor.device}")
-        allowed = {"y": (t.x.dtype,), "h": (t.x.dtype,), "row_group": (torch.int32,)}
-        dtypes = allowed.get(name, floats)
+        if tensor.device != device:
+            _fail(name, f"on x's device {device}", f"one on {tensor.device}")
+        dtypes = floats
+        if name in EXACT:
+            dtypes = (torch.int32,) if name == "row_group" else (t.x.dtype,)
         if tensor.dtype not in dtypes:
             _fail(name, " or ".join(str(one) for one in dtypes), tensor.dtype)
     for name in ("residual", "y", "h"):

@@ -26,14 +26,16 @@ def split_heads(
     qkv: Sequence[Tensor], experts: int, heads: int, groups: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Views ``[E, H, D]``, ``[E, G, D]``, ``[E, G, D]`` of each expert's q, k and v."""
+    shapes = (heads, groups, groups)
     if len(qkv) != experts:
-        shapes = (heads, groups, groups)
-        apart = [
-            x.unflatten(-1, (shapes[i % 3], x.shape[1] // shapes[i % 3])) for i, x in enumerate(qkv)
-        ]
+        apart = [_by_heads(x, shapes[i % 3]) for i, x in enumerate(qkv)]
         return list(zip(apart[::3], apart[1::3], apart[2::3], strict=True))
-    together = [x.unflatten(-1, (heads + 2 * groups, -1)) for x in qkv]
+    together = [_by_heads(x, sum(shapes)) for x in qkv]
     return [(x[:, :heads], x[:, heads : heads + groups], x[:, heads + groups :]) for x in together]
+
+
+def _by_heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(x.shape[0], heads, x.shape[1] // heads)
 
 
 def qkv_prep_reference(
