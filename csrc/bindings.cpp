@@ -55,7 +55,7 @@ NB_MODULE(_native, m) {
   nb::class_<py::Linear>(m, "Linear").def(py::linear_init()).def("__call__", &py::Linear::run);
   m.def("peak_rate", &vlakern::peak_rate, Unlocked());
   m.def("read_rate", &vlakern::read_rate, Unlocked());
-  m.def("linear_workspace", &vlakern::linear_workspace);
+  m.def("linear_workspace", py::linear_workspace_bytes());
   nb::class_<py::ActionEmbed>(m, "ActionEmbed")
       .def(py::action_embed_init())
       .def("__call__", &py::ActionEmbed::run);

@@ -47,7 +47,14 @@ void parallel_for(int threads, std::int64_t count, const Body& body) {
 // A part of a job that workers share unit by unit. Every unit is done when run() returns.
 class Phase {
  public:
-  explicit Phase(std::int64_t units) : units_(units) {}
+  explicit Phase(std::int64_t units = 0) : units_(units) {}
+
+  // Begins anew; no worker may be inside.
+  void reset(std::int64_t units) {
+    units_ = units;
+    next_.store(0, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+  }
 
   template <class Body>
   void run(const Body& body) {
@@ -61,7 +68,7 @@ class Phase {
  private:
   void wait() const;
 
-  const std::int64_t units_;
+  std::int64_t units_;
   std::atomic<std::int64_t> next_{0};
   std::atomic<std::int64_t> done_{0};
 };

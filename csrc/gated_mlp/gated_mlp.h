@@ -9,6 +9,7 @@
 #include <string>
 
 #include "linear/linear.h"
+#include "linear/linear_job.h"
 
 namespace vlakern {
 
@@ -41,5 +42,31 @@ GatedMlpParams gated_mlp_params(const GatedMlpTensors& t, const std::string& act
                                 const std::string& isa, int threads);
 
 void gated_mlp_cpu(const GatedMlpParams& p);
+
+// As phases of a larger job, see linear_job.h; without tensors the params are two products' that
+// share a workspace, down.x being gate_up.out.
+struct GatedMlpJob {
+  LinearJob gate_up;
+  LinearJob down;
+};
+
+struct GatedMlpPhases {
+  LinearPhases gate_up;
+  LinearPhases down;
+
+  void reset(const GatedMlpJob& job) {
+    gate_up.reset(job.gate_up);
+    down.reset(job.down);
+  }
+};
+
+inline GatedMlpJob gated_mlp_job(const GatedMlpParams& p) {
+  return {linear_job(p.gate_up), linear_job(p.down)};
+}
+
+inline void gated_mlp_run(const GatedMlpJob& job, GatedMlpPhases& phases, int worker) {
+  linear_run(job.gate_up, phases.gate_up, worker);
+  linear_run(job.down, phases.down, worker);
+}
 
 }  // namespace vlakern

@@ -84,6 +84,8 @@ struct LinearParams {
   DType out_dtype;
   Isa isa;
   int threads;
+  // The workspace holds x already, packed by a linear with the same x, M, K, kind and isa.
+  bool x_is_packed;
 };
 
 // Unpacks and checks; InputError names the argument, what was expected and what was found.
@@ -98,5 +100,26 @@ std::int64_t linear_workspace(std::int64_t m, std::int64_t n, std::int64_t k,
                               const std::string& isa, int threads);
 
 void linear_cpu(const LinearParams& p);
+
+// The same without tensors and without checks, for callers in C++ that hold packed weights:
+//
+//   LinearParams p = linear_sizes(m, n, k, LinearKind::kBF16, Activation::kNone, isa, threads);
+//   linear_bind_weights(p, packed, has_bias);
+//   p.x = x, p.x_stride = ..., p.x_dtype = ..., p.out = out, p.out_stride = ..., p.out_dtype = ...;
+//   p.residual, p.residual_stride, p.row_scale, p.row_scale_stride where there are any;
+//   p.workspace = memory of linear_workspace(p) bytes;
+//   linear_cpu(p);
+//
+// As phases of a larger job, whose workers are awake already, see linear_job.h.
+LinearParams linear_sizes(std::int64_t m, std::int64_t n, std::int64_t k, LinearKind kind,
+                          Activation activation, Isa isa, int threads);
+
+// int32 words of packed weights: panels, the scales of int8 in the panels' order, then the bias.
+std::int64_t linear_packed_words(const LinearParams& p, bool has_bias);
+void linear_bind_weights(LinearParams& p, const void* packed, bool has_bias);
+
+// Bytes of workspace once sizes and dtypes are set, at least 1; for any number of threads up to
+// p.threads. Calls that do not run at the same time may share it.
+std::int64_t linear_workspace(const LinearParams& p);
 
 }  // namespace vlakern

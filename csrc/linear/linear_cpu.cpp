@@ -3,8 +3,7 @@
 #include <cstring>
 
 #include "common/thread_pool.h"
-#include "linear/linear.h"
-#include "linear/linear_plan.h"
+#include "linear/linear_job.h"
 
 namespace vlakern {
 namespace {
@@ -12,32 +11,11 @@ namespace {
 constexpr std::int64_t kPackSteps = 128;  // of x that a worker packs at a time
 constexpr float kTiny = 1e-30f;           // rows below it are all zeros to int8
 
-struct Job {
-  const LinearParams& p;
-  const LinearPlan plan;
-  char* x;              // packed
-  float* scale;         // int8: [M] largest magnitude / 127
-  float* inverse;       // int8: [M] 127 / largest magnitude
-  std::int32_t* start;  // int8: [M]
-  char* tiles;          // [threads] worker_tiles
-};
-
-Job make_job(const LinearParams& p) {
-  Job job{p, linear_plan(p), nullptr, nullptr, nullptr, nullptr, nullptr};
-  const auto base = (reinterpret_cast<std::uintptr_t>(p.workspace) + kLine - 1) / kLine * kLine;
-  job.x = reinterpret_cast<char*>(base);
-  job.scale = reinterpret_cast<float*>(job.x + job.plan.scales);
-  job.inverse = job.scale + p.m;
-  job.start = reinterpret_cast<std::int32_t*>(job.inverse + p.m);
-  job.tiles = job.x + job.plan.tiles;
-  return job;
-}
-
 const char* at(const void* base, std::int64_t elements, DType dtype) {
   return static_cast<const char*>(base) + elements * dtype_size(dtype);
 }
 
-void scale_row(const Job& job, std::int64_t row) {
+void scale_row(const LinearJob& job, std::int64_t row) {
   const LinearParams& p = job.p;
   float taint = 0;
   const float most = job.plan.kernels.largest(at(p.x, row * p.x_stride, p.x_dtype), p.k, &taint);
@@ -46,7 +24,7 @@ void scale_row(const Job& job, std::int64_t row) {
   job.start[row] = 0;
 }
 
-void pack(const Job& job, std::int64_t unit) {
+void pack(const LinearJob& job, std::int64_t unit) {
   const LinearParams& p = job.p;
   const std::int64_t block = unit % job.plan.blocks;
   const std::int64_t row = block_row(p, job.plan, block);
@@ -75,7 +53,7 @@ struct Ahead {
 
 // A block alone reads ahead in its own stream. Of several the last two each bring half of the next
 // pair's slab, so that the first block finds it there and memory is asked evenly.
-Ahead ahead_of(const Job& job, std::int64_t blocks_left, std::int64_t pair, std::int64_t s0,
+Ahead ahead_of(const LinearJob& job, std::int64_t blocks_left, std::int64_t pair, std::int64_t s0,
                std::int64_t s1) {
   const char* slab = job.p.panels + (pair * job.p.steps + s0) * kStep;
   if (job.plan.blocks == 1) return {slab + kFar, kLine, kStep};
@@ -85,7 +63,7 @@ Ahead ahead_of(const Job& job, std::int64_t blocks_left, std::int64_t pair, std:
 }
 
 // Steps [s0, s1) of one block of rows and one pair.
-void multiply(const Job& job, std::int64_t block, std::int64_t pair, std::int64_t s0,
+void multiply(const LinearJob& job, std::int64_t block, std::int64_t pair, std::int64_t s0,
               std::int64_t s1, char* tile, const Ahead& ahead) {
   const LinearParams& p = job.p;
   const LinearPlan& plan = job.plan;
@@ -110,7 +88,7 @@ void multiply(const Job& job, std::int64_t block, std::int64_t pair, std::int64_
   }
 }
 
-void finish(const Job& job, std::int64_t block, std::int64_t pair, const char* tile) {
+void finish(const LinearJob& job, std::int64_t block, std::int64_t pair, const char* tile) {
   const LinearParams& p = job.p;
   const std::int64_t row = block_row(p, job.plan, block);
   const bool gated = is_gated(p.activation);
@@ -136,7 +114,7 @@ void finish(const Job& job, std::int64_t block, std::int64_t pair, const char* t
 }
 
 // Blocks [b0, b1) times pairs [p0, p1): over K slab by slab, their tiles waiting for the next one.
-void multiply_group(const Job& job, std::int64_t b0, std::int64_t b1, std::int64_t p0,
+void multiply_group(const LinearJob& job, std::int64_t b0, std::int64_t b1, std::int64_t p0,
                     std::int64_t p1, char* tiles) {
   const LinearParams& p = job.p;
   const std::int64_t rows0 = block_row(p, job.plan, b0);
@@ -156,7 +134,7 @@ void multiply_group(const Job& job, std::int64_t b0, std::int64_t b1, std::int64
   }
 }
 
-void multiply_chunk(const Job& job, std::int64_t chunk, int worker) {
+void multiply_chunk(const LinearJob& job, std::int64_t chunk, int worker) {
   const std::int64_t p0 = chunk * job.plan.chunk;
   const std::int64_t p1 = std::min(job.p.pairs, p0 + job.plan.chunk);
   char* tiles = job.tiles + worker * job.plan.worker_tiles;
@@ -168,18 +146,37 @@ void multiply_chunk(const Job& job, std::int64_t chunk, int worker) {
 
 }  // namespace
 
+LinearJob linear_job(const LinearParams& p) {
+  LinearJob job{p, linear_plan(p), nullptr, nullptr, nullptr, nullptr, nullptr};
+  const auto base = (reinterpret_cast<std::uintptr_t>(p.workspace) + kLine - 1) / kLine * kLine;
+  job.x = reinterpret_cast<char*>(base);
+  job.scale = reinterpret_cast<float*>(job.x + job.plan.scales);
+  job.inverse = job.scale + p.m;
+  job.start = reinterpret_cast<std::int32_t*>(job.inverse + p.m);
+  job.tiles = job.x + job.plan.tiles;
+  return job;
+}
+
+std::int64_t linear_units(const LinearJob& job, int phase) {
+  const LinearParams& p = job.p;
+  if (p.m == 0 || p.columns == 0) return 0;
+  if (phase == 2) return (p.pairs + job.plan.chunk - 1) / job.plan.chunk;
+  if (p.x_is_packed) return 0;
+  if (phase == 1) return job.plan.blocks * ((p.steps + kPackSteps - 1) / kPackSteps);
+  return p.kind == LinearKind::kInt8 ? p.m : 0;
+}
+
+void linear_unit(const LinearJob& job, int phase, std::int64_t unit, int worker) {
+  if (phase == 0) scale_row(job, unit);
+  if (phase == 1) pack(job, unit);
+  if (phase == 2) multiply_chunk(job, unit, worker);
+}
+
 void linear_cpu(const LinearParams& p) {
-  if (p.m == 0 || p.columns == 0) return;
-  const Job job = make_job(p);
-  const LinearPlan& plan = job.plan;
-  Phase scale(p.kind == LinearKind::kInt8 ? p.m : 0);
-  Phase arrange(plan.blocks * ((p.steps + kPackSteps - 1) / kPackSteps));
-  Phase product((p.pairs + plan.chunk - 1) / plan.chunk);
-  parallel_workers(plan.threads, [&](int worker) {
-    scale.run([&](std::int64_t row) { scale_row(job, row); });
-    arrange.run([&](std::int64_t unit) { pack(job, unit); });
-    product.run([&](std::int64_t chunk) { multiply_chunk(job, chunk, worker); });
-  });
+  const LinearJob job = linear_job(p);
+  LinearPhases phases;
+  phases.reset(job);
+  parallel_workers(job.plan.threads, [&](int worker) { linear_run(job, phases, worker); });
 }
 
 }  // namespace vlakern

@@ -95,11 +95,11 @@ Activation activation_from_name(const std::string& name) {
   throw InputError("linear: activation " + name + " is not known");
 }
 
-LinearParams linear_sizes(std::int64_t m, std::int64_t n, std::int64_t k, const std::string& kind,
-                          const std::string& activation, const std::string& isa, int threads) {
+LinearParams linear_sizes(std::int64_t m, std::int64_t n, std::int64_t k, LinearKind kind,
+                          Activation activation, Isa isa, int threads) {
   LinearParams p{};
-  p.kind = linear_kind(kind);
-  p.activation = activation_from_name(activation);
+  p.kind = kind;
+  p.activation = activation;
   const bool gated = is_gated(p.activation);
   if (m < 0 || n < 0 || k < 0 || (gated && n % 2 != 0)) {
     throw InputError(
@@ -118,22 +118,38 @@ LinearParams linear_sizes(std::int64_t m, std::int64_t n, std::int64_t k, const 
   const int step = values_per_step(p.kind), width = gated ? kPanel : kPair;
   p.steps = (k + step - 1) / step;
   p.pairs = (p.columns + width - 1) / width;
-  p.isa = select_isa(isa);
+  p.isa = isa;
   p.threads = threads > 0 ? threads : default_threads();
   return p;
+}
+
+std::int64_t linear_packed_words(const LinearParams& p, bool has_bias) {
+  const std::int64_t rows = p.pairs * kPair;
+  return rows * p.steps + (p.kind == LinearKind::kInt8 ? rows : 0) + (has_bias ? p.n : 0);
+}
+
+void linear_bind_weights(LinearParams& p, const void* packed, bool has_bias) {
+  const auto* words = static_cast<const std::int32_t*>(packed);
+  const std::int64_t rows = p.pairs * kPair;
+  p.panels = reinterpret_cast<const char*>(words);
+  words += rows * p.steps;
+  p.w_scale = p.kind == LinearKind::kInt8 ? reinterpret_cast<const float*>(words) : nullptr;
+  if (p.kind == LinearKind::kInt8) words += rows;
+  p.bias = has_bias ? reinterpret_cast<const float*>(words) : nullptr;
 }
 
 LinearParams linear_params(const LinearTensors& t, std::int64_t n, std::int64_t k,
                            const std::string& kind, const std::string& activation,
                            const std::string& isa, int threads) {
   const std::int64_t m = t.x.rank == 2 ? t.x.shape[0] : 0;
-  LinearParams p = linear_sizes(m, n, k, kind, activation, isa, threads);
+  LinearParams p = linear_sizes(m, n, k, linear_kind(kind), activation_from_name(activation),
+                                select_isa(isa), threads);
   check(t, p);
   p.x_dtype = t.x.dtype;
   p.out_dtype = t.out.dtype;
   Dims dims("linear");
   dims.check_output("workspace", t.workspace, {"B"}, {DType::kU8});
-  check_length(dims, "workspace", t.workspace, linear_plan(p).bytes);
+  check_length(dims, "workspace", t.workspace, linear_workspace(p));
   p.x = reinterpret_cast<const void*>(t.x.data);
   p.panels = reinterpret_cast<const char*>(t.panels.data);
   p.w_scale = t.w_scale ? reinterpret_cast<const float*>(t.w_scale->data) : nullptr;
@@ -152,7 +168,10 @@ LinearParams linear_params(const LinearTensors& t, std::int64_t n, std::int64_t 
 std::int64_t linear_workspace(std::int64_t m, std::int64_t n, std::int64_t k,
                               const std::string& kind, const std::string& activation,
                               const std::string& isa, int threads) {
-  return linear_plan(linear_sizes(m, n, k, kind, activation, isa, threads)).bytes;
+  return linear_workspace(linear_sizes(m, n, k, linear_kind(kind), activation_from_name(activation),
+                                       select_isa(isa), threads));
 }
+
+std::int64_t linear_workspace(const LinearParams& p) { return linear_plan(p).bytes; }
 
 }  // namespace vlakern

@@ -76,7 +76,9 @@ LinearPlan linear_plan(const LinearParams& p) {
   const bool small = p.m * p.n * p.k < kSmall;
   plan.threads = small ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, p.pairs));
   plan.threads = std::max(1, plan.threads);
-  plan.chunk = std::max(waiting, ceil_div(p.pairs, std::int64_t{plan.threads} * 8));
+  // A larger job brings all its workers, however small the product.
+  const auto workers = std::max<std::int64_t>(1, std::min<std::int64_t>(p.threads, p.pairs));
+  plan.chunk = std::max(waiting, ceil_div(p.pairs, workers * 8));
   plan.chunk = std::max<std::int64_t>(1, std::min(plan.chunk, p.pairs));
   const std::int64_t per_block = ceil_div(p.m, plan.blocks);
   const std::int64_t pairs = waiting == 1 ? 1 : plan.chunk;
@@ -84,7 +86,8 @@ LinearPlan linear_plan(const LinearParams& p) {
   plan.packed = aligned(p.m * row_bytes);
   plan.scales = plan.packed;
   plan.tiles = plan.scales + aligned(p.kind == LinearKind::kInt8 ? 3 * p.m * 4 : 0);
-  plan.bytes = plan.tiles + plan.threads * plan.worker_tiles + kLine;  // its start is aligned
+  plan.bytes = plan.tiles + std::max(1, p.threads) * plan.worker_tiles;
+  plan.bytes += kLine;  // its start is aligned
   return plan;
 }
 

@@ -1,7 +1,7 @@
 // How a product is cut into blocks: a pure function of its sizes.
 #pragma once
 
-#include <string>
+#include <cstdint>
 
 #include "linear/linear.h"
 #include "linear/linear_tile.h"
@@ -10,7 +10,7 @@ namespace vlakern {
 
 struct LinearPlan {
   LinearKernels kernels;
-  int threads;
+  int threads;                // worth waking
   int panels;                 // that a tile spans: 1 or 2
   std::int64_t blocks;        // of rows, each of at most a tile's rows, as equal as can be
   std::int64_t group;         // blocks that are worked on together: their x stays in a core's cache
@@ -30,9 +30,5 @@ inline std::int64_t block_row(const LinearParams& p, const LinearPlan& plan, std
 
 // Only the sizes, kind, activation, isa and threads of `p` matter to the cuts.
 LinearPlan linear_plan(const LinearParams& p);
-
-// Sizes without tensors.
-LinearParams linear_sizes(std::int64_t m, std::int64_t n, std::int64_t k, const std::string& kind,
-                          const std::string& activation, const std::string& isa, int threads);
 
 }  // namespace vlakern

@@ -38,6 +38,12 @@ class Linear {
   LinearParams params_;
 };
 
+inline auto linear_workspace_bytes() {
+  using Call = std::int64_t (*)(std::int64_t, std::int64_t, std::int64_t, const std::string&,
+                                const std::string&, const std::string&, int);
+  return static_cast<Call>(&linear_workspace);
+}
+
 inline auto linear_init() {
   using O = Linear::Optional;
   return nanobind::init<const Tensor&, const Tensor&, const O&, const O&, const O&, const O&,

@@ -243,6 +243,53 @@ bool mlp_holds() {
   return out.bytes == expected.bytes;
 }
 
+// Two products of the same x in one job of every worker, the second on x as the first packed it,
+// over and over with the same phases: the bits of two calls.
+bool job_holds() {
+  for (int i = 0; i < 20; ++i) {
+    Problem p = make_problem();
+    while (p.w.gate || p.m == 0 || p.columns == 0 || p.w.k == 0) p = make_problem();
+    p.has_residual = p.has_row_scale = p.has_bias = false;
+    p.activation = "silu";
+    const Array expected = run(p, "", 1);
+    const std::int64_t words = p.w.panels.elements();
+    std::vector<std::int32_t> packed(static_cast<std::size_t>(words + p.w.w_scale.elements()));
+    std::memcpy(packed.data(), p.w.panels.bytes.data(), p.w.panels.bytes.size());
+    std::memcpy(packed.data() + words, p.w.w_scale.bytes.data(), p.w.w_scale.bytes.size());
+    vlakern::LinearParams a =
+        vlakern::linear_sizes(p.m, p.w.n, p.w.k, vlakern::linear_kind(p.w.kind),
+                              vlakern::Activation::kSilu, vlakern::select_isa(""), 3);
+    if (p.w.kind != "int8") packed.resize(static_cast<std::size_t>(words));
+    if (vlakern::linear_packed_words(a, false) != std::int64_t(packed.size())) return false;
+    vlakern::linear_bind_weights(a, packed.data(), false);
+    a.x_dtype = p.x.view.dtype;
+    a.out_dtype = p.out_dtype;
+    const Array one(p.out_dtype, {p.m, p.columns}, {p.columns + p.gap, 1});
+    const Array two(p.out_dtype, {p.m, p.columns}, {p.columns + p.gap, 1});
+    const Array workspace(DType::kU8, {vlakern::linear_workspace(a)}, {1});
+    a.x = reinterpret_cast<const void*>(p.x.view.data);
+    a.out = reinterpret_cast<void*>(one.view.data);
+    a.workspace = reinterpret_cast<char*>(workspace.view.data);
+    a.x_stride = p.x.view.stride[0];
+    a.out_stride = one.view.stride[0];
+    vlakern::LinearParams b = a;
+    b.out = reinterpret_cast<void*>(two.view.data);
+    b.x_is_packed = true;
+    const vlakern::LinearJob first = vlakern::linear_job(a), second = vlakern::linear_job(b);
+    vlakern::LinearPhases first_phases, second_phases;
+    for (int turn = 0; turn < 3; ++turn) {
+      first_phases.reset(first);
+      second_phases.reset(second);
+      vlakern::parallel_workers(3, [&](int worker) {
+        vlakern::linear_run(first, first_phases, worker);
+        vlakern::linear_run(second, second_phases, worker);
+      });
+      if (one.bytes != expected.bytes || two.bytes != expected.bytes) return false;
+    }
+  }
+  return true;
+}
+
 bool refuses_short_weights() {
   Problem p = make_problem();
   p.w = make_weights(64, 8, "bf16", false);
@@ -266,8 +313,8 @@ int main() {
   for (int i = 0; i < kProblems; ++i) {
     if (!holds(make_problem(), i)) return 1;
   }
-  if (!mlp_holds() || !refuses_short_weights()) {
-    std::printf("gated_mlp or a refusal is wrong\n");
+  if (!mlp_holds() || !job_holds() || !refuses_short_weights()) {
+    std::printf("gated_mlp, a job of many products or a refusal is wrong\n");
     return 1;
   }
   std::printf("%d problems:", kProblems);
