@@ -97,6 +97,27 @@ std::vector<AttentionTile> make_tiles(const SharedAttentionParams& p, int thread
   return tiles;
 }
 
+// Every document and group gets the same number of units: as few as memory allows, but so many
+// that the threads' shares are even.
+std::vector<AttentionUnit> make_units(const SharedAttentionParams& p, int threads) {
+  std::vector<AttentionUnit> units;
+  for (std::int64_t r = 0; r < p.documents; ++r) {
+    const std::int64_t tiles = (query_rows(p, r) + kTileRows - 1) / kTileRows;
+    const std::int64_t pairs = p.documents * p.groups;
+    std::int64_t parts = (tiles + kUnitTiles - 1) / kUnitTiles;
+    while (parts < tiles && pairs * parts < threads * kTasksPerThread &&
+           pairs * parts % threads != 0) {
+      ++parts;
+    }
+    for (std::int64_t g = 0; g < p.groups; ++g) {
+      for (std::int64_t i = 0; i < parts; ++i) {
+        units.push_back({r, g, tiles * i / parts, tiles * (i + 1) / parts, tiles});
+      }
+    }
+  }
+  return units;
+}
+
 struct Chains {
   std::vector<std::int64_t> documents;
   std::vector<AttentionChain> chains;  // of one group each, pointing into documents
@@ -140,6 +161,15 @@ void shared_attention_cpu(const SharedAttentionTensors& t, float scale, const st
   const SharedAttentionParams p = shared_attention_params(t, scale);
   const AttentionKernels kernels = choose_kernels(select_isa(isa), p.dtype);
   const int used = choose_threads(p, threads);
+  if (kernels.unit != nullptr && p.width <= kPackedWidth) {
+    const std::vector<AttentionUnit> units = make_units(p, used);
+    const std::int64_t floats = attention_unit_scratch(p.width);
+    const auto count = static_cast<std::int64_t>(units.size());
+    return run_tasks(used, count, [&](std::int64_t i) {
+      const AttentionUnit* unit = units.data() + i;
+      kernels.unit(p, *unit, i + used < count ? unit + used : nullptr, scratch(floats));
+    });
+  }
   const std::vector<AttentionTile> tiles = make_tiles(p, used);
   const std::int64_t floats = attention_forward_scratch(p.width);
   run_tasks(used, static_cast<std::int64_t>(tiles.size()), [&](std::int64_t i) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "shared_attention/shared_attention.h"
+#include "shared_attention/shared_attention_packed.h"
 
 namespace vlakern {
 
@@ -32,6 +33,10 @@ struct AttentionChain {
 struct AttentionKernels {
   void (*forward)(const SharedAttentionParams& p, const AttentionTile& tile, float* scratch);
   void (*backward)(const SharedAttentionParams& p, const AttentionChain& chain, float* scratch);
+  // The faster forward pass of heads up to kPackedWidth wide, or null; what the next unit reads, if
+  // there is one, is brought near.
+  void (*unit)(const SharedAttentionParams& p, const AttentionUnit& unit, const AttentionUnit* next,
+               float* scratch);
 };
 
 inline std::int64_t round_up(std::int64_t value, std::int64_t step) {
@@ -42,6 +47,13 @@ inline std::int64_t round_up(std::int64_t value, std::int64_t step) {
 inline std::int64_t attention_forward_scratch(std::int64_t width) {
   const std::int64_t wide = round_up(width, 16);
   return kAttentionTile * (2 * wide + 8) + kAttentionBlock * 2 * (wide + kAttentionTile) + 64;
+}
+
+inline std::int64_t attention_unit_scratch(std::int64_t width) {
+  const std::int64_t block = kBlockPanels * (packed_k_bytes(width) + packed_v_bytes(width)) / 4 +
+                             panels_of(width) * kPanelStep / 4;
+  const std::int64_t sums = kUnitTiles * kTileRows * (round_up(width, 16) + 16);
+  return block + sums + kTileRows * (kBlockPanels * kPanel + 16 + 2 * 144) + 128;
 }
 
 // `keys` is the most logical keys that a document has.
