@@ -65,6 +65,19 @@ class Phase {
     wait();
   }
 
+  // The same with body(unit, next): the unit that this worker does next, which it may bring near;
+  // none is left if that is not below the number of units.
+  template <class Body>
+  void run_ahead(const Body& body) {
+    for (std::int64_t unit = next_++; unit < units_;) {
+      const std::int64_t next = next_++;
+      body(unit, next);
+      done_.fetch_add(1, std::memory_order_release);
+      unit = next;
+    }
+    wait();
+  }
+
  private:
   void wait() const;
 

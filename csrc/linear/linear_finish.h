@@ -12,7 +12,7 @@
 namespace vlakern {
 namespace {
 
-constexpr int kPiece = 256;  // values of a row on their way
+constexpr int kPiece = 128;  // values of a row on their way
 
 template <class T>
 T least(T a, T b) {
@@ -64,43 +64,62 @@ void read_values(const LinearPack& p, int row, const X* from, int count, std::in
   __atomic_fetch_add(p.start + row, -128 * sum, __ATOMIC_RELAXED);
 }
 
-// kValues of type T side by side per step; kWide stores bf16 as the fp32 that they are.
+// kValues of type T side by side per step; kWide stores bf16 as the fp32 that they are. A piece of
+// all rows is converted before it is rearranged, so that both run along memory.
 template <class Vec, class X, class T, int kValues, bool kWide = false>
 void pack_rows(const LinearPack& p) {
   using Stored = std::conditional_t<kWide, float, T>;
-  constexpr int kStep = kValues * static_cast<int>(sizeof(Stored));
-  alignas(64) T values[kPiece];
-  alignas(64) float wide[kPiece];
+  struct Step {
+    Stored values[kValues];
+  };
   constexpr std::int64_t kSteps = kPiece / kValues;
+  alignas(64) T values[kMostRows][kPiece];
+  alignas(64) Stored wide[kMostRows][kWide ? kPiece : 1];
+  auto* to = reinterpret_cast<Step*>(p.packed);
   for (std::int64_t s0 = 0; s0 < p.steps; s0 += kSteps) {
-    const std::int64_t steps = least(kSteps, p.steps - s0);
-    const std::int64_t k0 = (p.step0 + s0) * kValues;
+    const std::int64_t steps = least(kSteps, p.steps - s0), k0 = (p.step0 + s0) * kValues;
     const int count = static_cast<int>(least(steps * kValues, p.k - k0));
+    const Step* from[kMostRows];
     for (int r = 0; r < p.rows; ++r) {
-      const X* from = static_cast<const X*>(p.x) + r * p.x_stride + k0;
-      read_values<Vec>(p, r, from, count, values);
-      std::memset(values + count, 0, sizeof(T) * static_cast<std::size_t>(steps * kValues - count));
-      const char* source = reinterpret_cast<const char*>(values);
+      T* row = values[r];
+      read_values<Vec>(p, r, static_cast<const X*>(p.x) + r * p.x_stride + k0, count, row);
+      std::memset(row + count, 0, sizeof(T) * static_cast<std::size_t>(steps * kValues - count));
       if constexpr (kWide) {
-        convert<Vec>(values, wide, static_cast<int>(steps) * kValues);
-        source = reinterpret_cast<const char*>(wide);
+        convert<Vec>(row, wide[r], static_cast<int>(steps) * kValues);
+        from[r] = reinterpret_cast<const Step*>(wide[r]);
+      } else {
+        from[r] = reinterpret_cast<const Step*>(row);
       }
-      char* to = p.packed + (s0 * p.rows + r) * kStep;
-      for (std::int64_t s = 0; s < steps; ++s) {
-        std::memcpy(to + s * p.rows * kStep, source + s * kStep, kStep);
-      }
+    }
+    for (std::int64_t s = 0; s < steps; ++s) {
+      for (int r = 0; r < p.rows; ++r, ++to) std::memcpy(to, from[r] + s, sizeof(Step));
     }
   }
 }
 
 template <class Vec, class X>
 float largest(const void* x, std::int64_t k, float* taint) {
+  constexpr int kChains = 4;
+  using Float = typename Vec::Float;
   const X* values = static_cast<const X*>(x);
-  const auto zero = Vec::splat(0.0f);
-  auto most = zero, lost = zero;
-  for (std::int64_t i = 0; i < k; i += Vec::kLanes) {
+  const Float zero = Vec::splat(0.0f);
+  Float most = zero, lost = zero, mosts[kChains], losts[kChains];
+  for (int c = 0; c < kChains; ++c) mosts[c] = losts[c] = zero;
+  std::int64_t i = 0;
+  for (; i + kChains * Vec::kLanes <= k; i += kChains * Vec::kLanes) {
+    for (int c = 0; c < kChains; ++c) {
+      const Float value = Vec::load(values + i + c * Vec::kLanes, Vec::kLanes);
+      mosts[c] = Vec::max(Vec::abs(value), mosts[c]);
+      losts[c] = Vec::fma(value, zero, losts[c]);
+    }
+  }
+  for (int c = 0; c < kChains; ++c) {
+    most = Vec::max(mosts[c], most);
+    lost = Vec::add(losts[c], lost);
+  }
+  for (; i < k; i += Vec::kLanes) {
     const int n = static_cast<int>(least<std::int64_t>(Vec::kLanes, k - i));
-    const auto value = Vec::load(values + i, n);
+    const Float value = Vec::load(values + i, n);
     most = Vec::max(Vec::abs(value), most);
     lost = Vec::fma(value, zero, lost);
   }

@@ -41,7 +41,9 @@ LinearJob linear_job(const LinearParams& p);
 std::int64_t linear_units(const LinearJob& job, int phase);
 
 // `worker` is below the threads of the params, and no other worker uses that number meanwhile.
-void linear_unit(const LinearJob& job, int phase, std::int64_t unit, int worker);
+// `next`: the unit of this phase that it does next, brought near meanwhile; -1 if unknown or none.
+void linear_unit(const LinearJob& job, int phase, std::int64_t unit, int worker,
+                 std::int64_t next = -1);
 
 struct LinearPhases {
   Phase phases[kLinearPhases];
@@ -53,7 +55,8 @@ struct LinearPhases {
 
 inline void linear_run(const LinearJob& job, LinearPhases& phases, int worker) {
   for (int i = 0; i < kLinearPhases; ++i) {
-    phases.phases[i].run([&](std::int64_t unit) { linear_unit(job, i, unit, worker); });
+    phases.phases[i].run_ahead(
+        [&](std::int64_t unit, std::int64_t next) { linear_unit(job, i, unit, worker, next); });
   }
 }
 

@@ -6,18 +6,45 @@ namespace vlakern {
 namespace {
 
 constexpr std::int64_t kNearX = 512 << 10;  // bytes of packed x that share a core's cache
-constexpr std::int64_t kSlab = 1024;        // steps of K where not all of them fit
-constexpr std::int64_t kSlabPairs = 8;      // pairs whose sums wait while K advances
-constexpr std::int64_t kSmall = 1 << 17;    // products below which one thread is enough
+constexpr std::int64_t kGroupBlocks = 4;    // that make a product slower than its weights' stream
+constexpr std::int64_t kMostWaiting = 4;    // pairs whose sums wait while K advances
+constexpr std::int64_t kLeastUnit = 64 << 10;  // bytes of weights times blocks, some 2 us
+constexpr std::int64_t kSmall = 1 << 17;       // products below which one thread is enough
+
+constexpr std::int64_t kLongestChain = 512;
 
 // Long chains cost least; bf16 outputs hide their error, integers have none.
 std::int64_t chain_of(const LinearParams& p) {
   if (p.kind == LinearKind::kF32) return 32;
-  return p.kind == LinearKind::kBF16 && p.out_dtype == DType::kF32 ? 64 : 512;
+  return p.kind == LinearKind::kBF16 && p.out_dtype == DType::kF32 ? 64 : kLongestChain;
 }
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t aligned(std::int64_t bytes) { return ceil_div(bytes, kLine) * kLine; }
+
+// All of K where enough blocks of x fit with it, else as few equal slabs as let them.
+void cut_rows_and_steps(const LinearParams& p, LinearPlan& plan) {
+  const std::int64_t per_block = std::max<std::int64_t>(1, ceil_div(p.m, plan.blocks));
+  const std::int64_t least_rows = per_block * std::min(plan.blocks, kGroupBlocks);
+  const std::int64_t steps = std::max<std::int64_t>(1, p.steps), size = plan.kernels.x_size;
+  const std::int64_t slabs = ceil_div(least_rows * steps * size, kNearX);
+  plan.slab = slabs == 1 ? steps : ceil_div(ceil_div(steps, slabs), kLongestChain) * kLongestChain;
+  const std::int64_t fit = std::max<std::int64_t>(1, kNearX / (plan.slab * size * per_block));
+  plan.groups = ceil_div(plan.blocks, fit);
+}
+
+// Returns how many pairs' sums wait at a time.
+std::int64_t cut_pairs(const LinearParams& p, LinearPlan& plan, std::int64_t workers) {
+  const bool slabs = plan.slab < p.steps;
+  const std::int64_t bytes = std::max<std::int64_t>(1, p.steps * kStep * plan.blocks / plan.groups);
+  const std::int64_t even = std::max<std::int64_t>(1, ceil_div(p.pairs, workers * 8));
+  plan.long_chunk = slabs ? std::min(even, kMostWaiting) : even;
+  plan.short_chunk = std::min(even, ceil_div(kLeastUnit, bytes));
+  plan.long_chunks = p.pairs * 3 / 4 / plan.long_chunk;
+  const std::int64_t rest = p.pairs - plan.long_chunks * plan.long_chunk;
+  plan.chunks = plan.long_chunks + ceil_div(rest, plan.short_chunk);
+  return slabs ? plan.long_chunk : 1;
+}
 
 }  // namespace
 
@@ -58,33 +85,15 @@ LinearPlan linear_plan(const LinearParams& p) {
   const bool one = k.rows_two == 0 || (p.m > k.rows_two && p.m <= k.rows_one);
   plan.panels = one ? 1 : 2;
   plan.blocks = std::max<std::int64_t>(1, ceil_div(p.m, one ? k.rows_one : k.rows_two));
-  const std::int64_t row_bytes = std::max<std::int64_t>(1, p.steps * k.x_size);
   plan.chain = chain_of(p);
-  plan.slab = std::max<std::int64_t>(1, p.steps);
-  plan.group = plan.blocks;
-  std::int64_t waiting = 1;
-  if (p.m * row_bytes > kNearX) {
-    if (p.steps > 2 * kSlab) {
-      plan.slab = kSlab;
-      waiting = kSlabPairs;
-    }
-    const std::int64_t rows = std::max<std::int64_t>(1, kNearX / (plan.slab * k.x_size));
-    const std::int64_t per_block = ceil_div(p.m, plan.blocks);
-    const std::int64_t most = std::max<std::int64_t>(1, rows / per_block);
-    plan.group = ceil_div(plan.blocks, ceil_div(plan.blocks, most));
-  }
+  cut_rows_and_steps(p, plan);
   const bool small = p.m * p.n * p.k < kSmall;
-  plan.threads = small ? 1 : static_cast<int>(std::min<std::int64_t>(p.threads, p.pairs));
-  plan.threads = std::max(1, plan.threads);
-  // A larger job brings all its workers, however small the product.
   const auto workers = std::max<std::int64_t>(1, std::min<std::int64_t>(p.threads, p.pairs));
-  plan.chunk = std::max(waiting, ceil_div(p.pairs, workers * 8));
-  plan.chunk = std::max<std::int64_t>(1, std::min(plan.chunk, p.pairs));
-  const std::int64_t per_block = ceil_div(p.m, plan.blocks);
-  const std::int64_t pairs = waiting == 1 ? 1 : plan.chunk;
-  plan.worker_tiles = aligned(pairs * plan.group * per_block * kPair * 4);
-  plan.packed = aligned(p.m * row_bytes);
-  plan.scales = plan.packed;
+  plan.threads = small ? 1 : static_cast<int>(workers);
+  const std::int64_t waiting = cut_pairs(p, plan, workers);
+  const std::int64_t rows = ceil_div(p.m, plan.blocks) * ceil_div(plan.blocks, plan.groups);
+  plan.worker_tiles = aligned(waiting * rows * kPair * 4);
+  plan.scales = aligned(p.m * p.steps * k.x_size);
   plan.tiles = plan.scales + aligned(p.kind == LinearKind::kInt8 ? 3 * p.m * 4 : 0);
   plan.bytes = plan.tiles + std::max(1, p.threads) * plan.worker_tiles;
   plan.bytes += kLine;  // its start is aligned

@@ -7,6 +7,8 @@
 
 namespace vlakern {
 
+constexpr int kMostRows = 14;  // of any tile
+
 // Some rows of x times one or two panels over some steps of K, into a tile of [rows, 32].
 struct LinearTile {
   const char* x;              // [steps, rows] packed values
