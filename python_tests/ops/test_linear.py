@@ -20,6 +20,7 @@ from vlakern.ops.linear.cases import (
     make_inputs,
     plain_linear,
 )
+from vlakern.ops.linear.packed import PANEL_KINDS
 from vlakern.ops.linear.reference import (
     ACTIVATIONS,
     GATED,
@@ -37,7 +38,7 @@ ids = [f"{backend}{isa and '-'}{isa}" for backend, isa in WAYS]
 every_way = pytest.mark.parametrize(("backend", "isa"), WAYS, ids=ids)
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", PANEL_KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +327,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ops.linear(X, PackedLinear(pack_linear(W).data[:40], 6, 4, "bf16"), backend="cpu"),
         "weights must be contiguous and hold 64",
     ),
-    "kind": (lambda: pack_linear(W, "fp8"), "dtype must be one of bf16, fp32, int8, got 'fp8'"),
+    "kind": (lambda: pack_linear(W, "fp4"), "must be one of bf16, fp32, int8, fp8, got 'fp4'"),
     "weight": (lambda: pack_linear(W.int()), r"weight must be floating, \[N, K\]"),
     "odd gate": (lambda: pack_linear(W[:5], gate=True), "even number of rows, got 5"),
     "packed bias": (lambda: pack_linear(W, bias=torch.zeros(5)), r"bias must be \[N\] = \[6\]"),

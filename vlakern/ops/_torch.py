@@ -11,7 +11,14 @@ from torch.nn import Parameter
 
 from vlakern.ops._dispatch import Key
 
-__all__ = ["eager_function", "key_for", "runs_directly", "stream_of", "wants_gradients"]
+__all__ = [
+    "eager_function",
+    "key_for",
+    "processors",
+    "runs_directly",
+    "stream_of",
+    "wants_gradients",
+]
 
 
 @cache
@@ -40,6 +47,14 @@ def key_for(
 ) -> Key:
     """The key of calls on ``device`` with tensors of ``dtypes``."""
     return _key(torch.device(device), dtypes, dims, flags)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; 1 where Triton interprets."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def stream_of(tensor: Tensor) -> int:

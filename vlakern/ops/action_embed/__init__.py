@@ -9,18 +9,26 @@ from torch import Tensor
 
 from vlakern.errors import InputError
 from vlakern.ops._dispatch import Backend, made_by, resolve
-from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
+from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for, runs_directly, wants_gradients
 from vlakern.ops.action_embed._kernels import Tensors
 from vlakern.ops.action_embed.reference import action_embed_reference, fold_action_encoder
-from vlakern.ops.linear._check import FLOATS, check_weights
-from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.linear._check import (
+    FLOATS,
+    check_weights,
+    facts_of,
+    needs_panels,
+    needs_rows,
+)
+from vlakern.ops.linear.packed import ISA, PackedLinear
 
 __all__ = ["BACKENDS", "BoundEmbed", "action_embed", "action_embed_out", "fold_action_encoder"]
 
 KERNELS = "vlakern.ops.action_embed._kernels"
+DTYPES = only_dtypes("float32", "bfloat16")
 BACKENDS = (
-    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, only_dtypes("float32", "bfloat16"))),
+    Backend("triton", made_by(KERNELS, "triton"), any_of(needs_triton, DTYPES, needs_rows)),
+    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, DTYPES, needs_panels)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
 
@@ -93,7 +101,7 @@ def action_embed(
     last: tuple[Any, ...] = (None, 0, 0, "", False)
     if w_out is not None:
         last = (w_out.data, w_out.n, w_out.k, w_out.kind, w_out.has_bias)
-    rest: tuple[Any, ...] = (*last, out_dtype, backend)
+    rest: tuple[Any, ...] = (*last, out_dtype, backend, w_in.isa)
     call = _embed if runs_directly((x, time)) else _action_embed
     return call(x, *first, time, *rest)
 
@@ -138,14 +146,18 @@ def _check_weights(w_in: PackedLinear, w_out: PackedLinear | None) -> None:
     for one in (w_in, w_out):
         if one is not None:
             check_weights("action_embed", one, "none")
+    if w_out is not None and w_out.isa != w_in.isa:
+        raise InputError(
+            f"action_embed: w_out must be packed for {w_in.isa} as w_in is, got {w_out.isa}"
+        )
     if w_in.has_bias:
         raise InputError("action_embed: w_in holds a bias; fold it into time")
 
 
 def _bind(t: Tensors, backend: str) -> BoundEmbed:
     _check(t)
-    kinds = frozenset({t.w_in.kind})
-    key = key_for(t.x.device, (t.x.dtype, t.y.dtype), flags=kinds)
+    facts = facts_of(t.w_in, t.w_out)
+    key = key_for(t.x.device, (t.x.dtype, t.y.dtype), flags=facts)
     return BoundEmbed(t, resolve("action_embed", key, backend)(t))
 
 
@@ -195,11 +207,12 @@ def _embed(
     out_bias: bool,
     out_dtype: torch.dtype,
     backend: str,
+    isa: str = ISA,
 ) -> Tensor:
-    first = PackedLinear(w_in, n, k, kind)
+    first = PackedLinear(w_in, n, k, kind, isa=isa)
     last = None
     if w_out is not None:
-        last = PackedLinear(w_out, out_n, out_k, out_kind, False, out_bias)
+        last = PackedLinear(w_out, out_n, out_k, out_kind, False, out_bias, isa=isa)
     y = _empty(x, n, w_out, out_n, out_dtype)
     _bind(Tensors(_adjacent(x), first, time.contiguous(), last, y), backend)()
     return y
@@ -217,7 +230,7 @@ _action_embed = torch.library.custom_op("vlakern::action_embed", _embed, mutates
 
 
 @_action_embed.register_fake
-def _(x, w_in, n, k, kind, time, w_out, out_n, out_k, out_kind, out_bias, out_dtype, backend):
+def _(x, w_in, n, k, kind, time, w_out, out_n, out_k, out_kind, out_bias, out_dtype, *rest):
     return _empty(x, n, w_out, out_n, out_dtype)
 
 

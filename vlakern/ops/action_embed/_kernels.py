@@ -17,7 +17,7 @@ from vlakern.ops.action_embed.reference import action_embed_reference
 from vlakern.ops.linear._kernels import workspace_bytes
 from vlakern.ops.linear.packed import PackedLinear
 
-__all__ = ["Held", "Tensors", "cpu", "dense", "hidden_dtype", "packed", "reference"]
+__all__ = ["Held", "Tensors", "cpu", "dense", "hidden_dtype", "packed", "reference", "triton"]
 
 
 class Tensors(NamedTuple):
@@ -78,6 +78,13 @@ def cpu() -> Kernel:
         given = (_native.view(t.x), first, *views, *ends)
         call = native.ActionEmbed(*given, isa, torch.get_num_threads())
         return Held(call, (t, hidden, workspace))
+
+    return bind
+
+
+def triton() -> Kernel:
+    """The Triton kernels."""
+    from vlakern.ops.action_embed.triton_kernels import bind
 
     return bind
 

@@ -125,19 +125,19 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
     }
 
 
-def op_arguments(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
+def op_arguments(case: Case, inputs: dict[str, Any], isa: str | None = None) -> dict[str, Any]:
     """The arguments of the op by name: x, folded and packed weights, and t."""
     n, shape = inputs["encoder"], tuple(inputs["embedding"].shape)
     if case.layers == 1:
-        weights = {"w_in": pack_linear(n.w1, case.kind), "time": n.b1.expand(shape)}
+        weights = {"w_in": pack_linear(n.w1, case.kind, isa=isa), "time": n.b1.expand(shape)}
         return {"x": inputs["x"]} | weights
     table = inputs["embedding"].reshape(-1, case.width)
     w_fold, time = fold_action_encoder(n.w1, n.b1, n.w2, n.b2, table)
     return {
         "x": inputs["x"],
-        "w_in": pack_linear(w_fold, case.kind),
+        "w_in": pack_linear(w_fold, case.kind, isa=isa),
         "time": time.reshape(shape),
-        "w_out": pack_linear(n.w3, case.kind, bias=n.b3),
+        "w_out": pack_linear(n.w3, case.kind, bias=n.b3, isa=isa),
     }
 
 

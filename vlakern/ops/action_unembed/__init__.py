@@ -9,19 +9,27 @@ from torch import Tensor
 
 from vlakern.errors import InputError
 from vlakern.ops._dispatch import Backend, made_by, resolve
-from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
+from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for, runs_directly, wants_gradients
 from vlakern.ops.action_unembed._kernels import FinalNorm, Tensors
 from vlakern.ops.action_unembed.reference import action_unembed_reference
-from vlakern.ops.linear._check import FLOATS, check_weights
-from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.linear._check import (
+    FLOATS,
+    check_weights,
+    facts_of,
+    needs_panels,
+    needs_rows,
+)
+from vlakern.ops.linear.packed import ISA, PackedLinear
 from vlakern.ops.norm.reference import KINDS
 
 __all__ = ["BACKENDS", "BoundUnembed", "FinalNorm", "action_unembed", "action_unembed_out"]
 
 KERNELS = "vlakern.ops.action_unembed._kernels"
+DTYPES = only_dtypes("float32", "bfloat16")
 BACKENDS = (
-    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, only_dtypes("float32", "bfloat16"))),
+    Backend("triton", made_by(KERNELS, "triton"), any_of(needs_triton, DTYPES, needs_rows)),
+    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, DTYPES, needs_panels)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
 
@@ -92,7 +100,7 @@ def action_unembed(
     final = norm or FinalNorm("")
     call = _unembed if runs_directly((h,)) else _action_unembed
     hidden = None if w_hidden is None else w_hidden.data
-    rest: tuple[Any, ...] = (*first, *last, *final.parts, out_dtype, backend)
+    rest: tuple[Any, ...] = (*first, *last, *final.parts, out_dtype, backend, w_out.isa)
     return call(h, hidden, *rest)
 
 
@@ -118,11 +126,16 @@ def _check_weights(w_hidden: PackedLinear | None, w_out: PackedLinear) -> None:
     for one in (w_hidden, w_out):
         if one is not None:
             check_weights("action_unembed", one, "none")
+    if w_hidden is not None and w_hidden.isa != w_out.isa:
+        raise InputError(
+            f"action_unembed: w_hidden must be packed for {w_out.isa} as w_out is, "
+            f"got {w_hidden.isa}"
+        )
 
 
 def _bind(t: Tensors, backend: str) -> BoundUnembed:
     _check(t)
-    key = key_for(t.h.device, (t.h.dtype, t.y.dtype), flags=frozenset({t.w_out.kind}))
+    key = key_for(t.h.device, (t.h.dtype, t.y.dtype), flags=facts_of(t.w_hidden, t.w_out))
     return BoundUnembed(t, resolve("action_unembed", key, backend)(t))
 
 
@@ -184,11 +197,12 @@ def _unembed(
     eps: float,
     out_dtype: torch.dtype,
     backend: str,
+    isa: str = ISA,
 ) -> Tensor:
-    first = None
+    first, facts = None, (hidden_n, hidden_k, hidden_kind, False, hidden_bias)
     if w_hidden is not None:
-        first = PackedLinear(w_hidden, hidden_n, hidden_k, hidden_kind, False, hidden_bias)
-    last = PackedLinear(w_out, n, k, kind, False, has_bias)
+        first = PackedLinear(w_hidden, *facts, isa=isa)
+    last = PackedLinear(w_out, n, k, kind, False, has_bias, isa=isa)
     final = FinalNorm(norm, norm_weight, norm_bias, scale, shift, eps) if norm else None
     y = h.new_empty((h.shape[0], n), dtype=out_dtype)
     adjacent = h if h.stride(-1) == 1 else h.contiguous()
@@ -201,7 +215,8 @@ _action_unembed = torch.library.custom_op("vlakern::action_unembed", _unembed, m
 
 @_action_unembed.register_fake
 def _(h, w_hidden, hidden_n, hidden_k, hidden_kind, hidden_bias, w_out, n, *rest):
-    return h.new_empty((h.shape[0], n), dtype=rest[-2])
+    dtype = next(one for one in rest if isinstance(one, torch.dtype))
+    return h.new_empty((h.shape[0], n), dtype=dtype)
 
 
 def _backward(ctx: Any, grad: Tensor) -> None:

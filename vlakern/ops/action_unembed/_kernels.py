@@ -19,7 +19,7 @@ from vlakern.ops.action_unembed.reference import action_unembed_reference
 from vlakern.ops.linear._kernels import workspace_bytes
 from vlakern.ops.linear.packed import PackedLinear
 
-__all__ = ["FinalNorm", "Tensors", "cpu", "reference"]
+__all__ = ["FinalNorm", "Tensors", "cpu", "reference", "triton"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ def cpu() -> Kernel:
         given = (_native.view(t.h), norm, _native.view(normed), *weights, *ends)
         call = native.ActionUnembed(*given, isa, torch.get_num_threads())
         return Held(call, (t, hidden, normed, workspace))
+
+    return bind
+
+
+def triton() -> Kernel:
+    """The Triton kernels."""
+    from vlakern.ops.action_unembed.triton_kernels import bind
 
     return bind
 

@@ -93,12 +93,12 @@ def make_inputs(case: Case, generator: torch.Generator) -> dict[str, Any]:
     }
 
 
-def op_arguments(case: Case, inputs: dict[str, Any]) -> dict[str, Any]:
+def op_arguments(case: Case, inputs: dict[str, Any], isa: str | None = None) -> dict[str, Any]:
     """The arguments of the op by name, weights packed."""
     hidden = None
     if inputs["w_hidden"] is not None:
-        hidden = pack_linear(inputs["w_hidden"], case.kind, bias=inputs["b_hidden"])
-    out = pack_linear(inputs["w_out"], case.kind, bias=inputs["b_out"])
+        hidden = pack_linear(inputs["w_hidden"], case.kind, bias=inputs["b_hidden"], isa=isa)
+    out = pack_linear(inputs["w_out"], case.kind, bias=inputs["b_out"], isa=isa)
     return {"h": inputs["h"], "w_hidden": hidden, "w_out": out, "norm": inputs["norm"]}
 
 

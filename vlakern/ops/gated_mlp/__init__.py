@@ -9,19 +9,27 @@ from torch import Tensor
 
 from vlakern.errors import InputError
 from vlakern.ops._dispatch import Backend, made_by, resolve
-from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
+from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for
 from vlakern.ops.gated_mlp._kernels import Tensors, mlp_workspace_bytes
 from vlakern.ops.linear import linear
-from vlakern.ops.linear._check import FLOATS, check_weights
-from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.linear._check import (
+    FLOATS,
+    check_weights,
+    facts_of,
+    needs_panels,
+    needs_rows,
+)
+from vlakern.ops.linear.packed import ISA, PackedLinear
 from vlakern.ops.linear.reference import GATED
 
 __all__ = ["BACKENDS", "BoundGatedMlp", "gated_mlp", "gated_mlp_out", "mlp_workspace_bytes"]
 
 KERNELS = "vlakern.ops.gated_mlp._kernels"
+DTYPES = only_dtypes("float32", "bfloat16")
 BACKENDS = (
-    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, only_dtypes("float32", "bfloat16"))),
+    Backend("triton", made_by(KERNELS, "triton"), any_of(needs_triton, DTYPES, needs_rows)),
+    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, DTYPES, needs_panels)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
 
@@ -82,11 +90,12 @@ def gated_mlp(
         )
     check_weights("gated_mlp", gate_up, _gated(activation))
     check_weights("gated_mlp", down, "none")
+    _check_isas(gate_up, down)
     if residual is not None:
         residual = residual.to(out_dtype)
     first = (gate_up.n, gate_up.k, gate_up.kind, gate_up.has_bias)
     second = (down.n, down.k, down.kind, down.has_bias)
-    rest = (activation, residual, out_dtype, backend)
+    rest = (activation, residual, out_dtype, backend, down.isa)
     return _gated_mlp(x, gate_up.data, *first, down.data, *second, *rest)
 
 
@@ -137,9 +146,10 @@ def _gated_mlp(
     residual: Tensor | None,
     out_dtype: torch.dtype,
     backend: str,
+    isa: str = ISA,
 ) -> Tensor:
-    first = PackedLinear(gate_up, gate_up_n, k, gate_up_kind, True, gate_up_bias)
-    second = PackedLinear(down, n, down_k, down_kind, False, down_bias)
+    first = PackedLinear(gate_up, gate_up_n, k, gate_up_kind, True, gate_up_bias, isa=isa)
+    second = PackedLinear(down, n, down_k, down_kind, False, down_bias, isa=isa)
     out = x.new_empty((x.shape[0], n), dtype=out_dtype)
     residual = None if residual is None else _adjacent(residual)
     _bind(Tensors(_adjacent(x), first, second, residual, out), activation, None, backend)()
@@ -154,15 +164,23 @@ def _bind(
     tensors: Tensors, activation: str, workspace: Tensor | None, backend: str
 ) -> BoundGatedMlp:
     _check(tensors, activation)
-    kinds = frozenset({tensors.gate_up.kind, tensors.down.kind})
-    key = key_for(tensors.x.device, (tensors.x.dtype, tensors.out.dtype), flags=kinds)
+    facts = facts_of(tensors.gate_up, tensors.down)
+    key = key_for(tensors.x.device, (tensors.x.dtype, tensors.out.dtype), flags=facts)
     kernel = resolve("gated_mlp", key, backend)
     return BoundGatedMlp(tensors, kernel(tensors, activation, workspace))
+
+
+def _check_isas(gate_up: PackedLinear, down: PackedLinear) -> None:
+    if gate_up.isa != down.isa:
+        raise InputError(
+            f"gated_mlp: down must be packed for {gate_up.isa} as gate_up is, got {down.isa}"
+        )
 
 
 def _check(t: Tensors, activation: str) -> None:
     check_weights("gated_mlp", t.gate_up, _gated(activation))
     check_weights("gated_mlp", t.down, "none")
+    _check_isas(t.gate_up, t.down)
     if t.down.k != t.gate_up.columns:
         raise InputError(
             f"gated_mlp: down must have K = F = {t.gate_up.columns} as gate_up says, got {t.down.k}"
@@ -211,6 +229,7 @@ def _(
     residual,
     out_dtype,
     backend,
+    isa=ISA,
 ):
     return x.new_empty((x.shape[0], n), dtype=out_dtype)
 

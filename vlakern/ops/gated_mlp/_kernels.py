@@ -15,9 +15,9 @@ from vlakern import env
 from vlakern.ops import _native
 from vlakern.ops.gated_mlp.reference import HIDDEN, gated_mlp_reference
 from vlakern.ops.linear._kernels import workspace_bytes
-from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.linear.packed import ROWS, PackedLinear
 
-__all__ = ["Tensors", "cpu", "mlp_workspace_bytes", "reference"]
+__all__ = ["Tensors", "cpu", "mlp_workspace_bytes", "reference", "triton"]
 
 
 class Tensors(NamedTuple):
@@ -36,7 +36,12 @@ Kernel = Callable[[Tensors, str, "Tensor | None"], Callable[[], None]]
 def mlp_workspace_bytes(
     rows: int, gate_up: PackedLinear, down: PackedLinear, activation: str
 ) -> int:
-    """Bytes of workspace that the native CPU kernel needs: the hidden layer and a pass's own."""
+    """Bytes of workspace that the kernel for these weights needs: the hidden layer and a pass's
+    own."""
+    if gate_up.isa == ROWS:
+        from vlakern.ops.gated_mlp.triton_launch import mlp_scratch_bytes
+
+        return mlp_scratch_bytes(rows, gate_up, down, activation)
     passes = (
         workspace_bytes(rows, gate_up, activation),
         workspace_bytes(rows, down, "none"),
@@ -91,6 +96,13 @@ class _Held:
 
     def __call__(self) -> None:
         self.call()
+
+
+def triton() -> Kernel:
+    """The Triton kernels, and torch's matmul for many rows."""
+    from vlakern.ops.gated_mlp.triton_launch import bind
+
+    return bind
 
 
 def reference() -> Kernel:

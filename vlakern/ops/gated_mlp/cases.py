@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from vlakern.ops.gated_mlp.reference import gated_mlp_reference
-from vlakern.ops.linear.cases import KIND_BYTES
 from vlakern.ops.linear.packed import PackedLinear, pack_linear
-from vlakern.ops.linear.reference import activate
+from vlakern.ops.linear.reference import KINDS, activate
 
 __all__ = [
     "BENCH",
     "CASES",
+    "REDUCED",
     "Case",
     "exact_gated_mlp",
     "make_inputs",
@@ -62,6 +62,19 @@ CASES = (
     Case(51, 72, 300, 40, "int8", F32, "gelu_tanh_gate"),
     Case(0, 8, 8, 8),
 )
+# For GPUs: every kind and way, small enough for Triton's interpreter.
+REDUCED = (
+    Case(1, 64, 96, 64),
+    Case(17, 66, 70, 34, activation="gelu_tanh_gate", bias=True, residual=False),
+    Case(70, 40, 50, 30, dtype=F32),
+    Case(600, 40, 50, 30),
+    Case(13, 33, 17, 50, "fp32", F32, bias=True),
+    Case(17, 100, 120, 100, "int8", BF16, bias=True),
+    Case(51, 72, 300, 40, "int8", F32, "gelu_tanh_gate"),
+    Case(17, 64, 110, 40, "fp8", BF16, bias=True),
+    Case(70, 64, 110, 40, "fp8", BF16, "gelu_tanh_gate"),
+    Case(0, 8, 8, 8),
+)
 BENCH = (
     *(Case(m, 1024, 3072, 1024) for m in (17, 50)),
     *(Case(m, 1024, 4096, 1024, activation="gelu_tanh_gate") for m in (17, 51)),
@@ -71,7 +84,7 @@ BENCH = (
 
 
 def make_inputs(
-    case: Case, generator: torch.Generator
+    case: Case, generator: torch.Generator, isa: str | None = None
 ) -> tuple[PackedLinear, PackedLinear, dict[str, Any]]:
     """Packed random weights, and the other arguments of ``gated_mlp`` by name."""
 
@@ -80,8 +93,8 @@ def make_inputs(
 
     biases = (normal(2 * case.f), normal(case.n)) if case.bias else (None, None)
     first, second = normal(2 * case.f, case.k) / case.k**0.5, normal(case.n, case.f) / case.f**0.5
-    gate_up = pack_linear(first, case.kind, biases[0], gate=True)
-    down = pack_linear(second, case.kind, biases[1])
+    gate_up = pack_linear(first, case.kind, biases[0], gate=True, isa=isa)
+    down = pack_linear(second, case.kind, biases[1], isa=isa)
     x = normal(case.m, case.k).to(case.dtype)
     inputs: dict[str, Any] = {"x": x, "activation": case.activation}
     if case.residual:
@@ -108,11 +121,12 @@ def plain_gated_mlp(
     activation: str,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """What one writes in plain PyTorch, in x's dtype; int8 weights are multiplied out."""
+    """What one writes in plain PyTorch, in x's dtype; scales are multiplied out."""
 
     def product(x: Tensor, packed: PackedLinear) -> Tensor:
         weight, scale, bias = packed.unpack()
-        wide = weight.to(x.dtype) if scale is None else (weight * scale[:, None]).to(x.dtype)
+        wide = weight if scale is None else weight.float() * scale[:, None]
+        wide = wide.to(x.dtype)
         z = x @ wide.T
         return z if bias is None else z + bias.to(x.dtype)
 
@@ -128,4 +142,4 @@ def operations(case: Case) -> int:
 def traffic(case: Case) -> int:
     """Bytes that the mathematics must move: weights and x read, the residual read, y written."""
     values = case.m * (case.k + case.n * (1 + case.residual)) * case.dtype.itemsize
-    return case.f * (2 * case.k + case.n) * KIND_BYTES[case.kind] + values
+    return case.f * (2 * case.k + case.n) * KINDS[case.kind].itemsize + values

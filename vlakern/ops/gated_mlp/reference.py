@@ -3,7 +3,8 @@
     h = act(x Wgᵀ + bg) · (x Wuᵀ + bu)        y = h Wdᵀ + bd + residual
 
 Letters: M rows, K inputs, F hidden columns, N outputs. With int8 weights h is quantised by rows
-like x; with bf16 weights it is rounded to bf16, see ``vlakern.ops.linear.reference``.
+like x; with bf16 weights it is rounded to bf16, with fp8 weights one or the other, see
+``vlakern.ops.linear.reference``.
 """
 
 import torch
@@ -15,7 +16,8 @@ from vlakern.ops.linear.reference import linear_reference
 __all__ = ["HIDDEN", "gated_mlp_reference"]
 
 # How h is kept between the two products, by the kind of the down projection.
-HIDDEN = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.float32}
+FP32 = torch.float32
+HIDDEN = {"bf16": torch.bfloat16, "fp32": FP32, "int8": FP32, "fp8": FP32}
 
 
 def gated_mlp_reference(

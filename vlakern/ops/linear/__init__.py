@@ -10,11 +10,18 @@ from torch.nn import functional
 
 from vlakern.errors import InputError, Unsupported
 from vlakern.ops._dispatch import Backend, made_by, resolve
-from vlakern.ops._refusals import any_of, needs_cpu, never, only_dtypes
+from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for
-from vlakern.ops.linear._check import Tensors, check
+from vlakern.ops.linear._check import (
+    Tensors,
+    check,
+    check_weights,
+    facts_of,
+    needs_panels,
+    needs_rows,
+)
 from vlakern.ops.linear._kernels import workspace_bytes
-from vlakern.ops.linear.packed import PackedLinear, Unpacked, pack_linear
+from vlakern.ops.linear.packed import ISA, PackedLinear, Unpacked, pack_linear
 from vlakern.ops.linear.reference import activate, linear_reference
 
 __all__ = [
@@ -29,8 +36,10 @@ __all__ = [
 ]
 
 KERNELS = "vlakern.ops.linear._kernels"
+FLOATS = only_dtypes("float32", "bfloat16")
 BACKENDS = (
-    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, only_dtypes("float32", "bfloat16"))),
+    Backend("triton", made_by(KERNELS, "triton"), any_of(needs_triton, FLOATS, needs_rows)),
+    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, FLOATS, needs_panels)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
 
@@ -66,7 +75,8 @@ def linear(
     torch's own matmul and have gradients: the same call serves training.
 
     Args:
-        x: ``[M, K]``, fp32 or bf16. bf16 weights round it to bf16, int8 weights quantise its rows.
+        x: ``[M, K]``, fp32 or bf16. bf16 weights round it to bf16, int8 weights quantise its rows,
+            fp8 weights do the one for few rows and the other for many.
         weight: from ``pack_linear``, or ``[N, K]`` with gate rows before up rows.
         bias: ``[N]``, added before the activation; none if one is packed.
         activation: ``none``, ``silu``, ``gelu_erf``, ``gelu_tanh``, ``relu``, or the gated
@@ -94,13 +104,13 @@ def linear(
             "linear: packed weights are for inference and give no gradient; "
             "call it under torch.no_grad() or with the weights as they are"
         )
+    check_weights("linear", weight, activation)
     facts = (weight.n, weight.k, weight.kind, weight.gate, weight.has_bias)
     wide = (None if one is None else one.float() for one in (bias, row_scale))
     bias, row_scale = wide
     if residual is not None:
         residual = residual.to(out_dtype)
-    _check_layout(weight)
-    rest = (bias, activation, residual, row_scale, out_dtype, backend)
+    rest = (bias, activation, residual, row_scale, out_dtype, backend, weight.isa)
     return _linear(x, weight.data, *facts, *rest)
 
 
@@ -128,16 +138,6 @@ def linear_out(
     )
     bound()
     return bound
-
-
-def _check_layout(weight: PackedLinear) -> None:
-    from vlakern.ops.linear.packed import ISA, LAYOUT
-
-    if (weight.layout, weight.isa) != (LAYOUT, ISA):
-        raise InputError(
-            f"linear: weights must be of layout {LAYOUT} for {ISA}, got {weight.layout} for "
-            f"{weight.isa}; pack them again"
-        )
 
 
 def _unpacked(
@@ -194,11 +194,12 @@ def _linear(
     row_scale: Tensor | None,
     out_dtype: torch.dtype,
     backend: str,
+    isa: str = ISA,
 ) -> Tensor:
-    weights = PackedLinear(data, n, k, kind, gate, has_bias)
+    weights = PackedLinear(data, n, k, kind, gate, has_bias, isa=isa)
     out = x.new_empty((x.shape[0], weights.columns), dtype=out_dtype)
     residual = None if residual is None else _adjacent(residual)
-    bias = None if bias is None else bias.contiguous()
+    bias, row_scale = (None if one is None else one.contiguous() for one in (bias, row_scale))
     tensors = Tensors(_adjacent(x), weights, bias, residual, row_scale, out)
     _bind(tensors, activation, None, backend)()
     return out
@@ -213,14 +214,27 @@ def _bind(tensors: Tensors, activation: str, workspace: Tensor | None, backend: 
     key = key_for(
         tensors.x.device,
         (tensors.x.dtype, tensors.out.dtype),
-        flags=frozenset({tensors.weights.kind}),
+        flags=facts_of(tensors.weights),
     )
     return BoundLinear(tensors, resolve("linear", key, backend)(tensors, activation, workspace))
 
 
 @_linear.register_fake
 def _(
-    x, data, n, k, kind, gate, has_bias, bias, activation, residual, row_scale, out_dtype, backend
+    x,
+    data,
+    n,
+    k,
+    kind,
+    gate,
+    has_bias,
+    bias,
+    activation,
+    residual,
+    row_scale,
+    out_dtype,
+    backend,
+    isa=ISA,
 ):
     return x.new_empty((x.shape[0], n // 2 if gate else n), dtype=out_dtype)
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError
-from vlakern.ops.linear.packed import ISA, LAYOUT, PackedLinear
+from vlakern.ops._dispatch import Key
+from vlakern.ops.linear.packed import ISA, ISAS, LAYOUT, ROWS, PackedLinear
 from vlakern.ops.linear.reference import ACTIVATIONS, GATED
 
-__all__ = ["FLOATS", "Tensors", "check", "check_weights"]
+__all__ = ["FLOATS", "Tensors", "check", "check_weights", "facts_of", "needs_panels", "needs_rows"]
 
 FLOATS = (torch.float32, torch.bfloat16)
 
@@ -25,6 +26,28 @@ class Tensors(NamedTuple):
     out: Tensor  # [M, C]
 
 
+def facts_of(*weights: PackedLinear | None) -> frozenset[str]:
+    """What a backend may decide on: the kinds of the weights and how they are packed."""
+    given = [one for one in weights if one is not None]
+    return frozenset(one.kind for one in given) | {one.isa for one in given}
+
+
+def needs_panels(key: Key) -> str | None:
+    """Refuses weights that the CPU kernels do not read."""
+    if "fp8" in key.flags:
+        return "fp8 needs a GPU of sm_89 or newer, or the reference"
+    return f"takes weights packed with isa={ISA!r}" if ROWS in key.flags else None
+
+
+def needs_rows(key: Key) -> str | None:
+    """Refuses weights that the GPU kernels do not read, and fp8 where it is not in the hardware."""
+    if ISA in key.flags:
+        return f"takes weights packed with isa={ROWS!r}"
+    if "fp8" in key.flags and key.device == "cuda" and key.arch < 89:
+        return f"fp8 needs sm_89 or newer, the GPU is sm_{key.arch}"
+    return None
+
+
 def check_weights(op: str, weights: PackedLinear, activation: str) -> None:
     """Raises InputError for weights that the activation or this build cannot take."""
     if activation not in ACTIVATIONS:
@@ -32,9 +55,10 @@ def check_weights(op: str, weights: PackedLinear, activation: str) -> None:
     if weights.gate != (activation in GATED):
         wants = "gate=True" if activation in GATED else "gate=False"
         raise InputError(f"{op}: activation {activation!r} takes weights packed with {wants}")
-    if (weights.layout, weights.isa) != (LAYOUT, ISA):
+    if weights.layout != LAYOUT or weights.isa not in ISAS:
         found = f"{weights.layout} for {weights.isa}"
-        _fail(op, "weights", f"of layout {LAYOUT} for {ISA}; pack them again", found)
+        wants = f"of layout {LAYOUT} for {' or '.join(ISAS)}; pack them again"
+        _fail(op, "weights", wants, found)
 
 
 def check(t: Tensors, activation: str) -> None:

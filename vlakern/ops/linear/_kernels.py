@@ -12,16 +12,20 @@ import torch
 from vlakern import env
 from vlakern.ops import _native
 from vlakern.ops.linear._check import Tensors
-from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.linear.packed import ROWS, PackedLinear
 from vlakern.ops.linear.reference import linear_reference
 
-__all__ = ["cpu", "reference", "workspace_bytes"]
+__all__ = ["cpu", "reference", "triton", "workspace_bytes"]
 
 Kernel = Callable[[Tensors, str, "torch.Tensor | None"], Callable[[], None]]
 
 
 def workspace_bytes(rows: int, weights: PackedLinear, activation: str) -> int:
-    """Bytes of workspace that the native CPU kernel needs for ``rows`` rows of x."""
+    """Bytes of workspace that the kernel for these weights needs for ``rows`` rows of x."""
+    if weights.isa == ROWS:
+        from vlakern.ops.linear.triton_launch import scratch_bytes
+
+        return scratch_bytes(rows, weights, activation)
     native, threads = _native.cpu_module(), torch.get_num_threads()
     sizes = (rows, weights.n, weights.k, weights.kind)
     return native.linear_workspace(*sizes, activation, env.cpu_isa(), threads)
@@ -55,6 +59,17 @@ class _Held:
 
     def __call__(self) -> None:
         self.call()
+
+
+def triton() -> Kernel:
+    """The Triton kernels, and torch's matmul for many rows."""
+    from vlakern.ops.linear.triton_launch import Product, in_turn, launches
+
+    def bind(t: Tensors, activation: str, workspace: torch.Tensor | None) -> Callable[[], None]:
+        product = Product(t.x, t.weights, t.out, activation, t.bias, t.residual, t.row_scale)
+        return in_turn(launches(product, workspace), t.x)
+
+    return bind
 
 
 def reference() -> Kernel:

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from vlakern.ops.linear.packed import PackedLinear, Unpacked, pack_linear
-from vlakern.ops.linear.reference import GATED, activate, linear_reference, quantize_rows
+from vlakern.ops.linear.reference import (
+    GATED,
+    KINDS,
+    activate,
+    linear_reference,
+    quantises,
+    quantize_rows,
+)
 
 __all__ = [
     "BENCH",
     "CASES",
+    "REDUCED",
     "Case",
     "draw_case",
     "exact_linear",
@@ -27,7 +35,7 @@ __all__ = [
 ]
 
 F32, BF16 = torch.float32, torch.bfloat16
-KIND_BYTES = {"bf16": 2, "fp32": 4, "int8": 1}
+KIND_BYTES = {"bf16": 2, "fp32": 4, "int8": 1}  # of the kinds that every device has
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,36 @@ CASES = (
     Case(1, 2, 1, activation="silu_gate"),
 )
 
+# For GPUs: every kind and way, small enough for Triton's interpreter.
+REDUCED = (
+    Case(1, 64, 32, parts=_parts(RESIDUAL)),
+    Case(1, 1, 1, activation="silu"),
+    Case(7, 70, 66, activation="gelu_erf", parts=_parts(PACKED)),
+    Case(17, 62, 511, activation="gelu_tanh_gate", parts=_parts(PACKED, RESIDUAL, SCALE)),
+    Case(28, 33, 1025, parts=_parts(BIAS, RESIDUAL), layout="columns apart"),
+    Case(40, 96, 300, "bf16", F32, F32, "silu_gate", _parts(RESIDUAL), "padded"),
+    Case(130, 200, 130, "bf16", BF16, F32, "gelu_tanh", _parts(BIAS)),
+    Case(600, 40, 100, activation="relu", parts=_parts(PACKED, RESIDUAL)),
+    Case(530, 34, 65, "bf16", F32, F32, "silu_gate", _parts(SCALE)),
+    Case(3, 30, 7, "fp32", F32, F32, "gelu_erf", _parts(BIAS, RESIDUAL, SCALE)),
+    Case(26, 48, 300, "fp32", BF16, BF16, "gelu_tanh_gate", _parts(SCALE)),
+    Case(520, 24, 50, "fp32", F32, F32, parts=_parts(BIAS)),
+    Case(1, 64, 64, "int8"),
+    Case(5, 96, 133, "int8", F32, F32, "silu", _parts(BIAS, SCALE)),
+    Case(17, 140, 1040, "int8", BF16, BF16, "silu_gate", _parts(PACKED)),
+    Case(70, 66, 300, "int8", BF16, F32, "gelu_tanh_gate", _parts(RESIDUAL), "padded"),
+    Case(540, 40, 90, "int8", F32, BF16),
+    Case(1, 64, 32, "fp8"),
+    Case(17, 62, 515, "fp8", BF16, BF16, "silu_gate", _parts(PACKED, RESIDUAL)),
+    Case(50, 40, 100, "fp8", F32, F32, "silu", _parts(BIAS, SCALE)),
+    Case(65, 66, 300, "fp8", BF16, BF16, "gelu_tanh_gate", _parts(PACKED)),
+    Case(131, 72, 129, "fp8", F32, F32, parts=_parts(RESIDUAL), layout="columns apart"),
+    Case(0, 32, 16),
+    Case(3, 0, 16, "int8", F32, F32),
+    Case(3, 20, 0, activation="silu", parts=_parts(BIAS, RESIDUAL)),
+    Case(70, 20, 0, "fp8", F32, F32, parts=_parts(BIAS)),
+)
+
 ROWS = (1, 17, 50, 220)
 BENCH = tuple(
     Case(m, n, k, kind, parts=_parts(RESIDUAL))
@@ -135,7 +173,9 @@ def draw_case(generator: torch.Generator) -> Case:
     )
 
 
-def make_inputs(case: Case, generator: torch.Generator) -> tuple[PackedLinear, dict[str, Any]]:
+def make_inputs(
+    case: Case, generator: torch.Generator, isa: str | None = None
+) -> tuple[PackedLinear, dict[str, Any]]:
     """Packed random weights, and the other arguments of ``linear`` by name."""
 
     def normal(*shape: int) -> Tensor:
@@ -144,7 +184,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> tuple[PackedLinear, d
     weight = normal(case.n, case.k) / max(case.k, 1) ** 0.5
     bias = normal(case.n)
     packed = pack_linear(
-        weight, case.kind, bias if PACKED in case.parts else None, case.activation in GATED
+        weight, case.kind, bias if PACKED in case.parts else None, case.activation in GATED, isa
     )
     inputs: dict[str, Any] = {
         "x": _matrix(normal(case.m, 2 * case.k + 3), case.k, case.layout, case.x_dtype),
@@ -190,10 +230,12 @@ def plain_linear(
     """What one writes in plain PyTorch, in the precision of the weights and of the output."""
     weight, w_scale, packed_bias = unpacked
     bias = bias if bias is not None else packed_bias
-    if packed.kind == "int8":
-        assert w_scale is not None
-        steps, scale = quantize_rows(x)
-        z = (steps @ weight.float().T * scale[:, None] * w_scale).to(out_dtype)
+    if w_scale is not None:
+        quantised = quantises(packed.kind, x.shape[0])
+        steps, scale = quantize_rows(x, packed.kind) if quantised else (x.bfloat16().float(), None)
+        z = steps @ weight.float().T
+        z = (z if scale is None else z * scale[:, None]) * w_scale
+        z = z.to(out_dtype)
     else:
         wide = torch.promote_types(weight.dtype, out_dtype)
         z = (x.to(weight.dtype).to(wide) @ weight.to(wide).T).to(out_dtype)
@@ -216,4 +258,4 @@ def traffic(case: Case) -> int:
     values = case.m * (
         case.k * case.x_dtype.itemsize + case.columns * case.out_dtype.itemsize * outputs
     )
-    return case.n * case.k * KIND_BYTES[case.kind] + values
+    return case.n * case.k * KINDS[case.kind].itemsize + values

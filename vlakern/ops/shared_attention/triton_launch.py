@@ -1,7 +1,7 @@
 """Binds passes of ``shared_attention`` to launches of the Triton kernels; once per memory."""
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,22 +9,15 @@ import triton
 from torch import Tensor
 
 from vlakern import env
+from vlakern.ops._torch import processors
 from vlakern.ops.shared_attention._check import Forward, Gradients, Run
 from vlakern.ops.shared_attention._plan import Sizes, plan_backward, plan_forward, width
 from vlakern.ops.shared_attention.triton_backward import dkv_kernel, dq_kernel
 from vlakern.ops.shared_attention.triton_kernels import attend_kernel, combine_kernel
 
-__all__ = ["backward", "forward", "processors"]
+__all__ = ["backward", "forward"]
 
 WIDE_LOAD = 8  # elements: 16 bytes of bf16
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; 1 where Triton interprets."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def forward(f: Forward) -> Run:
