@@ -70,6 +70,8 @@ NB_MODULE(_native, m) {
   m.def("ode_step_place", &py::ode_step_place);
   m.def("ode_step_launch", &py::ode_step_launch);
   m.def("shared_attention", &py::shared_attention_cpu, Unlocked());
+  m.def("shared_attention_prefix_bytes", &vlakern::shared_attention_prefix_bytes);
+  m.def("shared_attention_pack_prefix", &vlakern::shared_attention_pack_prefix, Unlocked());
   m.def("shared_attention_backward", &py::shared_attention_backward_cpu, Unlocked());
   nb::class_<py::QkvPrep>(m, "QkvPrep")
       .def(nb::init<const std::vector<py::QkvExpertTuple>&, const std::vector<Tensor>&,

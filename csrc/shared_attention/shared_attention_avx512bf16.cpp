@@ -8,6 +8,7 @@ AttentionKernels shared_attention_avx512bf16(DType dtype) {
   if (dtype != DType::kBF16) return attention_kernels<DotF32<VecAvx512Bf16>, float>();
   AttentionKernels kernels = attention_kernels<DotBf16, bf16>();
   kernels.unit = attention_unit_bf16;
+  kernels.pack = pack_prefix_bf16;
   return kernels;
 }
 

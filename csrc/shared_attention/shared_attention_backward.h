@@ -288,7 +288,7 @@ void attention_backward(const SharedAttentionParams& p, const AttentionChain& ch
 
 template <class Dot, class T>
 AttentionKernels attention_kernels() {
-  return {attention_forward<Dot, T>, attention_backward<Dot, T>, nullptr};
+  return {attention_forward<Dot, T>, attention_backward<Dot, T>, nullptr, nullptr};
 }
 
 template <class Vec>

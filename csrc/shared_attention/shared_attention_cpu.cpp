@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>
 
 #include "common/cpu_features.h"
+#include "common/error.h"
 #include "common/thread_pool.h"
 #include "shared_attention/shared_attention_tile.h"
 
@@ -12,6 +14,11 @@ namespace {
 // Below this many multiplications a second thread costs more than it saves.
 constexpr std::int64_t kWorkPerThread = 1 << 20;
 constexpr std::int64_t kTasksPerThread = 4;
+
+constexpr const char* kNoPackedForm =
+    "shared_attention: a packed prefix needs bf16, a head dim of at most 256 and AVX-512-BF16; "
+    "leave "
+    "it out";
 
 AttentionKernels choose_kernels(Isa isa, DType dtype) {
   switch (isa) {
@@ -115,7 +122,23 @@ std::vector<AttentionUnit> make_units(const SharedAttentionParams& p, int thread
       }
     }
   }
+  // The longest first, so that threads end together.
+  std::stable_sort(units.begin(), units.end(), [](const AttentionUnit& a, const AttentionUnit& b) {
+    return a.end - a.begin > b.end - b.begin;
+  });
   return units;
+}
+
+bool packs(const AttentionKernels& kernels, const SharedAttentionParams& p) {
+  return kernels.unit != nullptr && p.width <= kPackedWidth && p.width % 8 == 0;
+}
+
+std::vector<std::int64_t> whole_panels(const SharedAttentionParams& p) {
+  std::vector<std::int64_t> before(static_cast<std::size_t>(p.prefixes + 1));
+  for (std::size_t n = 0; n + 1 < before.size(); ++n) {
+    before[n + 1] = before[n] + (p.cu_prefix[n + 1] - p.cu_prefix[n]) / kPanel;
+  }
+  return before;
 }
 
 struct Chains {
@@ -158,10 +181,12 @@ void run_tasks(int threads, std::int64_t count, const Task& task) {
 
 void shared_attention_cpu(const SharedAttentionTensors& t, float scale, const std::string& isa,
                           int threads) {
-  const SharedAttentionParams p = shared_attention_params(t, scale);
+  SharedAttentionParams p = shared_attention_params(t, scale);
   const AttentionKernels kernels = choose_kernels(select_isa(isa), p.dtype);
   const int used = choose_threads(p, threads);
-  if (kernels.unit != nullptr && p.width <= kPackedWidth) {
+  if (packs(kernels, p)) {
+    const std::vector<std::int64_t> panels = whole_panels(p);
+    p.packed_panels = panels.data();
     const std::vector<AttentionUnit> units = make_units(p, used);
     const std::int64_t floats = attention_unit_scratch(p.width);
     const auto count = static_cast<std::int64_t>(units.size());
@@ -170,11 +195,33 @@ void shared_attention_cpu(const SharedAttentionTensors& t, float scale, const st
       kernels.unit(p, *unit, i + used < count ? unit + used : nullptr, scratch(floats));
     });
   }
+  if (p.packed != nullptr) throw InputError(kNoPackedForm);
   const std::vector<AttentionTile> tiles = make_tiles(p, used);
   const std::int64_t floats = attention_forward_scratch(p.width);
   run_tasks(used, static_cast<std::int64_t>(tiles.size()), [&](std::int64_t i) {
     kernels.forward(p, tiles[static_cast<std::size_t>(i)], scratch(floats));
   });
+}
+
+std::pair<bool, std::int64_t> shared_attention_prefix_bytes(const Tensor& prefix_k,
+                                                            const Tensor& cu_prefix,
+                                                            const std::string& isa) {
+  const SharedAttentionParams p =
+      shared_attention_prefix_params(prefix_k, prefix_k, cu_prefix, nullptr);
+  if (!packs(choose_kernels(select_isa(isa), p.dtype), p)) return {false, 0};
+  return {true, packed_bytes(whole_panels(p).back(), p.groups, p.width)};
+}
+
+void shared_attention_pack_prefix(const Tensor& prefix_k, const Tensor& prefix_v,
+                                  const Tensor& cu_prefix, const Tensor& packed,
+                                  const std::string& isa, int threads) {
+  SharedAttentionParams p = shared_attention_prefix_params(prefix_k, prefix_v, cu_prefix, &packed);
+  const AttentionKernels kernels = choose_kernels(select_isa(isa), p.dtype);
+  if (!packs(kernels, p)) throw InputError(kNoPackedForm);
+  const std::vector<std::int64_t> panels = whole_panels(p);
+  p.packed_panels = panels.data();
+  run_tasks(threads > 0 ? threads : default_threads(), p.prefixes * p.groups,
+            [&](std::int64_t i) { kernels.pack(p, i / p.groups, i % p.groups); });
 }
 
 void shared_attention_backward_cpu(const SharedAttentionTensors& t,

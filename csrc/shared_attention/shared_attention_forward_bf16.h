@@ -63,85 +63,118 @@ struct UnitRows {
   std::int64_t head(std::int64_t n) const { return unit.group * share + (first + n) % share; }
 };
 
-// Lines that a later block will read: one line of every row, then the next line of every row.
+// Lines that a later block will read, as many at a time as there are steps.
 class Coming {
  public:
+  // Every `gap`-th byte from each of `times` starts `next` apart.
+  void add(const char* data, std::int64_t gap, std::int64_t count, std::int64_t next,
+           std::int64_t times) {
+    if (count > 0 && times > 0) span_[spans_++] = {data, gap, count, next, times};
+  }
+  // One line of every row, then the next line of every row.
   void add(const HeadRows& t, std::int64_t row, std::int64_t group, std::int64_t count,
            std::int64_t width) {
-    if (count <= 0) return;
-    span_[spans_++] = {reinterpret_cast<const char*>(row_of<bf16>(t, row, group)), t.row * 2, count,
-                       width * 2};
+    const auto* data = reinterpret_cast<const char*>(row_of<bf16>(t, row, group));
+    add(data, t.row * 2, count, kLine, (width * 2 + kLine - 1) / kLine);
   }
-  // Gives the next lines, about as many as there are steps.
+  // Panels [first, first + count) of what is packed.
+  void add(const PackedKeys& packed, std::int64_t first, std::int64_t count, std::int64_t width) {
+    const std::int64_t bytes = packed_k_bytes(width), step = kHalf * kPanelStep;
+    add(packed.k + first * bytes, kLine, count * bytes / kLine, 0, 1);
+    add(packed.v + first * step, kLine, count * step / kLine, packed.v_gap, panels_of(width));
+  }
   void serve(Steps& steps) {
     steps.ahead = steps.x;
     steps.ahead_step = 0;
     if (at_ == spans_) return;
     const Span& span = span_[at_];
-    steps.ahead = span.data + row_ * span.row + byte_;
-    steps.ahead_step = span.row;
-    row_ += steps.count;
-    if (row_ < span.rows) return;
-    row_ = 0;
-    byte_ += 64;
-    if (byte_ < span.bytes) return;
-    byte_ = 0;
+    steps.ahead = span.data + time_ * span.next + line_ * span.gap;
+    steps.ahead_step = span.gap;
+    line_ += steps.count;
+    if (line_ < span.count) return;
+    line_ = 0;
+    if (++time_ < span.times) return;
+    time_ = 0;
     ++at_;
   }
 
  private:
+  static constexpr std::int64_t kLine = 64;
   struct Span {
     const char* data;
-    std::int64_t row, rows, bytes;
+    std::int64_t gap, count, next, times;
   };
-  Span span_[4];
+  Span span_[6];
   int spans_ = 0, at_ = 0;
-  std::int64_t row_ = 0, byte_ = 0;
+  std::int64_t line_ = 0, time_ = 0;
 };
 
-// The keys of a document in blocks of whole panels.
+// The keys of a document in blocks of whole panels; those of its prefix may be packed already.
 class Blocks {
  public:
   Blocks(const SharedAttentionParams& p, std::int64_t document, std::int64_t group,
          std::int64_t most)
-      : p_(p), keys_(p, document), group_(group), most_(std::min(most, keys_.count)) {
-    panels_ = panels_of(keys_.count);
-    count_ = (panels_ + kBlockPanels - 1) / kBlockPanels;
+      : p_(p),
+        keys_(p, document),
+        group_(group),
+        most_(std::min(most, keys_.count)),
+        panels_(panels_of(keys_.count)),
+        count_((panels_ + kBlockPanels - 1) / kBlockPanels) {
+    if (p.packed == nullptr || p.prefix_index == nullptr) return;
+    packed_ = packed_prefix(p, p.prefix_index[document], group);
+    packed_keys_ = keys_.cached / kPanel * kPanel;
   }
   std::int64_t count() const { return count_; }
-  std::int64_t begin(std::int64_t i) const { return panels_ * i / count_ * kPanel; }
-  std::int64_t end(std::int64_t i) const { return std::min(most_, begin(i + 1)); }
 
   Block pack(std::int64_t i, const UnitMemory& memory) const {
-    constexpr std::int64_t kGap =
-        kBlockPanels * kHalf * kPanelStep + kPanelStep;  // no power of two
-    const std::int64_t first = begin(i), count = end(i) - first;
+    constexpr std::int64_t kGap = kBlockPanels * kHalf * kPanelStep + kPanelStep;
+    const Span at = span(i);
     Block block{};
-    if (count <= 0) return block;
-    const bf16* rows[kBlockPanels * kPanel];
-    find(p_.prefix_k, p_.k, first, count, rows);
-    pack_k(rows, count, p_.width, memory.k);
-    find(p_.prefix_v, p_.v, first, count, rows);
-    pack_v(rows, count, p_.width, kGap, memory.v);
-    block.part[block.parts++] = {{memory.k, memory.v, kGap}, 0, first, count};
+    if (at.packed > at.begin) {
+      const std::int64_t panel = at.begin / kPanel;
+      const PackedKeys from{packed_.k + panel * packed_k_bytes(p_.width),
+                            packed_.v + panel * kHalf * kPanelStep, packed_.v_gap};
+      block.part[block.parts++] = {from, 0, at.begin, at.packed - at.begin};
+    }
+    if (at.end > at.packed) {
+      const std::int64_t count = at.end - at.packed;
+      const bf16* rows[kBlockPanels * kPanel];
+      find(p_.prefix_k, p_.k, at.packed, count, rows);
+      pack_k(rows, count, p_.width, memory.k);
+      find(p_.prefix_v, p_.v, at.packed, count, rows);
+      pack_v(rows, count, p_.width, kGap, memory.v);
+      block.part[block.parts++] = {
+          {memory.k, memory.v, kGap}, at.packed - at.begin, at.packed, count};
+    }
     return block;
   }
-  Coming ahead(std::int64_t i) const {
-    Coming ahead;
-    if (i >= count_) return ahead;
-    const std::int64_t first = begin(i), last = end(i);
-    const std::int64_t cached = std::min(last, keys_.cached) - first;
-    const std::int64_t own = std::max(first, keys_.cached);
+  Coming coming(std::int64_t i) const {
+    Coming lines;
+    if (i >= count_) return lines;
+    const Span at = span(i);
+    if (at.packed > at.begin) {
+      lines.add(packed_, at.begin / kPanel, panels_of(at.packed - at.begin), p_.width);
+    }
+    const std::int64_t cached = std::min(at.end, keys_.cached) - at.packed;
+    const std::int64_t own = std::max(at.packed, keys_.cached);
     for (const bool values : {false, true}) {
-      ahead.add(values ? p_.prefix_v : p_.prefix_k, keys_.prefix_row + first, group_, cached,
+      lines.add(values ? p_.prefix_v : p_.prefix_k, keys_.prefix_row + at.packed, group_, cached,
                 p_.width);
-      ahead.add(values ? p_.v : p_.k, keys_.own_row + own - keys_.cached, group_, last - own,
+      lines.add(values ? p_.v : p_.k, keys_.own_row + own - keys_.cached, group_, at.end - own,
                 p_.width);
     }
-    return ahead;
+    return lines;
   }
 
  private:
+  struct Span {
+    std::int64_t begin, packed, end;  // logical keys; those before `packed` are packed already
+  };
+  Span span(std::int64_t i) const {
+    const std::int64_t begin = panels_ * i / count_ * kPanel;
+    const std::int64_t end = std::min(most_, panels_ * (i + 1) / count_ * kPanel);
+    return {begin, std::clamp(packed_keys_, begin, std::max(begin, end)), end};
+  }
   void find(const HeadRows& prefix, const HeadRows& own, std::int64_t first, std::int64_t count,
             const bf16** rows) const {
     for (std::int64_t j = 0; j < count; ++j) {
@@ -151,9 +184,25 @@ class Blocks {
 
   const SharedAttentionParams& p_;
   const Keys keys_;
-  const std::int64_t group_, most_;
-  std::int64_t panels_, count_;
+  const std::int64_t group_, most_, panels_, count_;
+  PackedKeys packed_{};
+  std::int64_t packed_keys_ = 0;
 };
+
+inline void pack_prefix_bf16(const SharedAttentionParams& p, std::int64_t prefix,
+                             std::int64_t group) {
+  const PackedKeys to = packed_prefix(p, prefix, group);
+  const std::int64_t first = p.cu_prefix[prefix];
+  const std::int64_t count = (p.cu_prefix[prefix + 1] - first) / kPanel * kPanel;
+  const bf16* rows[kPanel];
+  for (std::int64_t key = 0; key < count; key += kPanel) {
+    const std::int64_t panel = key / kPanel;
+    for (int j = 0; j < kPanel; ++j) rows[j] = row_of<bf16>(p.prefix_k, first + key + j, group);
+    pack_k(rows, kPanel, p.width, to.k + panel * packed_k_bytes(p.width));
+    for (int j = 0; j < kPanel; ++j) rows[j] = row_of<bf16>(p.prefix_v, first + key + j, group);
+    pack_v(rows, kPanel, p.width, to.v_gap, to.v + panel * kHalf * kPanelStep);
+  }
+}
 
 inline void score_tile(const Block& block, const Tile& tile, const UnitMemory& memory,
                        std::int64_t words, Coming& ahead) {
@@ -223,9 +272,9 @@ inline void attention_unit_bf16(const SharedAttentionParams& p, const AttentionU
   for (std::int64_t i = 0; i < blocks.count(); ++i) {
     const Block block = blocks.pack(i, memory);
     if (block.parts == 0) break;
-    Coming ahead = blocks.ahead(i + 1);
+    Coming ahead = blocks.coming(i + 1);
     if (i + 1 == blocks.count() && next != nullptr) {
-      ahead = Blocks(p, next->document, next->group, rows.most).ahead(0);
+      ahead = Blocks(p, next->document, next->group, rows.most).coming(0);
     }
     for (int t = 0; t < rows.tiles; ++t) {
       Tile& tile = rows.tile[t];

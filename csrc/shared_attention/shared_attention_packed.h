@@ -11,7 +11,7 @@ constexpr std::int64_t kPanel = 32;         // keys, or columns of values, side 
 constexpr std::int64_t kPanelStep = 128;    // bytes: kPanel words of two bf16
 constexpr std::int64_t kBlockPanels = 8;    // most panels between two corrections of the maximum
 constexpr std::int64_t kTileRows = 14;      // most query rows of a tile; what registers hold
-constexpr std::int64_t kUnitTiles = 16;     // most tiles of a unit; their sums stay in a near cache
+constexpr std::int64_t kUnitTiles = 32;     // most tiles of a unit; their sums stay in a near cache
 constexpr std::int64_t kPackedWidth = 256;  // the widest head
 
 // Some tiles of one document's part of one key-value head. The part's rows n = i * (H / G) + h are
@@ -28,8 +28,8 @@ struct AttentionUnit {
 // panels][panels
 // * 16] steps of values: a word is one column of two neighbouring keys. Zeros in padding.
 struct PackedKeys {
-  const char* k;
-  const char* v;
+  char* k;
+  char* v;
   std::int64_t v_gap;  // bytes from a column panel to the next
 };
 
@@ -39,6 +39,20 @@ inline std::int64_t panels_of(std::int64_t count) { return (count + kPanel - 1) 
 inline std::int64_t packed_k_bytes(std::int64_t width) { return width / 2 * kPanelStep; }
 inline std::int64_t packed_v_bytes(std::int64_t width) {
   return panels_of(width) * (kPanel / 2) * kPanelStep;
+}
+
+inline std::int64_t packed_bytes(std::int64_t panels, std::int64_t groups, std::int64_t width) {
+  return panels * groups * (packed_k_bytes(width) + packed_v_bytes(width));
+}
+
+// Where a prefix's whole panels of one group are in p.packed; their keys stand before their values.
+inline PackedKeys packed_prefix(const SharedAttentionParams& p, std::int64_t prefix,
+                                std::int64_t group) {
+  const std::int64_t before = p.packed_panels[prefix];
+  const std::int64_t panels = p.packed_panels[prefix + 1] - before;
+  const std::int64_t k_bytes = packed_k_bytes(p.width), v_bytes = packed_v_bytes(p.width);
+  char* k = p.packed + (before * p.groups + panels * group) * (k_bytes + v_bytes);
+  return {k, k + panels * k_bytes, panels * (kPanel / 2) * kPanelStep};
 }
 
 }  // namespace vlakern

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "shared_attention/shared_attention.h"
+#include "shared_attention/shared_attention_packed.h"
 
 namespace vlakern {
 namespace {
@@ -90,6 +91,21 @@ void read_prefix(Dims& dims, const SharedAttentionTensors& t, SharedAttentionPar
   p.prefix_v = heads_of(*t.prefix_v);
 }
 
+void read_packed(Dims& dims, const Tensor& t, SharedAttentionParams& p) {
+  dims.check("packed", t, {"bytes"}, {DType::kU8});
+  if (p.cu_prefix == nullptr) dims.fail("packed belongs to prefix_k and prefix_v");
+  std::int64_t panels = 0;
+  for (std::int64_t n = 0; n < p.prefixes; ++n) {
+    panels += (p.cu_prefix[n + 1] - p.cu_prefix[n]) / kPanel;
+  }
+  const std::int64_t bytes = packed_bytes(panels, p.groups, p.width);
+  if (t.shape[0] != bytes || (bytes > 1 && t.stride[0] != 1) || t.data % 64 != 0) {
+    dims.fail("packed must be " + std::to_string(bytes) +
+              " adjacent bytes at an address that 64 divides; pack the prefixes again");
+  }
+  p.packed = reinterpret_cast<char*>(t.data);
+}
+
 }  // namespace
 
 SharedAttentionParams shared_attention_params(const SharedAttentionTensors& t, float scale) {
@@ -117,6 +133,7 @@ SharedAttentionParams shared_attention_params(const SharedAttentionTensors& t, f
   check_ranges(dims, "cu_q", p.cu_q, p.documents, p.queries);
   check_ranges(dims, "cu_k", p.cu_k, p.documents, t.k.shape[0]);
   check_ends(dims, p);
+  if (t.packed) read_packed(dims, *t.packed, p);
   if (t.rows) {
     p.rows = ints(dims, "rows", *t.rows, "T");
     check_rows(dims, p.rows, p.queries);
@@ -158,6 +175,27 @@ void shared_attention_add_gradients(const SharedAttentionGradients& g, SharedAtt
   p.grad_v = heads_of(g.grad_v);
   p.grad_prefix_k = heads_of(g.grad_prefix_k);
   p.grad_prefix_v = heads_of(g.grad_prefix_v);
+}
+
+SharedAttentionParams shared_attention_prefix_params(const Tensor& prefix_k, const Tensor& prefix_v,
+                                                     const Tensor& cu_prefix,
+                                                     const Tensor* packed) {
+  SharedAttentionParams p{};
+  Dims dims("shared_attention_pack_prefix");
+  dims.check("prefix_k", prefix_k, {"P", "G", "D"}, kStates);
+  check_heads(dims, "prefix_k", prefix_k, {"P", "G", "D"}, prefix_k.dtype, false);
+  check_heads(dims, "prefix_v", prefix_v, {"P", "G", "D"}, prefix_k.dtype, false);
+  p.cu_prefix = ints(dims, "cu_prefix", cu_prefix, "N + 1");
+  p.prefixes = cu_prefix.shape[0] - 1;
+  if (p.prefixes < 0) dims.fail("cu_prefix must have an element");
+  check_ranges(dims, "cu_prefix", p.cu_prefix, p.prefixes, prefix_k.shape[0]);
+  p.prefix_k = heads_of(prefix_k);
+  p.prefix_v = heads_of(prefix_v);
+  p.groups = prefix_k.shape[1];
+  p.width = prefix_k.shape[2];
+  p.dtype = prefix_k.dtype;
+  if (packed != nullptr) read_packed(dims, *packed, p);
+  return p;
 }
 
 }  // namespace vlakern

@@ -37,6 +37,8 @@ struct AttentionKernels {
   // there is one, is brought near.
   void (*unit)(const SharedAttentionParams& p, const AttentionUnit& unit, const AttentionUnit* next,
                float* scratch);
+  // Packs the whole panels of one prefix and group into p.packed; null where unit is.
+  void (*pack)(const SharedAttentionParams& p, std::int64_t prefix, std::int64_t group);
 };
 
 inline std::int64_t round_up(std::int64_t value, std::int64_t step) {

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from vlakern.ops.norm import norm, norm_out
     from vlakern.ops.ode_step import ode_step, ode_step_out
     from vlakern.ops.qkv_prep import qkv_prep, qkv_prep_out
-    from vlakern.ops.shared_attention import shared_attention, shared_attention_out
+    from vlakern.ops.shared_attention import (
+        shared_attention,
+        shared_attention_out,
+        shared_attention_pack_prefix,
+    )
 
 __all__ = [
     "FinalNorm",
@@ -63,6 +67,7 @@ __all__ = [
     "resolve",
     "shared_attention",
     "shared_attention_out",
+    "shared_attention_pack_prefix",
     "verdicts",
 ]
 
@@ -71,6 +76,7 @@ _HOMES = {
     "resolve": "vlakern.ops._dispatch",
     "PackedLinear": "vlakern.ops.linear",
     "pack_linear": "vlakern.ops.linear",
+    "shared_attention_pack_prefix": "vlakern.ops.shared_attention",
     "FinalNorm": "vlakern.ops.action_unembed",
     "fold_action_encoder": "vlakern.ops.action_embed",
     **OPS,

@@ -25,8 +25,17 @@ from vlakern.ops.shared_attention._check import (
     check_outputs,
 )
 from vlakern.ops.shared_attention.kv_end import KvEnd
+from vlakern.ops.shared_attention.packed import PackedPrefix, shared_attention_pack_prefix
 
-__all__ = ["BACKENDS", "BoundAttention", "KvEnd", "shared_attention", "shared_attention_out"]
+__all__ = [
+    "BACKENDS",
+    "BoundAttention",
+    "KvEnd",
+    "PackedPrefix",
+    "shared_attention",
+    "shared_attention_out",
+    "shared_attention_pack_prefix",
+]
 
 KERNELS = "vlakern.ops.shared_attention._kernels"
 
@@ -130,19 +139,22 @@ def shared_attention_out(
     out: Tensor,
     lse: Tensor,
     rows: Tensor | None = None,
+    packed: PackedPrefix | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> BoundAttention:
     """``shared_attention`` into given tensors, without torch.library's overhead and gradients.
 
     Returns the pass that was made: an engine whose buffers stay in place calls it again, without
-    any checks.
+    any checks. ``packed`` is what ``shared_attention_pack_prefix`` made of prefix_k and prefix_v:
+    the native kernels read it instead, to the same bits; other backends have no use for it.
     """
     check(q, k, v, who, prefix_k, prefix_v, rows, scale)
     check_outputs(q, out, lse)
     check_adjacent(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
     factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
-    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse)
+    once = None if packed is None else packed.data
+    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse, once)
     bound = BoundAttention(tensors, _chosen(q, k, backend).forward(tensors))
     bound()
     return bound

@@ -49,6 +49,7 @@ class Forward(NamedTuple):
     deterministic: bool
     out: Tensor  # [T, H, D] q's dtype
     lse: Tensor  # [T, H] fp32 (fp64 for fp64)
+    packed: Tensor | None = None  # uint8, the prefixes once more; for the native kernels
 
 
 class Gradients(NamedTuple):

@@ -23,7 +23,9 @@ def cpu() -> Kernels:
 
     def forward(f: Forward) -> Callable[[], None]:
         threads = torch.get_num_threads()
-        return partial(native.shared_attention, *_views(f), f.scale, isa, threads)
+        *given, out, lse = _views(f)
+        packed = _native.view(f.packed)
+        return partial(native.shared_attention, *given, packed, out, lse, f.scale, isa, threads)
 
     def backward(g: Gradients) -> Callable[[], None]:
         f, threads = g.forward, torch.get_num_threads()
