@@ -148,14 +148,16 @@ def backwards(case: Case, given: Inputs, backend: str) -> dict[str, Run]:
             wide = [x.repeat_interleave(share, 1) for x in (k, v)]
             return F.scaled_dot_product_attention(q, *wide, attn_mask=mask)
 
-        for kind, call in (("gqa", gqa), ("expanded", expanded)):
-            found[f"{name} {kind}"] = gradients_of(call(*leaves), leaves)
+        q, k, v = leaves
+        found[f"{name} gqa"] = gradients_of(gqa(q, k, v), leaves)
+        found[f"{name} expanded"] = gradients_of(expanded(q, k, v), leaves)
     return found
 
 
 def ours_backward(given: Inputs, backend: str) -> Run:
     leaves = [x.detach().requires_grad_() for x in (given.q_THD, *sides(given))]
-    out, _ = ops.shared_attention(*leaves[:3], given.who, *leaves[3:], backend=backend)
+    q, k, v, *cached = leaves
+    out, _ = ops.shared_attention(q, k, v, given.who, *cached, backend=backend)
     return gradients_of(out, leaves)
 
 
