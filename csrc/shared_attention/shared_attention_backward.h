@@ -158,11 +158,25 @@ inline void differentiate(const KeyBlock<Dot>& block, const BlockWords<Dot>& wor
   }
 }
 
+// Where the gradients of a tile's keys are summed: row j is logical key j.
+struct KeySums {
+  float *prefix_k, *prefix_v;  // of keys before `cached`
+  float *own_k, *own_v;        // of those from there on
+  std::int64_t cached;
+
+  float* k(std::int64_t key, std::int64_t wide) const {
+    return key < cached ? prefix_k + key * wide : own_k + (key - cached) * wide;
+  }
+  float* v(std::int64_t key, std::int64_t wide) const {
+    return key < cached ? prefix_v + key * wide : own_v + (key - cached) * wide;
+  }
+};
+
 // Adds one tile's share of one block of keys to the gradients. To rows of padding behind a block,
 // which may be the next one's, zeros are added.
 template <class Dot, class T>
 void add_block(const KeyBlock<Dot>& block, const BlockWords<Dot>& words, const TileRows<Dot>& rows,
-               const Lanes& lanes, const Keys& keys, float* grad_k, float* grad_v) {
+               const Lanes& lanes, const Keys& keys, const KeySums& sums) {
   const SharedAttentionParams& p = *lanes.p;
   const std::int64_t padded = lanes.padded, wide = round_up(p.width, 16);
   const std::int64_t lane_words = padded / Dot::kPair;
@@ -173,9 +187,9 @@ void add_block(const KeyBlock<Dot>& block, const BlockWords<Dot>& words, const T
     differentiate<Dot>(block, words, rows, padded, lane);
   }
   products<Dot, Put::kAdd>(words.p_rows, lane_words, 1, rows.grad_rows, wide,
-                           grad_v + block.begin * wide, wide, key_rows, wide, lane_words);
+                           sums.v(block.begin, wide), wide, key_rows, wide, lane_words);
   products<Dot, Put::kAdd>(words.ds_rows, lane_words, 1, rows.q_rows, wide,
-                           grad_k + block.begin * wide, wide, key_rows, wide, lane_words);
+                           sums.k(block.begin, wide), wide, key_rows, wide, lane_words);
   products<Dot, Put::kAdd>(words.ds_pairs, 1, padded, words.k_pairs, wide, rows.grad_q, wide,
                            padded, wide, (block.count + Dot::kPair - 1) / Dot::kPair);
 }
@@ -209,8 +223,8 @@ BlockWords<Dot> take_block(Arena& arena, std::int64_t width) {
 }
 
 template <class Dot, class T>
-void backward_tile(const SharedAttentionParams& p, const AttentionTile& tile, float* grad_k,
-                   float* grad_v, Arena arena) {
+void backward_tile(const SharedAttentionParams& p, const AttentionTile& tile, const KeySums& sums,
+                   Arena arena) {
   const std::int64_t wide = round_up(p.width, 16);
   const Keys keys(p, tile.document);
   const Lanes lanes(p, tile, arena.take(kAttentionTile));
@@ -230,7 +244,7 @@ void backward_tile(const SharedAttentionParams& p, const AttentionTile& tile, fl
       [&](const KeyBlock<Dot>& block) { weigh_block<Dot, T>(block, words, rows, lanes, keys); });
   finish_sums(lanes, p.grad_lse, rows.norm, rows.delta);
   each_block([&](const KeyBlock<Dot>& block) {
-    add_block<Dot, T>(block, words, rows, lanes, keys, grad_k, grad_v);
+    add_block<Dot, T>(block, words, rows, lanes, keys, sums);
   });
   for (std::int64_t n = 0; n < lanes.count; ++n) {
     write_row<typename Dot::Vec>(row_of<T>(p.grad_q, lanes.row(n), lanes.head(n)),
@@ -264,6 +278,7 @@ void attention_backward(const SharedAttentionParams& p, const AttentionChain& ch
   const std::int64_t rows = cached + most + kAttentionBlock;
   float* grad_k = arena.take(rows * wide);
   float* grad_v = arena.take(rows * wide);
+  const KeySums sums{grad_k, grad_v, grad_k + cached * wide, grad_v + cached * wide, cached};
   std::fill_n(grad_k, cached * wide, 0.0f);
   std::fill_n(grad_v, cached * wide, 0.0f);
   for (std::int64_t i = 0; i < chain.count; ++i) {
@@ -274,7 +289,7 @@ void attention_backward(const SharedAttentionParams& p, const AttentionChain& ch
     const std::int64_t queries = (p.cu_q[r + 1] - p.cu_q[r]) * share;
     for (std::int64_t begin = 0; begin < queries; begin += kAttentionTile) {
       const std::int64_t end = std::min(queries, begin + kAttentionTile);
-      backward_tile<Dot, T>(p, {r, chain.group, begin, end}, grad_k, grad_v, arena);
+      backward_tile<Dot, T>(p, {r, chain.group, begin, end}, sums, arena);
     }
     write_rows<Dot, T>(p.grad_k, p.cu_k[r], own, chain.group, grad_k + cached * wide, p.scale,
                        p.width);
@@ -287,8 +302,53 @@ void attention_backward(const SharedAttentionParams& p, const AttentionChain& ch
 }
 
 template <class Dot, class T>
+void attention_piece(const SharedAttentionParams& p, const AttentionPiece& piece, float* scratch) {
+  const std::int64_t wide = round_up(p.width, 16);
+  float* k = piece.sums;
+  float* v = k + piece.rows * wide;
+  std::fill_n(k, 2 * piece.rows * wide, 0.0f);
+  KeySums sums{k, v, k, v, 0};
+  if (piece.prefix >= 0) {
+    sums.cached = p.cu_prefix[piece.prefix + 1] - p.cu_prefix[piece.prefix];
+    sums.own_k += (sums.cached + kGradientGap) * wide;
+    sums.own_v += (sums.cached + kGradientGap) * wide;
+  }
+  for (std::int64_t i = 0; i < piece.count; ++i) {
+    const std::int64_t r = piece.tile[i].document;
+    backward_tile<Dot, T>(p, piece.tile[i], sums, Arena{scratch});
+    if (i + 1 < piece.count && piece.tile[i + 1].document != r) {
+      const std::int64_t own = p.cu_k[r + 1] - p.cu_k[r] + kGradientGap;
+      sums.own_k += own * wide;
+      sums.own_v += own * wide;
+    }
+  }
+}
+
+// In the order of the pieces, which no number of threads changes.
+template <class Dot, class T>
+void sum_pieces(const SharedAttentionParams& p, const AttentionSum& sum, float* total) {
+  using Vec = typename Dot::Vec;
+  const std::int64_t wide = round_up(p.width, 16);
+  for (std::int64_t j = 0; j < sum.count; ++j) {
+    for (std::int64_t d = 0; d < wide; d += Vec::kLanes) {
+      auto value = Vec::splat(0.0f);
+      for (std::int64_t i = 0; i < sum.pieces; ++i) {
+        value = Vec::add(value, Vec::load(sum.from[i] + j * wide + d, Vec::kLanes));
+      }
+      Vec::store(total + d, value, Vec::kLanes);
+    }
+    write_row<Vec>(row_of<T>(sum.to, sum.row + j, sum.group), total, sum.factor, p.width);
+  }
+}
+
+template <class Dot, class T>
 AttentionKernels attention_kernels() {
-  return {attention_forward<Dot, T>, attention_backward<Dot, T>, nullptr, nullptr};
+  return {attention_forward<Dot, T>,
+          attention_backward<Dot, T>,
+          attention_piece<Dot, T>,
+          sum_pieces<Dot, T>,
+          nullptr,
+          nullptr};
 }
 
 template <class Vec>

@@ -30,9 +30,33 @@ struct AttentionChain {
   std::int64_t group;
 };
 
+// Some of a chain's tiles, in its order, which add to sums of their own: of keys, then of values,
+// `rows` rows each. The prefix's rows come first, then those of every document that has a tile
+// here; each run of rows is followed by kGradientGap rows of padding.
+struct AttentionPiece {
+  std::int64_t prefix;        // -1 for none
+  const AttentionTile* tile;  // [count]
+  std::int64_t count;
+  float* sums;  // [2][rows][width up to a multiple of 16]
+  std::int64_t rows;
+};
+
+constexpr std::int64_t kGradientGap = 8;
+
+// Rows of gradients from the pieces that add to them.
+struct AttentionSum {
+  HeadRows to;
+  std::int64_t row, count, group;
+  const float* const* from;  // [pieces] sums of the first row
+  std::int64_t pieces;
+  float factor;
+};
+
 struct AttentionKernels {
   void (*forward)(const SharedAttentionParams& p, const AttentionTile& tile, float* scratch);
   void (*backward)(const SharedAttentionParams& p, const AttentionChain& chain, float* scratch);
+  void (*piece)(const SharedAttentionParams& p, const AttentionPiece& piece, float* scratch);
+  void (*sum)(const SharedAttentionParams& p, const AttentionSum& sum, float* scratch);
   // The faster forward pass of heads up to kPackedWidth wide, or null; what the next unit reads, if
   // there is one, is brought near.
   void (*unit)(const SharedAttentionParams& p, const AttentionUnit& unit, const AttentionUnit* next,
