@@ -14,10 +14,10 @@ namespace {
 template <class Dot>
 struct TileRows {
   using Word = typename Dot::Word;
-  Word* q_lanes;     // [width / kPair][padded]
-  Word* grad_lanes;  // [width / kPair][padded]
-  Word* q_rows;      // [padded / kPair][wide]
-  Word* grad_rows;   // [padded / kPair][wide]
+  Word* q_lanes;     // [width / kPair][stride]
+  Word* grad_lanes;  // [width / kPair][stride]
+  Word* q_rows;      // [padded / kPair][wide + kAttentionGap]
+  Word* grad_rows;   // [padded / kPair][wide + kAttentionGap]
   float* shift;      // -lse in powers of two; -inf where nothing is seen
   float* norm;       // sum of the weights, then what makes it 1
   float* delta;      // sum of weight * grad_p, then its mean less grad_lse
@@ -29,8 +29,8 @@ template <class Dot>
 struct KeyBlock {
   using Word = typename Dot::Word;
   std::int64_t begin, count;
-  float* weights;  // [block][padded] scores, then weights
-  float* grad_p;   // [block][padded] grad_out · v
+  float* weights;  // [block][stride] scores, then weights
+  float* grad_p;   // [block][stride] grad_out · v
 };
 
 // Memory for one block, used again by the next.
@@ -39,16 +39,16 @@ struct BlockWords {
   using Word = typename Dot::Word;
   Word* k_rows;    // [block][width / kPair]
   Word* v_rows;    // [block][width / kPair]
-  Word* k_pairs;   // [block / kPair][wide]
-  Word* p_rows;    // [block][padded / kPair] weights
-  Word* ds_rows;   // [block][padded / kPair] gradients of the scores
-  Word* ds_pairs;  // [block / kPair][padded] the same
+  Word* k_pairs;   // [block / kPair][wide + kAttentionGap]
+  Word* p_rows;    // [block][stride / kPair] weights
+  Word* ds_rows;   // [block][stride / kPair] gradients of the scores
+  Word* ds_pairs;  // [block / kPair][stride] the same
 };
 
 template <class Dot, class T>
 void pack_query_pairs(const Lanes& lanes, const HeadRows& from, typename Dot::Word* out) {
   const std::int64_t width = lanes.p->width, wide = round_up(width, 16);
-  for (std::int64_t n = 0; n < lanes.padded; n += Dot::kPair, out += wide) {
+  for (std::int64_t n = 0; n < lanes.padded; n += Dot::kPair, out += wide + kAttentionGap) {
     std::fill_n(out, wide, typename Dot::Word{});
     if (n >= lanes.count) continue;
     const T* second = nullptr;
@@ -87,7 +87,7 @@ inline void weigh(const KeyBlock<Dot>& block, const TileRows<Dot>& rows, const L
   const auto shift = Vec::load(rows.shift + lane, kLanes);
   auto sum = zero, mean = zero;
   for (std::int64_t j = 0; j < block.count; ++j) {
-    float* at = block.weights + j * lanes.padded + lane;
+    float* at = block.weights + j * lanes.stride + lane;
     auto value = power<Dot>(Vec::load(at, kLanes), slope, shift);
     if (kMasked) {
       const auto key = Vec::splat(static_cast<float>(block.begin + j));
@@ -95,7 +95,7 @@ inline void weigh(const KeyBlock<Dot>& block, const TileRows<Dot>& rows, const L
     }
     Vec::store(at, value, kLanes);
     sum = Vec::add(sum, value);
-    mean = Vec::fma(value, Vec::load(block.grad_p + j * lanes.padded + lane, kLanes), mean);
+    mean = Vec::fma(value, Vec::load(block.grad_p + j * lanes.stride + lane, kLanes), mean);
   }
   Vec::store(rows.norm + lane, Vec::add(Vec::load(rows.norm + lane, kLanes), sum), kLanes);
   Vec::store(rows.delta + lane, Vec::add(Vec::load(rows.delta + lane, kLanes), mean), kLanes);
@@ -106,13 +106,14 @@ void weigh_block(const KeyBlock<Dot>& block, const BlockWords<Dot>& words,
                  const TileRows<Dot>& rows, const Lanes& lanes, const Keys& keys) {
   const SharedAttentionParams& p = *lanes.p;
   const std::int64_t padded = lanes.padded, width = p.width / Dot::kPair;
+  const std::int64_t stride = lanes.stride;
   const std::int64_t end = block.begin + block.count;
   const std::int64_t key_rows = round_up(block.count, kProductRows);
   pack_keys<Dot, T>(keys, p.prefix_k, p.k, block.begin, end, lanes.group, p.width, words.k_rows);
   pack_keys<Dot, T>(keys, p.prefix_v, p.v, block.begin, end, lanes.group, p.width, words.v_rows);
-  products<Dot, Put::kSet>(words.k_rows, width, 1, rows.q_lanes, padded, block.weights, padded,
+  products<Dot, Put::kSet>(words.k_rows, width, 1, rows.q_lanes, stride, block.weights, stride,
                            key_rows, padded, width);
-  products<Dot, Put::kSet>(words.v_rows, width, 1, rows.grad_lanes, padded, block.grad_p, padded,
+  products<Dot, Put::kSet>(words.v_rows, width, 1, rows.grad_lanes, stride, block.grad_p, stride,
                            key_rows, padded, width);
   for (std::int64_t lane = 0; lane < padded; lane += Dot::Vec::kLanes) {
     const auto step = end > lanes.least ? weigh<Dot, true> : weigh<Dot, false>;
@@ -134,7 +135,7 @@ inline void finish_sums(const Lanes& lanes, const HeadRows& grad_lse, float* nor
 // Weights and gradients of the scores as words, for the vector of lanes at `lane`.
 template <class Dot>
 inline void differentiate(const KeyBlock<Dot>& block, const BlockWords<Dot>& words,
-                          const TileRows<Dot>& rows, std::int64_t padded, std::int64_t lane) {
+                          const TileRows<Dot>& rows, std::int64_t stride, std::int64_t lane) {
   using Vec = typename Dot::Vec;
   constexpr int kLanes = Vec::kLanes;
   const auto norm = Vec::load(rows.norm + lane, kLanes);
@@ -142,10 +143,10 @@ inline void differentiate(const KeyBlock<Dot>& block, const BlockWords<Dot>& wor
   const auto one = [&](std::int64_t j) {
     auto p = Vec::splat(0.0f), ds = p;
     if (j < block.count) {
-      p = Vec::mul(Vec::load(block.weights + j * padded + lane, kLanes), norm);
-      ds = Vec::mul(p, Vec::sub(Vec::load(block.grad_p + j * padded + lane, kLanes), delta));
+      p = Vec::mul(Vec::load(block.weights + j * stride + lane, kLanes), norm);
+      ds = Vec::mul(p, Vec::sub(Vec::load(block.grad_p + j * stride + lane, kLanes), delta));
     }
-    const std::int64_t at = (j * padded + lane) / Dot::kPair;
+    const std::int64_t at = (j * stride + lane) / Dot::kPair;
     Dot::store_queries(words.p_rows + at, p);
     Dot::store_queries(words.ds_rows + at, ds);
     return ds;
@@ -153,8 +154,8 @@ inline void differentiate(const KeyBlock<Dot>& block, const BlockWords<Dot>& wor
   for (std::int64_t j = 0; j < round_up(block.count, kProductRows); j += 2) {
     const auto even = one(j);
     const auto odd = one(j + 1);
-    auto* to = words.ds_pairs + j / Dot::kPair * padded + lane;
-    Dot::store_keys(to, to + padded, even, odd);
+    auto* to = words.ds_pairs + j / Dot::kPair * stride + lane;
+    Dot::store_keys(to, to + stride, even, odd);
   }
 }
 
@@ -179,30 +180,32 @@ void add_block(const KeyBlock<Dot>& block, const BlockWords<Dot>& words, const T
                const Lanes& lanes, const Keys& keys, const KeySums& sums) {
   const SharedAttentionParams& p = *lanes.p;
   const std::int64_t padded = lanes.padded, wide = round_up(p.width, 16);
-  const std::int64_t lane_words = padded / Dot::kPair;
+  const std::int64_t lane_words = padded / Dot::kPair, row_words = lanes.stride / Dot::kPair;
+  const std::int64_t pairs_row = wide + kAttentionGap;
   const std::int64_t key_rows = round_up(block.count, kProductRows);
   pack_key_pairs<Dot, T>(keys, p.prefix_k, p.k, block.begin, block.begin + block.count, lanes.group,
                          p.width, words.k_pairs);
   for (std::int64_t lane = 0; lane < padded; lane += Dot::Vec::kLanes) {
-    differentiate<Dot>(block, words, rows, padded, lane);
+    differentiate<Dot>(block, words, rows, lanes.stride, lane);
   }
-  products<Dot, Put::kAdd>(words.p_rows, lane_words, 1, rows.grad_rows, wide,
+  products<Dot, Put::kAdd>(words.p_rows, row_words, 1, rows.grad_rows, pairs_row,
                            sums.v(block.begin, wide), wide, key_rows, wide, lane_words);
-  products<Dot, Put::kAdd>(words.ds_rows, lane_words, 1, rows.q_rows, wide,
+  products<Dot, Put::kAdd>(words.ds_rows, row_words, 1, rows.q_rows, pairs_row,
                            sums.k(block.begin, wide), wide, key_rows, wide, lane_words);
-  products<Dot, Put::kAdd>(words.ds_pairs, 1, padded, words.k_pairs, wide, rows.grad_q, wide,
-                           padded, wide, (block.count + Dot::kPair - 1) / Dot::kPair);
+  products<Dot, Put::kAdd>(words.ds_pairs, 1, lanes.stride, words.k_pairs, pairs_row, rows.grad_q,
+                           wide, padded, wide, (block.count + Dot::kPair - 1) / Dot::kPair);
 }
 
 template <class Dot>
 TileRows<Dot> take_rows(Arena& arena, std::int64_t width) {
   using Word = typename Dot::Word;
   const std::int64_t wide = round_up(width, 16), tile = kAttentionTile;
+  const std::int64_t lanes = tile + kAttentionGap, row = wide + kAttentionGap;
   TileRows<Dot> rows{};
-  rows.q_lanes = arena.take<Word>(tile * width / Dot::kPair);
-  rows.grad_lanes = arena.take<Word>(tile * width / Dot::kPair);
-  rows.q_rows = arena.take<Word>(tile * wide / Dot::kPair);
-  rows.grad_rows = arena.take<Word>(tile * wide / Dot::kPair);
+  rows.q_lanes = arena.take<Word>(lanes * width / Dot::kPair);
+  rows.grad_lanes = arena.take<Word>(lanes * width / Dot::kPair);
+  rows.q_rows = arena.take<Word>(tile * row / Dot::kPair);
+  rows.grad_rows = arena.take<Word>(tile * row / Dot::kPair);
   rows.shift = arena.take(tile);
   rows.norm = arena.take(tile);
   rows.delta = arena.take(tile);
@@ -214,12 +217,13 @@ template <class Dot>
 BlockWords<Dot> take_block(Arena& arena, std::int64_t width) {
   using Word = typename Dot::Word;
   const std::int64_t wide = round_up(width, 16), pair = Dot::kPair, block = kAttentionBlock;
+  const std::int64_t lanes = kAttentionTile + kAttentionGap;
   return {arena.take<Word>(block * width / pair),
           arena.take<Word>(block * width / pair),
-          arena.take<Word>(block * wide / pair),
-          arena.take<Word>(block * kAttentionTile / pair),
-          arena.take<Word>(block * kAttentionTile / pair),
-          arena.take<Word>(block * kAttentionTile / pair)};
+          arena.take<Word>(block * (wide + kAttentionGap) / pair),
+          arena.take<Word>(block * lanes / pair),
+          arena.take<Word>(block * lanes / pair),
+          arena.take<Word>(block * lanes / pair)};
 }
 
 template <class Dot, class T>
@@ -235,7 +239,7 @@ void backward_tile(const SharedAttentionParams& p, const AttentionTile& tile, co
     Arena rest = arena;
     for (std::int64_t begin = 0; begin < lanes.most;) {
       const std::int64_t end = keys.block_end(begin, lanes.most);
-      const std::int64_t size = round_up(end - begin, kProductRows) * lanes.padded;
+      const std::int64_t size = round_up(end - begin, kProductRows) * lanes.stride;
       visit(KeyBlock<Dot>{begin, end - begin, rest.take(size), rest.take(size)});
       begin = end;
     }

@@ -108,6 +108,7 @@ struct Ahead {
 struct Lanes {
   const SharedAttentionParams* p;
   std::int64_t first, count, padded, share, group;
+  std::int64_t stride;       // of matrices whose rows are lanes: no power of two, for the caches
   std::int64_t least, most;  // of the ends of real lanes
   float* end;                // [padded] kv_end as fp32, 0 for padding
 
@@ -117,6 +118,7 @@ struct Lanes {
     group = tile.group;
     count = tile.end - tile.begin;
     padded = round_up(count, kAttentionUnit);
+    stride = padded + kAttentionGap;
     first = params.cu_q[tile.document] * share + tile.begin;
     least = std::numeric_limits<std::int64_t>::max();
     most = 0;
@@ -135,15 +137,15 @@ struct Lanes {
   std::int64_t head(std::int64_t n) const { return group * share + (first + n) % share; }
 };
 
-// [width / kPair][padded]: the rows of all lanes, transposed; zeros in padding.
+// [width / kPair][stride]: the rows of all lanes, transposed; zeros in padding.
 template <class Dot, class T>
 void pack_queries(const Lanes& lanes, const HeadRows& from, typename Dot::Word* out) {
   const std::int64_t width = lanes.p->width;
   for (std::int64_t n = 0; n < lanes.count; ++n) {
-    pack_lane<Dot>(row_of<T>(from, lanes.row(n), lanes.head(n)), width, lanes.padded, out + n);
+    pack_lane<Dot>(row_of<T>(from, lanes.row(n), lanes.head(n)), width, lanes.stride, out + n);
   }
   for (std::int64_t n = lanes.count; n < lanes.padded; ++n) {
-    for (std::int64_t w = 0; w < width / Dot::kPair; ++w) out[w * lanes.padded + n] = 0;
+    for (std::int64_t w = 0; w < width / Dot::kPair; ++w) out[w * lanes.stride + n] = 0;
   }
 }
 
@@ -160,7 +162,8 @@ void pack_keys(const Keys& keys, const HeadRows& prefix, const HeadRows& own, st
   std::fill_n(out, padding * words, typename Dot::Word{});
 }
 
-// The same block with kPair keys in a word, [keys / kPair][lanes], zeros beyond width.
+// The same block with kPair keys in a word, [keys / kPair][lanes + kAttentionGap], zeros from width
+// to lanes.
 template <class Dot, class T>
 void pack_key_pairs(const Keys& keys, const HeadRows& prefix, const HeadRows& own,
                     std::int64_t begin, std::int64_t end, std::int64_t group, std::int64_t width,
@@ -171,7 +174,7 @@ void pack_key_pairs(const Keys& keys, const HeadRows& prefix, const HeadRows& ow
     if (Dot::kPair == 2 && key + 1 < end) second = keys.row<T>(prefix, own, key + 1, group);
     pack_rows_together<Dot>(keys.row<T>(prefix, own, key, group), second, width, out);
     std::fill(out + width, out + lanes, typename Dot::Word{});
-    out += lanes;
+    out += lanes + kAttentionGap;
   }
 }
 
@@ -184,7 +187,7 @@ struct Running {
 
 // One block for the vector of lanes at `lane`: weights by pairs of keys.
 template <class Dot, bool kMasked>
-inline void soften(const float* scores, std::int64_t padded, std::int64_t begin, std::int64_t count,
+inline void soften(const float* scores, std::int64_t stride, std::int64_t begin, std::int64_t count,
                    const Slope& slope, const float* end, std::int64_t lane, const Running& run,
                    typename Dot::Word* weights) {
   using Vec = typename Dot::Vec;
@@ -199,7 +202,7 @@ inline void soften(const float* scores, std::int64_t padded, std::int64_t begin,
   const float* at = scores + lane;
   auto peak = before;
   for (std::int64_t j = 0; j < count; ++j) {
-    peak = Vec::max(peak, masked(j, Vec::load(at + j * padded, kLanes), -kInfinity));
+    peak = Vec::max(peak, masked(j, Vec::load(at + j * stride, kLanes), -kInfinity));
   }
   // A lane that has seen nothing subtracts 0, and one that had not is corrected by 1: an infinity
   // would become NaN times a scale of 0 or less another infinity.
@@ -208,7 +211,7 @@ inline void soften(const float* scores, std::int64_t padded, std::int64_t begin,
   const auto shift = Vec::sub(zero, Vec::mul(base, Vec::splat(slope.high)));
   auto sum = zero;
   const auto weight = [&](std::int64_t j) {
-    const auto score = Vec::load(at + j * padded, kLanes);
+    const auto score = Vec::load(at + j * stride, kLanes);
     const auto value = masked(j, power<Dot>(score, slope, shift), 0.0f);
     sum = Vec::add(sum, value);
     return value;
@@ -216,8 +219,8 @@ inline void soften(const float* scores, std::int64_t padded, std::int64_t begin,
   for (std::int64_t j = 0; j < count; j += 2) {
     const auto even = weight(j);
     const auto odd = j + 1 < count ? weight(j + 1) : zero;
-    auto* to = weights + j / Dot::kPair * padded + lane;
-    Dot::store_keys(to, to + padded, even, odd);
+    auto* to = weights + j / Dot::kPair * stride + lane;
+    Dot::store_keys(to, to + stride, even, odd);
   }
   const auto last = Vec::select(Vec::less(none, before), before, base);
   const auto correction = power<Dot>(last, slope, shift);
@@ -246,11 +249,11 @@ void attention_forward(const SharedAttentionParams& p, const AttentionTile& tile
   const Lanes lanes(p, tile, arena.take(kAttentionTile));
   const Running run{arena.take(kAttentionTile), arena.take(kAttentionTile),
                     arena.take(kAttentionTile)};
-  Word* queries = arena.take<Word>(kAttentionTile * words);
+  Word* queries = arena.take<Word>((kAttentionTile + kAttentionGap) * words);
   Word* block_k = arena.take<Word>(kAttentionBlock * words);
-  Word* block_v = arena.take<Word>(kAttentionBlock * wide);
-  Word* weights = arena.take<Word>(kAttentionBlock * kAttentionTile);
-  float* scores = arena.take(kAttentionBlock * kAttentionTile);
+  Word* block_v = arena.take<Word>(kAttentionBlock * (wide + kAttentionGap));
+  Word* weights = arena.take<Word>(kAttentionBlock * (kAttentionTile + kAttentionGap));
+  float* scores = arena.take(kAttentionBlock * (kAttentionTile + kAttentionGap));
   float* sums = arena.take(kAttentionTile * wide);
   const Slope slope(p.scale);
 
@@ -261,17 +264,18 @@ void attention_forward(const SharedAttentionParams& p, const AttentionTile& tile
   for (std::int64_t begin = 0; begin < lanes.most;) {
     const std::int64_t end = keys.block_end(begin, lanes.most), count = end - begin;
     pack_keys<Dot, T>(keys, p.prefix_k, p.k, begin, end, tile.group, p.width, block_k);
-    products<Dot, Put::kSet>(block_k, words, 1, queries, lanes.padded, scores, lanes.padded,
+    products<Dot, Put::kSet>(block_k, words, 1, queries, lanes.stride, scores, lanes.stride,
                              round_up(count, kProductRows), lanes.padded, words, nullptr,
                              Ahead<T>{keys, p.prefix_v, p.v, begin, end, tile.group, p.width});
     for (std::int64_t lane = 0; lane < lanes.padded; lane += kLanes) {
       const auto step = end > lanes.least ? soften<Dot, true> : soften<Dot, false>;
-      step(scores, lanes.padded, begin, count, slope, lanes.end, lane, run, weights);
+      step(scores, lanes.stride, begin, count, slope, lanes.end, lane, run, weights);
     }
     pack_key_pairs<Dot, T>(keys, p.prefix_v, p.v, begin, end, tile.group, p.width, block_v);
     products<Dot, Put::kScaleAdd>(
-        weights, 1, lanes.padded, block_v, wide, sums, wide, round_up(lanes.count, kProductRows),
-        wide, (count + Dot::kPair - 1) / Dot::kPair, run.factor,
+        weights, 1, lanes.stride, block_v, wide + kAttentionGap, sums, wide,
+        round_up(lanes.count, kProductRows), wide, (count + Dot::kPair - 1) / Dot::kPair,
+        run.factor,
         Ahead<T>{keys, p.prefix_k, p.k, end, keys.block_end(end, lanes.most), tile.group, p.width});
     begin = end;
   }

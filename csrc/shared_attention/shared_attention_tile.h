@@ -11,6 +11,7 @@ namespace vlakern {
 
 constexpr std::int64_t kAttentionUnit = 16;   // query rows that are never parted; full vectors
 constexpr std::int64_t kAttentionTile = 128;  // most query rows of a tile
+constexpr std::int64_t kAttentionGap = 16;    // words between rows of matrices
 constexpr std::int64_t kAttentionBlock = 64;  // keys between two corrections of the maximum
 
 // One document's part of one key-value head: rows n = i * (H / G) + h of it, [begin, end).
@@ -71,8 +72,9 @@ inline std::int64_t round_up(std::int64_t value, std::int64_t step) {
 
 // Floats of scratch memory; every piece begins at a cache line.
 inline std::int64_t attention_forward_scratch(std::int64_t width) {
-  const std::int64_t wide = round_up(width, 16);
-  return kAttentionTile * (2 * wide + 8) + kAttentionBlock * 2 * (wide + kAttentionTile) + 64;
+  const std::int64_t wide = round_up(width, 16) + kAttentionGap;
+  const std::int64_t tile = kAttentionTile + kAttentionGap;
+  return tile * (2 * wide + 8) + kAttentionBlock * 2 * (wide + tile) + 64;
 }
 
 inline std::int64_t attention_unit_scratch(std::int64_t width) {
@@ -84,10 +86,11 @@ inline std::int64_t attention_unit_scratch(std::int64_t width) {
 
 // `keys` is the most logical keys that a document has.
 inline std::int64_t attention_backward_scratch(std::int64_t width, std::int64_t keys) {
-  const std::int64_t wide = round_up(width, 16);
-  const std::int64_t rows = round_up(keys + kAttentionBlock, 16);
-  return kAttentionTile * (5 * wide + 8) + kAttentionBlock * 3 * (wide + kAttentionTile) +
-         2 * rows * (wide + kAttentionTile) + 64;
+  const std::int64_t wide = round_up(width, 16) + kAttentionGap;
+  const std::int64_t tile = kAttentionTile + kAttentionGap;
+  const std::int64_t rows = round_up(keys + 2 * kAttentionBlock, 16);
+  return tile * (5 * wide + 8) + kAttentionBlock * 3 * (wide + tile) + 2 * rows * (wide + tile) +
+         64;
 }
 
 AttentionKernels shared_attention_avx512bf16(DType dtype);
