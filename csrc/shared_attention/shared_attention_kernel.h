@@ -223,7 +223,9 @@ inline void soften(const float* scores, std::int64_t stride, std::int64_t begin,
     Dot::store_keys(to, to + stride, even, odd);
   }
   const auto last = Vec::select(Vec::less(none, before), before, base);
-  const auto correction = power<Dot>(last, slope, shift);
+  // Exactly 1 where the peak stays: how many blocks a row's tile has must not change its bits.
+  const auto last_shift = Vec::sub(zero, Vec::mul(last, Vec::splat(slope.high)));
+  const auto correction = vec_exp2<Vec>(Vec::sub(shift, last_shift));
   const auto total = Vec::fma(Vec::load(run.sum + lane, kLanes), correction, sum);
   Vec::store(run.peak + lane, peak, kLanes);
   Vec::store(run.sum + lane, total, kLanes);
