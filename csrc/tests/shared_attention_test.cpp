@@ -256,7 +256,8 @@ int main(int count, char** words) {
         same = same && one.all()[i]->bytes == three.all()[i]->bytes;
       }
       if (!same) {
-        std::printf("seed %d: %s is wrong, or differs on three threads with packed prefixes\n", seed, isa.c_str());
+        std::printf("seed %d: %s is wrong, or differs on three threads with packed prefixes\n",
+                    seed, isa.c_str());
         return 1;
       }
     }
