@@ -37,7 +37,7 @@ struct GroupedRows {
   }
 };
 
-// The partial sums of one kind, [B * S, M] each, or null: see NormBackRows for p, q and g.
+// The partial sums of one kind, [B * S, M] each, or null: see NormBackRow for p, q and g.
 struct Partials {
   float* p;
   float* q;
@@ -63,13 +63,27 @@ float* cleared(float* base, std::int64_t row, std::int64_t width) {
   return base + row * width;
 }
 
-void set_row(const NormGradientParams& s, std::int64_t r, int k, NormBackRows& together) {
-  together.dy[k] = s.dy.row(r);
-  together.dh[k] = s.dh.row(r);
-  together.h[k] = s.op.x.row(r);
-  together.residual[k] = s.op.residual.row(r);
-  together.dx[k] = s.dx.row(r);
-  together.dresidual[k] = s.dresidual.row(r);
+void set_row(const NormGradientParams& s, std::int64_t r, NormBackRow& row) {
+  row.dy = s.dy.row(r);
+  row.dh = s.dh.row(r);
+  row.h = s.op.x.row(r);
+  row.residual = s.op.residual.row(r);
+  row.dx = s.dx.row(r);
+  row.dresidual = s.dresidual.row(r);
+}
+
+// Places [begin, end) of the sorted rows, of one group.
+void run_rows(const NormGradientParams& s, const NormKernels& kernels, const GroupedRows& rows,
+              std::int64_t begin, std::int64_t end, const NormBackRow& shared) {
+  NormBackRow two[2] = {shared, shared};
+  for (std::int64_t place = begin; place < end; ++place) {
+    NormBackRow& now = two[place % 2];
+    NormBackRow& next = two[(place + 1) % 2];
+    now.next = &next;
+    set_row(s, rows.row(place), now);
+    set_row(s, rows.row(std::min(place + 1, end - 1)), next);
+    kernels.backward(now);
+  }
 }
 
 // Runs [begin, end) of the flattened [B, S]; each writes its rows of dx and its partial sums.
@@ -83,24 +97,15 @@ void run_runs(const NormGradientParams& s, const NormKernels& kernels, const Gro
     const std::int64_t per_run = (last - first + s.runs - 1) / s.runs;
     const std::int64_t from = std::min(last, first + run % s.runs * per_run);
     vectors.move_to(group);
-    NormBackRows together{};
-    together.p = cleared(partials.p, run, s.op.width);
-    together.q = cleared(partials.q, run, s.op.width);
-    together.g = cleared(partials.g, run, s.op.width);
-    together.gate = vectors.gate();
-    together.a = vectors.a();
-    together.width = s.op.width;
-    together.eps = s.op.eps;
-    const std::int64_t to = std::min(last, from + per_run);
-    std::int64_t place = from;
-    for (; place + kNormBackRows <= to; place += kNormBackRows) {
-      for (int k = 0; k < kNormBackRows; ++k) set_row(s, rows.row(place + k), k, together);
-      kernels.backward_rows(together);
-    }
-    for (; place < to; ++place) {
-      set_row(s, rows.row(place), 0, together);
-      kernels.backward(together);
-    }
+    NormBackRow shared{};
+    shared.p = cleared(partials.p, run, s.op.width);
+    shared.q = cleared(partials.q, run, s.op.width);
+    shared.g = cleared(partials.g, run, s.op.width);
+    shared.gate = vectors.gate();
+    shared.a = vectors.a();
+    shared.width = s.op.width;
+    shared.eps = s.op.eps;
+    run_rows(s, kernels, rows, from, std::min(last, from + per_run), shared);
   }
 }
 

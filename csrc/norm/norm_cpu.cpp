@@ -24,8 +24,9 @@ void run_rows(const NormParams& p, const NormKernels& kernels, std::int64_t begi
   NormVectors vectors(p, kernels);
   for (std::int64_t r = begin; r < end; ++r) {
     vectors.move_to(group_of(p, r));
+    const std::int64_t next = std::min(r + 1, end - 1);
     kernels.forward({p.x.row(r), p.residual.row(r), vectors.gate(), vectors.a(), vectors.c(),
-                     p.h.row(r), p.y.row(r), p.width, p.eps});
+                     p.h.row(r), p.y.row(r), p.width, p.eps, p.x.row(next), p.residual.row(next)});
   }
 }
 

@@ -17,26 +17,41 @@ struct RowMoments {
   float r;  // 1 / sqrt(mean square or variance + eps)
 };
 
-template <class Vec, class X, bool kLayer>
-inline RowMoments row_moments(const X* h, std::int64_t width, float eps) {
+// One rounding in place of four: every element of the row inherits them.
+inline float reciprocal_root(float square, std::int64_t width, float eps) {
+  const double variance = static_cast<double>(square) / static_cast<double>(width);
+  return static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)));
+}
+
+template <class Vec, class X>
+inline float row_mean(const X* h, std::int64_t width) {
+  const float sum =
+      sum_run<Vec, kNormSpan>(width, [&](typename Vec::Float acc, std::int64_t i, int n) {
+        return Vec::add(acc, Vec::load(h + i, n));
+      });
+  return sum / static_cast<float>(width);
+}
+
+template <class Vec, class X>
+inline RowMoments centered_moments(const X* h, std::int64_t width, float eps, float mean) {
   using Float = typename Vec::Float;
-  const auto count = static_cast<float>(width);
-  float mean = 0.0f;
-  if constexpr (kLayer) {
-    mean =
-        sum_run<Vec, kNormSpan>(width, [&](Float acc, std::int64_t i,
-                                           int n) { return Vec::add(acc, Vec::load(h + i, n)); }) /
-        count;
-  }
   const Float center = Vec::splat(mean);
   const float square = sum_run<Vec, kNormSpan>(width, [&](Float acc, std::int64_t i, int n) {
-    Float v = Vec::load(h + i, n);
-    if constexpr (kLayer) v = leading_lanes<Vec>(Vec::sub(v, center), n);
+    const Float v = leading_lanes<Vec>(Vec::sub(Vec::load(h + i, n), center), n);
     return Vec::fma(v, v, acc);
   });
-  // One rounding in place of four: every element of the row inherits them.
-  const double variance = static_cast<double>(square) / static_cast<double>(width);
-  return {mean, static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)))};
+  return {mean, reciprocal_root(square, width, eps)};
+}
+
+template <class Vec, class X, bool kLayer>
+inline RowMoments row_moments(const X* h, std::int64_t width, float eps) {
+  if constexpr (kLayer) return centered_moments<Vec>(h, width, eps, row_mean<Vec>(h, width));
+  const float square =
+      sum_run<Vec, kNormSpan>(width, [&](typename Vec::Float acc, std::int64_t i, int n) {
+        const auto v = Vec::load(h + i, n);
+        return Vec::fma(v, v, acc);
+      });
+  return {0.0f, reciprocal_root(square, width, eps)};
 }
 
 // n = (h - mean) * r
@@ -47,117 +62,130 @@ inline typename Vec::Float normalised(typename Vec::Float h, typename Vec::Float
   return Vec::mul(h, r);
 }
 
-template <class Vec, class X, class Residual>
-inline void add_residual(const NormRow& s) {
+// A row ends with its page or soon after, where the hardware stops to fetch ahead.
+template <class Vec, class T>
+inline void fetch(const T* row, std::int64_t i) {
+  if constexpr (Vec::kLanes > 1) __builtin_prefetch(row + i, 0, 2);
+}
+
+// h = x + gate * residual, and the moments of what it was rounded to.
+template <class Vec, class X, class Residual, bool kLayer>
+inline RowMoments add_residual(NormRow s) {
+  using Float = typename Vec::Float;
   const auto* x = static_cast<const X*>(s.x);
   const auto* residual = static_cast<const Residual*>(s.residual);
   auto* h = static_cast<X*>(s.h);
-  if (s.gate == nullptr) {
-    return each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-      Vec::store(h + i, Vec::add(Vec::load(x + i, n), Vec::load(residual + i, n)), n);
-    });
-  }
-  each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-    const auto gate = Vec::load(s.gate + i, n);
-    Vec::store(h + i, Vec::fma(gate, Vec::load(residual + i, n), Vec::load(x + i, n)), n);
+  const float sum = sum_run<Vec, kNormSpan>(s.width, [&](Float acc, std::int64_t i, int n) {
+    const Float a = Vec::load(x + i, n), b = Vec::load(residual + i, n);
+    Vec::store(h + i, s.gate == nullptr ? Vec::add(a, b) : Vec::fma(Vec::load(s.gate + i, n), b, a),
+               n);
+    const Float v = Vec::load(h + i, n);
+    return kLayer ? Vec::add(acc, v) : Vec::fma(v, v, acc);
   });
+  if constexpr (kLayer)
+    return centered_moments<Vec>(h, s.width, s.eps, sum / static_cast<float>(s.width));
+  return {0.0f, reciprocal_root(sum, s.width, s.eps)};
 }
 
 template <class Vec, class X, class Residual, bool kLayer>
-void norm_forward(const NormRow& s) {
-  const auto* h = static_cast<const X*>(s.x);
-  if (s.residual != nullptr) {
-    add_residual<Vec, X, Residual>(s);
-    h = static_cast<const X*>(s.h);
-  }
-  const RowMoments moments = row_moments<Vec, X, kLayer>(h, s.width, s.eps);
+void norm_forward(const NormRow& row) {
+  using Float = typename Vec::Float;
+  const NormRow s = row;  // a copy, since no store can change that
+  const auto* h = static_cast<const X*>(s.residual == nullptr ? s.x : s.h);
+  const RowMoments moments = s.residual == nullptr ? row_moments<Vec, X, kLayer>(h, s.width, s.eps)
+                                                   : add_residual<Vec, X, Residual, kLayer>(s);
   const auto mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
   auto* y = static_cast<X*>(s.y);
-  const auto n_of = [&](std::int64_t i, int n) {
-    return normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
+  const auto write = [&](const auto& modulated) {
+    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
+      fetch<Vec>(static_cast<const X*>(s.next_x), i);
+      if (s.residual != nullptr) fetch<Vec>(static_cast<const Residual*>(s.next_residual), i);
+      const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
+      Vec::store(y + i, modulated(normal, i, n), n);
+    });
   };
   if (s.a == nullptr && s.c == nullptr) {
-    each_vector<Vec>(s.width, [&](std::int64_t i, int n) { Vec::store(y + i, n_of(i, n), n); });
+    write([](Float normal, std::int64_t, int) { return normal; });
   } else if (s.c == nullptr) {
-    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-      Vec::store(y + i, Vec::mul(n_of(i, n), Vec::load(s.a + i, n)), n);
+    write([&](Float normal, std::int64_t i, int n) {
+      return Vec::mul(normal, Vec::load(s.a + i, n));
     });
   } else if (s.a == nullptr) {
-    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-      Vec::store(y + i, Vec::add(n_of(i, n), Vec::load(s.c + i, n)), n);
+    write([&](Float normal, std::int64_t i, int n) {
+      return Vec::add(normal, Vec::load(s.c + i, n));
     });
   } else {
-    each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-      Vec::store(y + i, Vec::fma(n_of(i, n), Vec::load(s.a + i, n), Vec::load(s.c + i, n)), n);
+    write([&](Float normal, std::int64_t i, int n) {
+      return Vec::fma(normal, Vec::load(s.a + i, n), Vec::load(s.c + i, n));
     });
   }
 }
 
 // What one row of the backward pass knows before its gradient is written.
-template <class Vec>
 struct BackMoments {
-  typename Vec::Float mean, r, down, level;  // down = -mean(u * n), level = mean(u)
+  float mean, r, down, level;  // down = -mean(u * n), level = mean(u)
 };
 
 template <class Vec, class X, bool kLayer>
-inline BackMoments<Vec> back_moments(const NormBackRows& s, int k) {
+inline BackMoments back_moments(NormBackRow s) {
   using Float = typename Vec::Float;
-  const auto* dy = static_cast<const X*>(s.dy[k]);
-  const auto* h = static_cast<const X*>(s.h[k]);
-  const RowMoments moments = row_moments<Vec, X, kLayer>(h, s.width, s.eps);
-  const Float mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
-  const auto u_of = [&](std::int64_t i, int n) {
-    const Float v = Vec::load(dy + i, n);
-    return s.a == nullptr ? v : Vec::mul(v, Vec::load(s.a + i, n));
-  };
-  const float along = sum_run<Vec, kNormSpan>(s.width, [&](Float acc, std::int64_t i, int n) {
-    const Float normal = normalised<Vec, kLayer>(Vec::load(h + i, n), mean, r);
-    return Vec::fma(u_of(i, n), normal, acc);
-  });
-  float level = 0.0f;
-  if constexpr (kLayer) {
-    level = sum_run<Vec, kNormSpan>(
-        s.width, [&](Float acc, std::int64_t i, int n) { return Vec::add(acc, u_of(i, n)); });
-  }
+  const auto* dy = static_cast<const X*>(s.dy);
+  const auto* h = static_cast<const X*>(s.h);
   const auto count = static_cast<float>(s.width);
-  return {mean, r, Vec::splat(-along / count), Vec::splat(level / count)};
+  const float mean = kLayer ? row_mean<Vec>(h, s.width) : 0.0f;
+  const Float center = Vec::splat(mean);
+  float sums[kLayer ? 3 : 2];
+  sum_runs<Vec, kNormSpan>(s.width, sums, [&](auto& acc, std::int64_t i, int n) {
+    Float v = Vec::load(h + i, n), u = Vec::load(dy + i, n);
+    if (s.a != nullptr) u = Vec::mul(u, Vec::load(s.a + i, n));
+    if constexpr (kLayer) v = leading_lanes<Vec>(Vec::sub(v, center), n);
+    acc[0] = Vec::fma(v, v, acc[0]);
+    acc[1] = Vec::fma(u, v, acc[1]);
+    if constexpr (kLayer) acc[2] = Vec::add(acc[2], u);
+  });
+  const float r = reciprocal_root(sums[0], s.width, s.eps);
+  float level = 0.0f;
+  if constexpr (kLayer) level = sums[2] / count;
+  return {mean, r, -(sums[1] * r) / count, level};
 }
 
-// dx = dh + r * (u - n * mean(u * n) - mean(u)) with u = dy * a, the last term for LayerNorm alone;
-// the sums over rows are brought together before they go to memory.
-template <class Vec, class X, class Residual, bool kLayer, int kRows>
-void norm_backward(const NormBackRows& s) {
+// dx = dh + r * (u - n * mean(u * n) - mean(u)) with u = dy * a, the last term for LayerNorm alone.
+template <class Vec, class X, class Residual, bool kLayer>
+void norm_backward(const NormBackRow& row) {
   using Float = typename Vec::Float;
-  BackMoments<Vec> moments[kRows];
-  for (int k = 0; k < kRows; ++k) moments[k] = back_moments<Vec, X, kLayer>(s, k);
+  const NormBackRow s = row;  // a copy, since no store can change that
+  const auto* next_h = static_cast<const X*>(s.next->h);
+  const auto* next_dy = static_cast<const X*>(s.next->dy);
+  const auto* next_dh = static_cast<const X*>(s.next->dh);
+  const BackMoments moments = back_moments<Vec, X, kLayer>(s);
+  const Float mean = Vec::splat(moments.mean), r = Vec::splat(moments.r);
+  const Float down = Vec::splat(moments.down), level = Vec::splat(moments.level);
+  const auto* dh = static_cast<const X*>(s.dh);
   each_vector<Vec>(s.width, [&](std::int64_t i, int n) {
-    Float p = Vec::splat(0.0f), q = p, g = p;
-    for (int k = 0; k < kRows; ++k) {
-      const auto& [mean, r, down, level] = moments[k];
-      const Float v = Vec::load(static_cast<const X*>(s.dy[k]) + i, n);
-      const Float h = Vec::load(static_cast<const X*>(s.h[k]) + i, n);
-      const Float normal = normalised<Vec, kLayer>(h, mean, r);
-      p = Vec::fma(v, normal, p);
-      q = Vec::add(v, q);
-      Float d = Vec::fma(normal, down, s.a == nullptr ? v : Vec::mul(v, Vec::load(s.a + i, n)));
-      if constexpr (kLayer) d = Vec::sub(d, level);
-      if (s.dh[0] == nullptr) {
-        d = Vec::mul(d, r);
-      } else {
-        d = Vec::fma(d, r, Vec::load(static_cast<const X*>(s.dh[k]) + i, n));
-      }
-      Vec::store(static_cast<X*>(s.dx[k]) + i, d, n);
-      if (s.g != nullptr) {
-        g = Vec::fma(Vec::load(static_cast<const Residual*>(s.residual[k]) + i, n), d, g);
-      }
-      if (s.dresidual[0] != nullptr) {
-        if (s.gate != nullptr) d = Vec::mul(d, Vec::load(s.gate + i, n));
-        Vec::store(static_cast<Residual*>(s.dresidual[k]) + i, d, n);
-      }
+    fetch<Vec>(next_h, i);
+    fetch<Vec>(next_dy, i);
+    const Float v = Vec::load(static_cast<const X*>(s.dy) + i, n);
+    const Float h = Vec::load(static_cast<const X*>(s.h) + i, n);
+    const Float normal = normalised<Vec, kLayer>(h, mean, r);
+    if (s.p != nullptr) Vec::store(s.p + i, Vec::fma(v, normal, Vec::load(s.p + i, n)), n);
+    if (s.q != nullptr) Vec::store(s.q + i, Vec::add(v, Vec::load(s.q + i, n)), n);
+    Float d = Vec::fma(normal, down, s.a == nullptr ? v : Vec::mul(v, Vec::load(s.a + i, n)));
+    if constexpr (kLayer) d = Vec::sub(d, level);
+    if (dh == nullptr) {
+      d = Vec::mul(d, r);
+    } else {
+      fetch<Vec>(next_dh, i);
+      d = Vec::fma(d, r, Vec::load(dh + i, n));
     }
-    if (s.p != nullptr) Vec::store(s.p + i, Vec::add(p, Vec::load(s.p + i, n)), n);
-    if (s.q != nullptr) Vec::store(s.q + i, Vec::add(q, Vec::load(s.q + i, n)), n);
-    if (s.g != nullptr) Vec::store(s.g + i, Vec::add(g, Vec::load(s.g + i, n)), n);
+    Vec::store(static_cast<X*>(s.dx) + i, d, n);
+    if (s.g != nullptr) {
+      const Float residual = Vec::load(static_cast<const Residual*>(s.residual) + i, n);
+      Vec::store(s.g + i, Vec::fma(residual, d, Vec::load(s.g + i, n)), n);
+    }
+    if (s.dresidual != nullptr) {
+      if (s.gate != nullptr) d = Vec::mul(d, Vec::load(s.gate + i, n));
+      Vec::store(static_cast<Residual*>(s.dresidual) + i, d, n);
+    }
   });
 }
 
@@ -215,12 +243,10 @@ template <class Vec, class X, class Residual>
 NormKernels pick_norm_kind(bool layer) {
   NormKernels kernels{};
   kernels.forward = norm_forward<Vec, X, Residual, false>;
-  kernels.backward = norm_backward<Vec, X, Residual, false, 1>;
-  kernels.backward_rows = norm_backward<Vec, X, Residual, false, kNormBackRows>;
+  kernels.backward = norm_backward<Vec, X, Residual, false>;
   if (layer) {
     kernels.forward = norm_forward<Vec, X, Residual, true>;
-    kernels.backward = norm_backward<Vec, X, Residual, true, 1>;
-    kernels.backward_rows = norm_backward<Vec, X, Residual, true, kNormBackRows>;
+    kernels.backward = norm_backward<Vec, X, Residual, true>;
   }
   kernels.affine = norm_affine<Vec>;
   kernels.widen = norm_widen<Vec>;

@@ -18,25 +18,25 @@ struct NormRow {
   void* y;               // [width]
   std::int64_t width;
   float eps;
+  const void* next_x;         // of the next row, fetched meanwhile
+  const void* next_residual;  // likewise
 };
 
-// So many rows go together, so that what they share is read and their sums written once.
-constexpr int kNormBackRows = 4;
-
-struct NormBackRows {
-  const void* dy[kNormBackRows];        // [width] each
-  const void* dh[kNormBackRows];        // [width] each, or all null
-  const void* h[kNormBackRows];         // [width] each
-  const void* residual[kNormBackRows];  // [width] each, for the sum g
-  void* dx[kNormBackRows];              // [width] each
-  void* dresidual[kNormBackRows];       // [width] each, or all null
-  const float* gate;                    // [width] or null: 1
-  const float* a;                       // [width] or null: 1
-  float* p;                             // [width] or null: += dy * n
-  float* q;                             // [width] or null: += dy
-  float* g;                             // [width] or null: += residual * gradient of h
+struct NormBackRow {
+  const void* dy;        // [width]
+  const void* dh;        // [width] or null
+  const void* h;         // [width]
+  const void* residual;  // [width], for the sum g
+  void* dx;              // [width]
+  void* dresidual;       // [width] or null
+  const float* gate;     // [width] or null: 1
+  const float* a;        // [width] or null: 1
+  float* p;              // [width] or null: += dy * n
+  float* q;              // [width] or null: += dy
+  float* g;              // [width] or null: += residual * gradient of h
   std::int64_t width;
   float eps;
+  const NormBackRow* next;  // whose inputs are fetched meanwhile
 };
 
 // Vectors of one width in any dtype, and what they make.
@@ -59,8 +59,7 @@ struct NormVariant {
 
 struct NormKernels {
   void (*forward)(const NormRow&);
-  void (*backward)(const NormBackRows&);       // the first row alone
-  void (*backward_rows)(const NormBackRows&);  // all of them
+  void (*backward)(const NormBackRow&);
   void (*affine)(const NormAffine&, std::int64_t width);
   void (*widen)(const void* from, DType dtype, float* to, std::int64_t width);
   void (*accumulate)(const float* from, float* to, std::int64_t width);  // to += from
