@@ -33,13 +33,6 @@ inline Pair<Vec> times(const Pair<Vec>& a, const Pair<Vec>& b) {
   return {Vec::mul(a.low, b.low), Vec::mul(a.high, b.high)};
 }
 
-template <class Vec>
-inline Pair<Vec> turned(const Pair<Vec>& x, typename Vec::Float cos, typename Vec::Float sin) {
-  const auto minus_sin = Vec::sub(Vec::splat(0.0f), sin);
-  return {Vec::fma(x.low, cos, Vec::mul(x.high, minus_sin)),
-          Vec::fma(x.high, cos, Vec::mul(x.low, sin))};
-}
-
 template <class Vec, class X>
 inline float square_of(const X* x, std::int64_t half) {
   return sum_run<Vec, kQkvSpan>(half, [&](typename Vec::Float acc, std::int64_t i, int n) {
@@ -114,72 +107,116 @@ void qkv_forward(const QkvHeads& s) {
 
 template <class Vec>
 inline Pair<Vec> turned_back(const Pair<Vec>& g, typename Vec::Float cos, typename Vec::Float sin) {
-  return turned<Vec>(g, cos, Vec::sub(Vec::splat(0.0f), sin));
+  const auto minus_sin = Vec::sub(Vec::splat(0.0f), sin);
+  return {Vec::fma(g.low, cos, Vec::mul(g.high, sin)),
+          Vec::fma(g.high, cos, Vec::mul(g.low, minus_sin))};
 }
 
-// n is what was turned: the pair of angle i gets low * dlow + high * dhigh for cos and
-// low * dhigh - high * dlow for sin.
-template <class Vec>
-inline void add_angles(const QkvBackHeads& s, std::int64_t i, int n, const Pair<Vec>& value,
-                       const Pair<Vec>& g) {
-  const auto zero = Vec::splat(0.0f);
-  const auto c = Vec::fma(value.low, g.low, Vec::mul(value.high, g.high));
-  const auto t = Vec::fma(value.low, g.high, Vec::mul(Vec::sub(zero, value.high), g.low));
-  Vec::store(s.dcos + i, Vec::add(Vec::load(s.dcos + i, n), c), n);
-  Vec::store(s.dsin + i, Vec::add(Vec::load(s.dsin + i, n), t), n);
-}
+// What each head knows before its gradient is written: r, and -mean(u * n).
+struct BackRoots {
+  float r[kQkvTogether], down[kQkvTogether];
+};
 
 template <class Vec, class X>
-void qkv_back_norm(const QkvBackHeads& s, const X* x, const X* dy, X* dx) {
-  using Float = typename Vec::Float;
-  const Float r = Vec::splat(reciprocal_root(square_of<Vec>(x, s.half), s.half, s.eps));
-  const auto normal_of = [&](std::int64_t i, int n) {
-    return times<Vec>(load_pair<Vec>(x, s.half, i, n), {r, r});
-  };
-  const auto back_of = [&](std::int64_t i, int n) {
-    return turned_back<Vec>(load_pair<Vec>(dy, s.half, i, n), Vec::load(s.cos + i, n),
-                            Vec::load(s.sin + i, n));
-  };
-  const float along = sum_run<Vec, kQkvSpan>(s.half, [&](Float acc, std::int64_t i, int n) {
-    const Pair<Vec> normal = normal_of(i, n);
-    const Pair<Vec> u = times<Vec>(back_of(i, n), load_pair<Vec>(s.weight, s.half, i, n));
-    return Vec::fma(u.high, normal.high, Vec::fma(u.low, normal.low, acc));
-  });
-  const Float down = Vec::splat(-along / static_cast<float>(2 * s.half));
+inline void set_back_roots(const QkvBackHeads& s, const X* x, const X* dy, int count,
+                           BackRoots& roots) {
+  for (int k = 0; k < count; ++k, x += s.x_stride, dy += s.dy_stride) {
+    float sums[2];
+    sum_runs<Vec, kQkvSpan>(s.half, sums, [&](auto& acc, std::int64_t i, int n) {
+      const Pair<Vec> v = load_pair<Vec>(x, s.half, i, n);
+      const Pair<Vec> back = turned_back<Vec>(load_pair<Vec>(dy, s.half, i, n),
+                                              Vec::load(s.cos + i, n), Vec::load(s.sin + i, n));
+      const Pair<Vec> u = times<Vec>(back, load_pair<Vec>(s.weight, s.half, i, n));
+      acc[0] = Vec::fma(v.high, v.high, Vec::fma(v.low, v.low, acc[0]));
+      acc[1] = Vec::fma(u.high, v.high, Vec::fma(u.low, v.low, acc[1]));
+    });
+    roots.r[k] = sums[0];
+    roots.down[k] = sums[1];
+  }
+  for (int k = 0; k < count; ++k) roots.r[k] = reciprocal_root(roots.r[k], s.half, s.eps);
+  for (int k = 0; k < count; ++k) {
+    roots.down[k] = -(roots.down[k] * roots.r[k]) / static_cast<float>(2 * s.half);
+  }
+}
+
+// The gradients of weight, cos and sin: sums over heads.
+template <class Vec>
+struct BackSums {
+  Pair<Vec> weight;
+  typename Vec::Float cos, sin;
+};
+
+template <class Vec>
+inline void add_sums(const QkvBackHeads& s, const BackSums<Vec>& sum, std::int64_t i, int n) {
+  if (s.dweight != nullptr) {
+    const Pair<Vec> known = load_pair<Vec>(s.dweight, s.half, i, n);
+    store_pair<Vec>(s.dweight, s.half, i, n,
+                    {Vec::add(known.low, sum.weight.low), Vec::add(known.high, sum.weight.high)});
+  }
+  if (s.dcos != nullptr) {
+    Vec::store(s.dcos + i, Vec::add(Vec::load(s.dcos + i, n), sum.cos), n);
+    Vec::store(s.dsin + i, Vec::add(Vec::load(s.dsin + i, n), sum.sin), n);
+  }
+}
+
+// dx = r * (u - n * mean(u * n)) with n = x * r; without weights u alone.
+template <class Vec, class X, bool kNorm, bool kAngles>
+inline void backward_together(const QkvBackHeads& given, const X* x, const X* dy, X* dx,
+                              int count) {
+  const QkvBackHeads s = given;  // a copy, since no store can change that
+  BackRoots roots;
+  if constexpr (kNorm) set_back_roots<Vec>(s, x, dy, count, roots);
   each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
-    const Pair<Vec> normal = normal_of(i, n), back = back_of(i, n);
-    const Pair<Vec> weight = load_pair<Vec>(s.weight, s.half, i, n);
-    const Pair<Vec> u = times<Vec>(back, weight);
-    const Pair<Vec> d{Vec::fma(normal.low, down, u.low), Vec::fma(normal.high, down, u.high)};
-    store_pair<Vec>(dx, s.half, i, n, times<Vec>(d, {r, r}));
-    if (s.dweight != nullptr) {
-      const Pair<Vec> sum = load_pair<Vec>(s.dweight, s.half, i, n);
-      store_pair<Vec>(
-          s.dweight, s.half, i, n,
-          {Vec::fma(back.low, normal.low, sum.low), Vec::fma(back.high, normal.high, sum.high)});
+    const auto cos = Vec::load(s.cos + i, n), sin = Vec::load(s.sin + i, n);
+    const auto zero = Vec::splat(0.0f);
+    Pair<Vec> w{zero, zero};
+    if constexpr (kNorm) w = load_pair<Vec>(s.weight, s.half, i, n);
+    BackSums<Vec> sum{{zero, zero}, zero, zero};
+    for (int k = 0; k < count; ++k) {
+      const Pair<Vec> g = load_pair<Vec>(dy + k * s.dy_stride, s.half, i, n);
+      Pair<Vec> d = turned_back<Vec>(g, cos, sin), value{zero, zero};
+      if constexpr (kNorm || kAngles) value = load_pair<Vec>(x + k * s.x_stride, s.half, i, n);
+      if constexpr (kNorm) {
+        const auto r = Vec::splat(roots.r[k]), down = Vec::splat(roots.down[k]);
+        value = times<Vec>(value, {r, r});
+        sum.weight = {Vec::fma(d.low, value.low, sum.weight.low),
+                      Vec::fma(d.high, value.high, sum.weight.high)};
+        d = times<Vec>(d, w);
+        d = times<Vec>({Vec::fma(value.low, down, d.low), Vec::fma(value.high, down, d.high)},
+                       {r, r});
+      }
+      store_pair<Vec>(dx + k * s.dx_stride, s.half, i, n, d);
+      if constexpr (kAngles) {
+        if constexpr (kNorm) value = times<Vec>(value, w);
+        const auto along = Vec::fma(value.low, g.low, Vec::mul(value.high, g.high));
+        const auto across = Vec::mul(Vec::sub(zero, value.high), g.low);
+        sum.cos = Vec::add(sum.cos, along);
+        sum.sin = Vec::add(sum.sin, Vec::fma(value.low, g.high, across));
+      }
     }
-    if (s.dcos != nullptr) {
-      add_angles<Vec>(s, i, n, times<Vec>(normal, weight), load_pair<Vec>(dy, s.half, i, n));
-    }
+    add_sums<Vec>(s, sum, i, n);
   });
+}
+
+template <class Vec, class X, bool kNorm, bool kAngles>
+inline void backward_heads(const QkvBackHeads& s) {
+  for (std::int64_t head = 0; head < s.heads; head += kQkvTogether) {
+    backward_together<Vec, X, kNorm, kAngles>(
+        s, static_cast<const X*>(s.x) + head * s.x_stride,
+        static_cast<const X*>(s.dy) + head * s.dy_stride,
+        static_cast<X*>(s.dx) + head * s.dx_stride,
+        static_cast<int>(std::min<std::int64_t>(kQkvTogether, s.heads - head)));
+  }
 }
 
 template <class Vec, class X>
 void qkv_backward(const QkvBackHeads& s) {
-  for (std::int64_t head = 0; head < s.heads; ++head) {
-    const X* x = static_cast<const X*>(s.x) + head * s.x_stride;
-    const X* dy = static_cast<const X*>(s.dy) + head * s.dy_stride;
-    X* dx = static_cast<X*>(s.dx) + head * s.dx_stride;
-    if (s.weight != nullptr) {
-      qkv_back_norm<Vec>(s, x, dy, dx);
-      continue;
-    }
-    each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
-      const Pair<Vec> g = load_pair<Vec>(dy, s.half, i, n);
-      store_pair<Vec>(dx, s.half, i, n,
-                      turned_back<Vec>(g, Vec::load(s.cos + i, n), Vec::load(s.sin + i, n)));
-      if (s.dcos != nullptr) add_angles<Vec>(s, i, n, load_pair<Vec>(x, s.half, i, n), g);
-    });
+  if (s.weight != nullptr) {
+    s.dcos != nullptr ? backward_heads<Vec, X, true, true>(s)
+                      : backward_heads<Vec, X, true, false>(s);
+  } else {
+    s.dcos != nullptr ? backward_heads<Vec, X, false, true>(s)
+                      : backward_heads<Vec, X, false, false>(s);
   }
 }
 
