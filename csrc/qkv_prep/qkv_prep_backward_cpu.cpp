@@ -40,8 +40,10 @@ void run_token(const QkvPrepGradientParams& s, const QkvKernels& kernels, std::s
   }
   heads.half = p.half;
   heads.eps = p.eps;
+  const std::int64_t next = std::min(i + 1, e.end - e.begin - 1);
   const auto run = [&](const QkvMatrix& x, const QkvMatrix& dx, const char* dy,
                        std::int64_t dy_stride, std::int64_t count) {
+    heads.next_x = x.row(next);
     heads.x = x.row(i);
     heads.x_stride = x.head_stride;
     heads.dx = dx.row(i);
@@ -53,9 +55,11 @@ void run_token(const QkvPrepGradientParams& s, const QkvKernels& kernels, std::s
   };
   heads.weight = weights.q;
   heads.dweight = weights.q == nullptr ? nullptr : sums.q;
+  heads.next_dy = e.q_out.row(next);
   run(e.q, g.dq, e.q_out.row(i), e.q_out.head_stride, p.heads);
   heads.weight = weights.k;
   heads.dweight = weights.k == nullptr ? nullptr : sums.k;
+  heads.next_dy = p.k_out.row(e.rows[next * e.rows_stride]);
   run(e.k, g.dk, p.k_out.row(row), p.k_out.head_stride, p.groups);
   const int size = dtype_size(p.in);
   for (std::int64_t head = 0; head < p.groups; ++head) {

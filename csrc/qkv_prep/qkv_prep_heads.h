@@ -35,6 +35,8 @@ struct QkvBackHeads {
   float* dweight;       // [2 * half] or null: += the sum over heads
   float* dcos;          // [half] or null: += the sum over heads
   float* dsin;          // [half], with dcos
+  const void* next_x;   // of the next token, fetched meanwhile
+  const void* next_dy;  // likewise
   std::int64_t heads;
   std::int64_t half;
   float eps;

@@ -28,6 +28,14 @@ inline void store_pair(T* y, std::int64_t half, std::int64_t i, int n, const Pai
   Vec::store(y + half + i, value.high, n);
 }
 
+// Ahead of its use: where rows end the hardware stops to fetch ahead.
+template <class Vec, class T>
+inline void fetch_pair(const T* x, std::int64_t half, std::int64_t i) {
+  if constexpr (Vec::kLanes == 1) return;
+  __builtin_prefetch(x + i, 0, 2);
+  __builtin_prefetch(x + half + i, 0, 2);
+}
+
 template <class Vec>
 inline Pair<Vec> times(const Pair<Vec>& a, const Pair<Vec>& b) {
   return {Vec::mul(a.low, b.low), Vec::mul(a.high, b.high)};
@@ -161,9 +169,13 @@ inline void add_sums(const QkvBackHeads& s, const BackSums<Vec>& sum, std::int64
 
 // dx = r * (u - n * mean(u * n)) with n = x * r; without weights u alone.
 template <class Vec, class X, bool kNorm, bool kAngles>
-inline void backward_together(const QkvBackHeads& given, const X* x, const X* dy, X* dx,
-                              int count) {
+inline void backward_together(const QkvBackHeads& given, std::int64_t first, int count) {
   const QkvBackHeads s = given;  // a copy, since no store can change that
+  const X* x = static_cast<const X*>(s.x) + first * s.x_stride;
+  const X* dy = static_cast<const X*>(s.dy) + first * s.dy_stride;
+  const X* next_x = static_cast<const X*>(s.next_x) + first * s.x_stride;
+  const X* next_dy = static_cast<const X*>(s.next_dy) + first * s.dy_stride;
+  X* dx = static_cast<X*>(s.dx) + first * s.dx_stride;
   BackRoots roots;
   if constexpr (kNorm) set_back_roots<Vec>(s, x, dy, count, roots);
   each_vector<Vec>(s.half, [&](std::int64_t i, int n) {
@@ -173,6 +185,8 @@ inline void backward_together(const QkvBackHeads& given, const X* x, const X* dy
     if constexpr (kNorm) w = load_pair<Vec>(s.weight, s.half, i, n);
     BackSums<Vec> sum{{zero, zero}, zero, zero};
     for (int k = 0; k < count; ++k) {
+      fetch_pair<Vec>(next_dy + k * s.dy_stride, s.half, i);
+      if constexpr (kNorm || kAngles) fetch_pair<Vec>(next_x + k * s.x_stride, s.half, i);
       const Pair<Vec> g = load_pair<Vec>(dy + k * s.dy_stride, s.half, i, n);
       Pair<Vec> d = turned_back<Vec>(g, cos, sin), value{zero, zero};
       if constexpr (kNorm || kAngles) value = load_pair<Vec>(x + k * s.x_stride, s.half, i, n);
@@ -202,10 +216,7 @@ template <class Vec, class X, bool kNorm, bool kAngles>
 inline void backward_heads(const QkvBackHeads& s) {
   for (std::int64_t head = 0; head < s.heads; head += kQkvTogether) {
     backward_together<Vec, X, kNorm, kAngles>(
-        s, static_cast<const X*>(s.x) + head * s.x_stride,
-        static_cast<const X*>(s.dy) + head * s.dy_stride,
-        static_cast<X*>(s.dx) + head * s.dx_stride,
-        static_cast<int>(std::min<std::int64_t>(kQkvTogether, s.heads - head)));
+        s, head, static_cast<int>(std::min<std::int64_t>(kQkvTogether, s.heads - head)));
   }
 }
 
