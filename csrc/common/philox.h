@@ -28,32 +28,46 @@ constexpr std::uint32_t kPhiloxMultiplier[] = {0xD2511F53u, 0xCD9E8D57u};
 constexpr std::uint32_t kPhiloxWeyl[] = {0x9E3779B9u, 0xBB67AE85u};
 constexpr int kPhiloxRounds = 10;
 
-// Counter in, random words out, one counter a lane.
-template <class Vec>
-inline void philox_rounds(typename Vec::Bits (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+// Counters in, random words out, one counter a lane; several at a time, since a round waits for the
+// one before.
+template <class Vec, int kCount>
+inline void philox_rounds(typename Vec::Bits (&counters)[kCount][4], std::uint32_t key0,
+                          std::uint32_t key1) {
   const auto multiplier0 = Vec::bits_splat(kPhiloxMultiplier[0]);
   const auto multiplier1 = Vec::bits_splat(kPhiloxMultiplier[1]);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    typename Vec::Bits high0, low0, high1, low1;
-    Vec::bits_product(c[0], multiplier0, &high0, &low0);
-    Vec::bits_product(c[2], multiplier1, &high1, &low1);
-    c[0] = Vec::bits_xor(Vec::bits_xor(high1, c[1]), Vec::bits_splat(key0));
-    c[2] = Vec::bits_xor(Vec::bits_xor(high0, c[3]), Vec::bits_splat(key1));
-    c[1] = low1;
-    c[3] = low0;
+    for (auto& c : counters) {
+      typename Vec::Bits high0, low0, high1, low1;
+      Vec::bits_product(c[0], multiplier0, &high0, &low0);
+      Vec::bits_product(c[2], multiplier1, &high1, &low1);
+      c[0] = Vec::bits_xor(Vec::bits_xor(high1, c[1]), Vec::bits_splat(key0));
+      c[2] = Vec::bits_xor(Vec::bits_xor(high0, c[3]), Vec::bits_splat(key1));
+      c[1] = low1;
+      c[3] = low0;
+    }
     key0 += kPhiloxWeyl[0];
     key1 += kPhiloxWeyl[1];
   }
 }
 
-// The words of blocks `first`, `first` + 1, ... in the lanes.
 template <class Vec>
-inline void philox_words(const PhiloxAddress& at, std::uint32_t first,
-                         typename Vec::Bits (&words)[4]) {
-  words[0] = Vec::bits_add(Vec::bits_splat(first), Vec::bits_iota());
-  words[1] = Vec::bits_splat(at.stream);
-  words[2] = Vec::bits_splat(static_cast<std::uint32_t>(at.row));
-  words[3] = Vec::bits_splat(static_cast<std::uint32_t>(at.row >> 32));
+inline void philox_rounds(typename Vec::Bits (&c)[4], std::uint32_t key0, std::uint32_t key1) {
+  typename Vec::Bits counters[1][4] = {{c[0], c[1], c[2], c[3]}};
+  philox_rounds<Vec>(counters, key0, key1);
+  for (int i = 0; i < 4; ++i) c[i] = counters[0][i];
+}
+
+// The words of blocks `first`, `first` + 1, ... in the lanes, and `step` blocks on in the next.
+template <class Vec, int kCount>
+inline void philox_words(const PhiloxAddress& at, std::uint32_t first, std::uint32_t step,
+                         typename Vec::Bits (&words)[kCount][4]) {
+  for (int k = 0; k < kCount; ++k) {
+    const auto begin = first + static_cast<std::uint32_t>(k) * step;
+    words[k][0] = Vec::bits_add(Vec::bits_splat(begin), Vec::bits_iota());
+    words[k][1] = Vec::bits_splat(at.stream);
+    words[k][2] = Vec::bits_splat(static_cast<std::uint32_t>(at.row));
+    words[k][3] = Vec::bits_splat(static_cast<std::uint32_t>(at.row >> 32));
+  }
   philox_rounds<Vec>(words, static_cast<std::uint32_t>(at.seed),
                      static_cast<std::uint32_t>(at.seed >> 32));
 }
@@ -80,14 +94,16 @@ inline void box_muller(typename Vec::Bits radius, typename Vec::Bits turn, typen
   *z1 = Vec::mul(signed_length, Vec::mul(f, polynomial<Vec>(kSin, square)));
 }
 
-// Four normals of each of the blocks `first`, `first` + 1, ...
-template <class Vec>
-inline void philox_normals(const PhiloxAddress& at, std::uint32_t first,
-                           typename Vec::Float (&z)[4]) {
-  typename Vec::Bits words[4];
-  philox_words<Vec>(at, first, words);
-  box_muller<Vec>(words[0], words[1], &z[0], &z[1]);
-  box_muller<Vec>(words[2], words[3], &z[2], &z[3]);
+// Four normals of each of the blocks of philox_words.
+template <class Vec, int kCount>
+inline void philox_normals(const PhiloxAddress& at, std::uint32_t first, std::uint32_t step,
+                           typename Vec::Float (&z)[kCount][4]) {
+  typename Vec::Bits words[kCount][4];
+  philox_words<Vec>(at, first, step, words);
+  for (int k = 0; k < kCount; ++k) {
+    box_muller<Vec>(words[k][0], words[k][1], &z[k][0], &z[k][1]);
+    box_muller<Vec>(words[k][2], words[k][3], &z[k][2], &z[k][3]);
+  }
 }
 
 }  // namespace

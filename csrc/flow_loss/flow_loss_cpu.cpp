@@ -74,8 +74,9 @@ std::int64_t address_of(const FlowParams& p, std::int64_t r) {
 // u of [0, 1) or a normal from the row's own words.
 float draw_tau(const FlowParams& p, std::int64_t r) {
   const PhiloxAddress at{p.seed, static_cast<std::uint64_t>(address_of(p, r)), kTauStream};
-  std::uint32_t words[4];
-  philox_words<VecScalar>(at, 0, words);
+  std::uint32_t drawn[1][4];
+  philox_words<VecScalar>(at, 0, 0, drawn);
+  const auto& words = drawn[0];
   const double u = static_cast<double>(words[0] >> 8) * 0x1p-24;
   switch (p.law.law) {
     case TauLaw::kUniform:

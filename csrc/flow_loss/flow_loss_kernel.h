@@ -8,40 +8,58 @@
 namespace vlakern {
 namespace {
 
-// The four runs of lanes `part`, ... of block `block`: noise, weighted by the slots.
-template <class Vec>
+// The four runs of lanes `part`, ... of kCount blocks from `block` on: noise, weighted by the
+// slots.
+template <class Vec, int kCount>
 inline void block_noise(const FlowBlocks& s, std::int64_t block, int part,
-                        typename Vec::Float (&z)[4]) {
+                        typename Vec::Float (&z)[kCount][4]) {
   constexpr int kLanes = Vec::kLanes;
   const std::int64_t at = block * kFlowBlock + part;
-  if (s.noise != nullptr) {
-    for (int w = 0; w < 4; ++w) z[w] = Vec::load(s.noise + at + w * kFlowLanes, kLanes);
-  } else {
+  if (s.noise == nullptr) {
     const auto first = static_cast<std::uint32_t>((s.first + block) * kFlowLanes + part);
-    philox_normals<Vec>(s.address, first, z);
+    philox_normals<Vec>(s.address, first, kFlowLanes, z);
+  } else {
+    for (int i = 0; i < 4 * kCount; ++i)
+      z[i / 4][i % 4] = Vec::load(s.noise + at + i * kFlowLanes, kLanes);
   }
   if (s.slots == nullptr) return;
-  for (int w = 0; w < 4; ++w) {
-    z[w] = Vec::mul(z[w], Vec::load(s.slots + at + w * kFlowLanes, kLanes));
+  for (int i = 0; i < 4 * kCount; ++i) {
+    z[i / 4][i % 4] = Vec::mul(z[i / 4][i % 4], Vec::load(s.slots + at + i * kFlowLanes, kLanes));
+  }
+}
+
+// body(block, part, z) for all noise, in the order of the blocks for every part.
+template <class Vec, class Body>
+inline void each_noise(const FlowBlocks& s, const Body& body) {
+  constexpr int kTogether = Vec::kLanes == kFlowLanes ? 2 : 1;
+  std::int64_t block = 0;
+  for (; block + kTogether <= s.count; block += kTogether) {
+    for (int part = 0; part < kFlowLanes; part += Vec::kLanes) {
+      typename Vec::Float z[kTogether][4];
+      block_noise<Vec>(s, block, part, z);
+      for (int k = 0; k < kTogether; ++k) body(block + k, part, z[k]);
+    }
+  }
+  for (; block < s.count; ++block) {
+    typename Vec::Float z[1][4];
+    block_noise<Vec>(s, block, 0, z);
+    body(block, 0, z[0]);
   }
 }
 
 template <class Vec, class X>
-void mix_blocks(const FlowBlocks& s) {
+void mix_blocks(const FlowBlocks& given) {
   constexpr int kLanes = Vec::kLanes;
-  for (std::int64_t block = 0; block < s.count; ++block) {
-    for (int part = 0; part < kFlowLanes; part += kLanes) {
-      typename Vec::Float z[4];
-      block_noise<Vec>(s, block, part, z);
-      for (int w = 0; w < 4; ++w) {
-        const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
-        const auto tau = s.taus == nullptr ? Vec::splat(s.tau) : Vec::load(s.taus + at, kLanes);
-        const auto rest = Vec::mul(Vec::sub(Vec::splat(1.0f), tau), z[w]);
-        const auto x = Vec::fma(tau, Vec::load(s.action + at, kLanes), rest);
-        Vec::store(static_cast<X*>(s.out) + at, x, kLanes);
-      }
+  const FlowBlocks s = given;  // a copy, since no store can change that
+  each_noise<Vec>(s, [&](std::int64_t block, int part, const auto& z) {
+    for (int w = 0; w < 4; ++w) {
+      const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
+      const auto tau = s.taus == nullptr ? Vec::splat(s.tau) : Vec::load(s.taus + at, kLanes);
+      const auto rest = Vec::mul(Vec::sub(Vec::splat(1.0f), tau), z[w]);
+      const auto x = Vec::fma(tau, Vec::load(s.action + at, kLanes), rest);
+      Vec::store(static_cast<X*>(s.out) + at, x, kLanes);
     }
-  }
+  });
 }
 
 template <class Vec>
@@ -65,42 +83,35 @@ inline typename Vec::Float error_of(const FlowBlocks& s, std::int64_t at, typena
 }
 
 template <class Vec, class V, class M>
-void loss_blocks(const FlowBlocks& s, FlowSums* sums) {
-  constexpr int kLanes = Vec::kLanes;
-  for (std::int64_t block = 0; block < s.count; ++block) {
-    for (int part = 0; part < kFlowLanes; part += kLanes) {
-      typename Vec::Float z[4];
-      block_noise<Vec>(s, block, part, z);
-      auto errors = Vec::splat(0.0f), masks = Vec::splat(0.0f);
-      for (int w = 0; w < 4; ++w) {
-        const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
-        const auto mask = load_mask<Vec>(static_cast<const M*>(s.mask) + at);
-        const auto error = error_of<Vec, V>(s, at, z[w], mask);
-        errors = Vec::fma(Vec::mul(mask, error), error, errors);
-        masks = Vec::add(masks, mask);
-      }
-      Vec::accumulate(sums->error + part, errors);
-      Vec::accumulate(sums->mask + part, masks);
+void loss_blocks(const FlowBlocks& given, FlowSums* sums) {
+  const FlowBlocks s = given;  // a copy, since no store can change that
+  each_noise<Vec>(s, [&](std::int64_t block, int part, const auto& z) {
+    auto errors = Vec::splat(0.0f), masks = Vec::splat(0.0f);
+    for (int w = 0; w < 4; ++w) {
+      const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
+      const auto mask = load_mask<Vec>(static_cast<const M*>(s.mask) + at);
+      const auto error = error_of<Vec, V>(s, at, z[w], mask);
+      errors = Vec::fma(Vec::mul(mask, error), error, errors);
+      masks = Vec::add(masks, mask);
     }
-  }
+    Vec::accumulate(sums->error + part, errors);
+    Vec::accumulate(sums->mask + part, masks);
+  });
 }
 
 template <class Vec, class V, class M>
-void gradient_blocks(const FlowBlocks& s) {
+void gradient_blocks(const FlowBlocks& given) {
   constexpr int kLanes = Vec::kLanes;
-  for (std::int64_t block = 0; block < s.count; ++block) {
-    for (int part = 0; part < kFlowLanes; part += kLanes) {
-      typename Vec::Float z[4];
-      block_noise<Vec>(s, block, part, z);
-      for (int w = 0; w < 4; ++w) {
-        const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
-        const auto mask = load_mask<Vec>(static_cast<const M*>(s.mask) + at);
-        const auto error = error_of<Vec, V>(s, at, z[w], mask);
-        const auto slope = Vec::mul(Vec::splat(s.coefficient), Vec::mul(mask, error));
-        Vec::store(static_cast<V*>(s.out) + at, slope, kLanes);
-      }
+  const FlowBlocks s = given;  // a copy, since no store can change that
+  each_noise<Vec>(s, [&](std::int64_t block, int part, const auto& z) {
+    for (int w = 0; w < 4; ++w) {
+      const std::int64_t at = block * kFlowBlock + w * kFlowLanes + part;
+      const auto mask = load_mask<Vec>(static_cast<const M*>(s.mask) + at);
+      const auto error = error_of<Vec, V>(s, at, z[w], mask);
+      const auto slope = Vec::mul(Vec::splat(s.coefficient), Vec::mul(mask, error));
+      Vec::store(static_cast<V*>(s.out) + at, slope, kLanes);
     }
-  }
+  });
 }
 
 template <class Vec, class X>

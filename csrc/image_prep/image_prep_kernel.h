@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/number.h"
+#include "common/vec_sum.h"
 #include "image_prep/image_prep_kernels.h"
 
 namespace vlakern {
@@ -95,12 +96,27 @@ inline void blend_real(const std::uint8_t* a, const std::uint8_t* b, const float
   }
 }
 
+// Four outputs at a time: the channels of each lie together, then those of all four.
 inline void columns_real(const float* rgb, const std::int32_t* offset, const float* weights,
                          std::int64_t step, std::int64_t count, float* out, std::int64_t plane) {
-  for (int c = 0; c < 3; ++c) {
-    for (std::int64_t x = 0; x < count; ++x) {
-      const float* p = rgb + offset[x] + c;
-      out[c * plane + x] = std::fma(weights[2 * x + 1], p[step], weights[2 * x] * p[0]);
+  constexpr int kTogether = 4;
+  for (std::int64_t x = 0; x < count; x += kTogether) {
+    float pixels[kTogether][4];
+    const int n = static_cast<int>(std::min<std::int64_t>(kTogether, count - x));
+    for (int i = 0; i < kTogether; ++i) {
+      const std::int64_t at = x + std::min(i, n - 1);
+      const float* p = rgb + offset[at];
+      const float first = weights[2 * at], second = weights[2 * at + 1];
+      for (int c = 0; c < 4; ++c) pixels[i][c] = std::fma(second, p[step + c], first * p[c]);
+    }
+    if (n == kTogether) {
+      for (int c = 0; c < 3; ++c) {
+        for (int i = 0; i < kTogether; ++i) out[c * plane + x + i] = pixels[i][c];
+      }
+    } else {
+      for (int c = 0; c < 3; ++c) {
+        for (int i = 0; i < n; ++i) out[c * plane + x + i] = pixels[i][c];
+      }
     }
   }
 }
@@ -119,7 +135,8 @@ struct Divider {
 };
 
 template <class Vec, class Out>
-void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
+void store(const ImagePrepRow& given, const ImagePrepNorm& norm) {
+  const ImagePrepRow row = given;  // a copy, since no store can change that
   const Divider<Vec> by_divisor(norm.divisor);
   const Divider<Vec> by_std[3] = {Divider<Vec>(norm.std[0]), Divider<Vec>(norm.std[1]),
                                   Divider<Vec>(norm.std[2])};
@@ -127,15 +144,14 @@ void store(const ImagePrepRow& row, const ImagePrepNorm& norm) {
   for (int c = 0; c < 3; ++c) mean[c] = Vec::splat(norm.mean[c]);
   Out* run = static_cast<Out*>(row.out);
   for (std::int64_t x = 0; x < row.width; x += row.run, run += row.run_stride) {
-    for (std::int64_t i = 0; i < row.run; i += Vec::kLanes) {
-      const int n = static_cast<int>(std::min<std::int64_t>(Vec::kLanes, row.run - i));
+    each_vector<Vec>(row.run, [&](std::int64_t i, int n) {
       for (int c = 0; c < 3; ++c) {
         auto value = row.levels != nullptr ? load_channel<Vec>(row.levels + 4 * (x + i), c)
                                            : Vec::load(row.values + c * row.plane + x + i, n);
         value = by_std[c](Vec::sub(by_divisor(value), mean[c]));
         Vec::store(run + c * row.channel_stride + i, value, n);
       }
-    }
+    });
   }
 }
 

@@ -62,7 +62,8 @@ struct ImagePrepKernels {
   // out = a * weights[0] + b * weights[1]; reads nothing past the end.
   void (*blend_real)(const std::uint8_t* a, const std::uint8_t* b, const float* weights,
                      std::int64_t count, float* out);
-  // RGB values to planes, out = rgb[offset] * weights[0] + rgb[offset + step] * weights[1].
+  // RGB values to planes, out = rgb[offset] * weights[0] + rgb[offset + step] * weights[1]; reads
+  // one value past the end.
   void (*columns_real)(const float* rgb, const std::int32_t* offset, const float* weights,
                        std::int64_t step, std::int64_t count, float* out, std::int64_t plane);
   ImagePrepStore store_f32, store_bf16, store_f16;
