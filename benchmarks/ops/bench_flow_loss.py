@@ -30,7 +30,7 @@ from vlakern.ops.flow_loss.cases import (
 )
 from vlakern.ops.flow_loss.reference import flow_loss_reference
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 FACES = ("mix", "loss", "step")
@@ -129,7 +129,11 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> list[Row]:
     ours, theirs = fused(case, inputs, backend), eager(case, inputs)
     for face in FACES:
         contenders = {"vlakern": ours[face], "torch": theirs[face]}
-        timings = interleave_on(device, contenders, repeats)
+        timings = (
+            interleave_cold(contenders, repeats)
+            if device == "cpu"
+            else interleave_on(device, contenders, repeats)
+        )
         seconds = timings["vlakern"].median
         drawn = case.rows * case.positions * case.slots * {"mix": 1, "loss": 2, "step": 3}[face]
         rows.append(
@@ -157,13 +161,7 @@ def test_flow_loss(benchmark: Any, case: Case) -> None:
     benchmark(fused(case, make_inputs(case, generator(str(case))), "auto")["step"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
+def table(args: argparse.Namespace) -> None:
     print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     header = f"{'us':>10} {'GB/s':>8} {'of copy':>8} {'M drawn/s':>10} {'x eager':>8}"
     print(f"{header}  face  backend    case")
@@ -178,6 +176,22 @@ def main() -> None:
                 if args.json:
                     with args.json.open("a") as file:
                         file.write(json.dumps(asdict(row)) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
+    default = [torch.get_num_threads()]
+    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
+    args = parser.parse_args()
+    keep_memory()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        bandwidth.cache_clear()
+        table(args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vlakern import ops
 from vlakern.ops.image_prep.cases import BENCH, Case, make_inputs, plain_image_prep, traffic
 from vlakern.ops.image_prep.reference import image_prep_reference, place, rows_of_patches
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -96,7 +96,11 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
         "pillow": lambda: with_pillow(case, arrays, device),
         "torch": lambda: plain_image_prep(images, **case.settings),
     }
-    timings = interleave_on(device, contenders, repeats, on_host={"pillow"})
+    timings = (
+        interleave_cold(contenders, repeats)
+        if device == "cpu"
+        else interleave_on(device, contenders, repeats, on_host={"pillow"})
+    )
     kind = "best" if device == "cpu" else "median"
     seconds = {name: getattr(timing, kind) for name, timing in timings.items()}
     ours = seconds["vlakern"]
@@ -122,13 +126,7 @@ def test_image_prep(benchmark: Any, case: Case) -> None:
     benchmark(bind(case, make_inputs(case, generator(str(case))), "auto"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
+def table(args: argparse.Namespace) -> None:
     print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     print(f"{'us':>10} {'GB/s':>8} {'of copy':>8} {'x pillow':>8} {'x torch':>8}  backend    case")
     for case in BENCH:
@@ -142,6 +140,22 @@ def main() -> None:
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
+    default = [torch.get_num_threads()]
+    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
+    args = parser.parse_args()
+    keep_memory()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        bandwidth.cache_clear()
+        table(args)
 
 
 if __name__ == "__main__":

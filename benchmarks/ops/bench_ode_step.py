@@ -19,7 +19,7 @@ from vlakern import ops
 from vlakern.ops.ode_step.cases import BENCH, Case, make_inputs, plain_ode_step, traffic
 from vlakern.ops.ode_step.reference import ode_step_reference
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -67,7 +67,11 @@ def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
         "vlakern": in_place(inputs, backend),
         "torch": lambda: plain_ode_step(**inputs),
     }
-    timings = interleave_on(device, contenders, repeats)
+    timings = (
+        interleave_cold(contenders, repeats)
+        if device == "cpu"
+        else interleave_on(device, contenders, repeats)
+    )
     ours, theirs = timings["vlakern"].median, timings["torch"].median
     return Row(
         "ode_step",
@@ -90,13 +94,7 @@ def test_ode_step(benchmark: Any, case: Case) -> None:
     benchmark(in_place(make_inputs(case, generator(str(case))), "auto"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
+def table(args: argparse.Namespace) -> None:
     print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     print(f"{'us':>10} {'GB/s':>8} {'of copy':>8} {'x eager':>8}  backend    case")
     for case in BENCH:
@@ -110,6 +108,22 @@ def main() -> None:
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
+    default = [torch.get_num_threads()]
+    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
+    args = parser.parse_args()
+    keep_memory()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        bandwidth.cache_clear()
+        table(args)
 
 
 if __name__ == "__main__":

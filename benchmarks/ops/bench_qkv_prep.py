@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from vlakern import ops
+from vlakern.ops.qkv_prep import bound_gradients
 from vlakern.ops.qkv_prep.cases import BENCH, Case, flat, make_inputs, plain_qkv_prep
 from vlakern.ops.qkv_prep.reference import qkv_prep_reference
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -28,8 +29,11 @@ bandwidth = cache(copy_bandwidth)
 class Row:
     """One case on one backend; times are medians of interleaved runs.
 
+    Backward, the time and its rates are those of the call that autograd makes, and the ratio that
+    of ``torch.autograd.grad`` as a whole.
+
     ``fraction_of_copy_bandwidth`` may exceed 1 where caches hold the case. The rival is the best of
-    eager PyTorch in the case's dtype and in fp32.
+    eager PyTorch in the case's dtype and in fp32, and of torch.compile where asked for.
     """
 
     op: str
@@ -44,6 +48,7 @@ class Row:
     rival: str
     rival_over_vlakern: float
     clock: str
+    microseconds_with_autograd: float
 
 
 def traffic(case: Case, backward: bool) -> int:
@@ -106,6 +111,14 @@ def backward_of(prep: Callable[..., Any], inputs: dict[str, Any]) -> Callable[[]
     return lambda: torch.autograd.grad(found, wanted, seeds, retain_graph=True)
 
 
+def backward_kernel(inputs: dict[str, Any], backend: str) -> Callable[[], object]:
+    """What autograd calls, into memory of its own; without gradients of the angles."""
+    found = ops.qkv_prep(**inputs, backend=backend)
+    lists = ("qkv", "q_weight", "k_weight", "cos", "sin", "rows", "heads", "groups", "eps")
+    given = (*(inputs[name] for name in lists), inputs["plus_one"], backend, False)
+    return bound_gradients(*(torch.ones_like(one) for one in found), *given)[1]
+
+
 def contenders(
     case: Case, inputs: dict[str, Any], backend: str, backward: bool
 ) -> dict[str, Callable[[], object]]:
@@ -118,21 +131,43 @@ def contenders(
             "eager fp32": lambda: plain_qkv_prep(**wide),
         }
     return {
-        "vlakern": backward_of(lambda **given: ops.qkv_prep(**given, backend=backend), inputs),
+        "vlakern": backward_kernel(inputs, backend),
+        "autograd": backward_of(lambda **given: ops.qkv_prep(**given, backend=backend), inputs),
         "eager": backward_of(plain_qkv_prep, inputs),
         "eager fp32": backward_of(plain_qkv_prep, wide),
     }
 
 
-def measure(case: Case, device: str, backend: str, repeats: int, backward: bool = False) -> Row:
+def rival_compiled(inputs: dict[str, Any], backward: bool) -> Callable[[], object]:
+    """torch.compile of the same formula in the case's dtype."""
+    plain = torch.compile(plain_qkv_prep)
+    return backward_of(plain, inputs) if backward else lambda: plain(**inputs)
+
+
+def measure(
+    case: Case,
+    device: str,
+    backend: str,
+    repeats: int,
+    backward: bool = False,
+    compiled: bool = False,
+) -> Row:
     """Checks, then times one case against the same formula in eager PyTorch."""
     inputs = make_inputs(case, generator(str(case), device))
     check(case, inputs, backend)
     with torch.set_grad_enabled(backward):
         calls = contenders(case, inputs, backend, backward)
-        timings = interleave_on(device, calls, repeats)
+        if compiled:
+            torch.compiler.reset()
+            calls["inductor"] = rival_compiled(inputs, backward)
+        timings = (
+            interleave_cold(calls, repeats)
+            if device == "cpu"
+            else interleave_on(device, calls, repeats)
+        )
     timed = timings.pop("vlakern")
     ours = timed.median
+    whole = timings.pop("autograd", timed).median
     rival = min(timings, key=lambda name: timings[name].median)
     moved = traffic(case, backward)
     return Row(
@@ -146,8 +181,9 @@ def measure(case: Case, device: str, backend: str, repeats: int, backward: bool 
         moved / ours / 1e9,
         moved / ours / bandwidth(device),
         rival,
-        timings[rival].median / ours,
+        timings[rival].median / whole,
         timed.clock,
+        whole * 1e6,
     )
 
 
@@ -159,27 +195,40 @@ def test_qkv_prep(benchmark: Any, case: Case) -> None:
     benchmark(bound(case, make_inputs(case, generator(str(case))), "auto"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--backward", action="store_true", help="the backward pass")
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
+def table(args: argparse.Namespace) -> None:
     print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    print(f"{'us':>10} {'GFLOP/s':>8} {'GB/s':>8} {'of copy':>8} {'x torch':>8}  rival       case")
+    rates = f"{'GFLOP/s':>8} {'GB/s':>8} {'of copy':>8} {'x torch':>8}"
+    print(f"{'us':>10} {'autograd':>9} {rates}  rival       case")
     for case in BENCH:
         for backend in args.backend:
-            row = measure(case, args.device, backend, args.repeats, args.backward)
+            row = measure(case, args.device, backend, args.repeats, args.backward, args.compiled)
             print(
-                f"{row.microseconds:10.1f} {row.gigaflops_per_second:8.1f} "
+                f"{row.microseconds:10.1f} {row.microseconds_with_autograd:9.1f} "
+                f"{row.gigaflops_per_second:8.1f} "
                 f"{row.gigabytes_per_second:8.1f} {row.fraction_of_copy_bandwidth:8.2f} "
                 f"{row.rival_over_vlakern:8.1f}  {row.rival:<10}  {backend} {case}"
             )
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--backward", action="store_true", help="the backward pass")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile among the rivals")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
+    default = [torch.get_num_threads()]
+    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
+    args = parser.parse_args()
+    keep_memory()
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        bandwidth.cache_clear()
+        table(args)
 
 
 if __name__ == "__main__":

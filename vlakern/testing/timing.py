@@ -1,13 +1,22 @@
 """Timing side by side: medians of interleaved runs, for machines that are not quiet."""
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
 
-__all__ = ["Timing", "clock_of", "copy_bandwidth", "interleave"]
+__all__ = [
+    "Timing",
+    "clock_of",
+    "copy_bandwidth",
+    "interleave",
+    "interleave_cold",
+    "keep_memory",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,34 @@ def interleave(
             run()
             seconds[name].append(clock() - begin)
     return {name: Timing(tuple(sorted(times))) for name, times in seconds.items()}
+
+
+def interleave_cold(
+    contenders: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, Timing]:
+    """``interleave`` on a CPU with nothing in the caches.
+
+    Before each run there is a pause of 20 ms, in which the threads of the contender before fall
+    asleep (an awake one would take a core from the next), and one thread reads more than the caches
+    hold. That takes the interpreter's own memory out of them, too: a call of a few microseconds
+    takes hundreds.
+    """
+    lines = np.ones(128 << 17, dtype=np.int64)
+
+    def chill() -> None:
+        time.sleep(0.02)
+        lines.sum()
+
+    return interleave(contenders, repeats, before_each=chill)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed memory, so that no contender pays the system for fresh pages."""
+    trim_threshold, most_mapped = -1, -4  # names of mallopt's parameters in malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(most_mapped, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def copy_bandwidth(device: str = "cpu", size: int | None = None, passes: int = 10) -> float:

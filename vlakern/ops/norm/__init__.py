@@ -1,7 +1,8 @@
 """The family of norms in one op: fused residual add, RMSNorm or LayerNorm, adaptive modulation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -177,6 +178,19 @@ def _(x, weight, bias, scale, shift, gate, residual, row_group, kind, eps, backe
     return _empty(x, residual)
 
 
+def bound_gradients(
+    grad_y: Tensor, grad_h: Tensor | None, given: Sequence[Tensor | None], kind: str, eps: float,
+    backend: str,
+) -> tuple[list[Tensor], Callable[[], None]]:  # fmt: skip
+    """Memory for the gradients of x, residual, weight, bias, scale, shift and gate, empty for an
+    absent one, and the call that fills it. ``given`` is h and ``norm``'s other tensors."""
+    tensors = Tensors(*map(_rows_adjacent, given), grad_y, None)  # type: ignore
+    kernel: Any = resolve("norm", _key(tensors), backend)
+    grads = _empty_gradients(tensors.x, *given[1:7])
+    adjacent = (_rows_adjacent(grad_y), _rows_adjacent(grad_h))
+    return grads, partial(kernel.backward, tensors, *adjacent, grads, kind, eps)
+
+
 def _gradients(
     grad_y: Tensor,
     grad_h: Tensor | None,
@@ -194,11 +208,8 @@ def _gradients(
 ) -> list[Tensor]:
     """Gradients of x, residual, weight, bias, scale, shift, gate; empty for an absent one."""
     given = (h, weight, bias, scale, shift, gate, residual, row_group)
-    tensors = Tensors(*map(_rows_adjacent, given), grad_y, None)  # type: ignore
-    kernel: Any = resolve("norm", _key(tensors), backend)
-    grads = _empty_gradients(h, weight, bias, scale, shift, gate, residual)
-    adjacent = (_rows_adjacent(grad_y), _rows_adjacent(grad_h))
-    kernel.backward(tensors, *adjacent, grads, kind, eps)
+    grads, fill = bound_gradients(grad_y, grad_h, given, kind, eps, backend)
+    fill()
     return grads
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -222,6 +223,44 @@ def _(qkv, q_weight, k_weight, cos, sin, rows, heads, groups, eps, plus_one, bac
     return _empty(qkv, rows, heads, groups)
 
 
+def bound_gradients(
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    qkv: list[Tensor],
+    q_weight: list[Tensor],
+    k_weight: list[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    rows: list[Tensor],
+    heads: int,
+    groups: int,
+    eps: float,
+    plus_one: bool,
+    backend: str,
+    angles: bool,
+) -> tuple[list[Tensor], Callable[[], None]]:
+    """Memory for the gradients of qkv, q_weight, k_weight and, if ``angles``, of cos and sin, and
+    the call that fills it."""
+    q_weights, k_weights = _adjacent(q_weight), _adjacent(k_weight)
+    angle_cos, angle_sin = _adjacent((cos, sin))
+    tensors = (_adjacent(qkv), q_weights, k_weights, angle_cos, angle_sin)
+    call = _call(*tensors, rows, heads, groups, eps, plus_one)
+    found = _empty_gradients(qkv, q_weight, k_weight, cos, sin, angles)
+    many, norms = len(qkv), len(q_weight)
+    parts = split_heads(found[:many], len(rows), heads, groups)
+    of_q, of_k = found[many : many + norms], found[many + norms : many + 2 * norms]
+    of_angles = found[-2:] if angles else (None, None)
+    records = [
+        Gradients(*part, of_q[i] if norms else None, of_k[i] if norms else None, *of_angles)  # type: ignore[arg-type]
+        for i, part in enumerate(parts)
+    ]
+    kernels: Any = resolve("qkv_prep", _key(call, grad_q), backend)
+    dq, dk, dv = _adjacent((grad_q, grad_k, grad_v))
+    of_experts = dq.split([len(one) for one in rows])
+    return found, partial(kernels.backward, call, of_experts, dk, dv, records)
+
+
 def _gradients(
     grad_q: Tensor,
     grad_k: Tensor,
@@ -240,22 +279,10 @@ def _gradients(
     angles: bool,
 ) -> list[Tensor]:
     """Gradients of qkv, q_weight, k_weight and, if ``angles``, of cos and sin."""
-    q_weights, k_weights = _adjacent(q_weight), _adjacent(k_weight)
-    angle_cos, angle_sin = _adjacent((cos, sin))
-    tensors = (_adjacent(qkv), q_weights, k_weights, angle_cos, angle_sin)
-    call = _call(*tensors, rows, heads, groups, eps, plus_one)
-    found = _empty_gradients(qkv, q_weight, k_weight, cos, sin, angles)
-    many, norms = len(qkv), len(q_weight)
-    parts = split_heads(found[:many], len(rows), heads, groups)
-    of_q, of_k = found[many : many + norms], found[many + norms : many + 2 * norms]
-    of_angles = found[-2:] if angles else (None, None)
-    records = [
-        Gradients(*part, of_q[i] if norms else None, of_k[i] if norms else None, *of_angles)  # type: ignore[arg-type]
-        for i, part in enumerate(parts)
-    ]
-    kernels: Any = resolve("qkv_prep", _key(call, grad_q), backend)
-    dq, dk, dv = _adjacent((grad_q, grad_k, grad_v))
-    kernels.backward(call, dq.split([len(one) for one in rows]), dk, dv, records)
+    lists = (qkv, q_weight, k_weight, cos, sin, rows)
+    settings = (heads, groups, eps, plus_one, backend, angles)
+    found, fill = bound_gradients(grad_q, grad_k, grad_v, *lists, *settings)
+    fill()
     return found
 
 
