@@ -115,8 +115,9 @@ def backward_kernel(inputs: dict[str, Any], backend: str) -> Callable[[], object
     """What autograd calls, into memory of its own; without gradients of the angles."""
     found = ops.qkv_prep(**inputs, backend=backend)
     lists = ("qkv", "q_weight", "k_weight", "cos", "sin", "rows", "heads", "groups", "eps")
-    given = (*(inputs[name] for name in lists), inputs["plus_one"], backend, False)
-    return bound_gradients(*(torch.ones_like(one) for one in found), *given)[1]
+    seeds = (torch.ones_like(one) for one in found)
+    given: Any = (*seeds, *(inputs[name] for name in lists), inputs["plus_one"], backend, False)
+    return bound_gradients(*given)[1]
 
 
 def contenders(
