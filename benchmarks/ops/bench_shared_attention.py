@@ -66,7 +66,7 @@ class Row:
 
 
 def take_turns(
-    contenders: Mapping[str, Run], repeats: int, awake: float = 6e-3
+    contenders: Mapping[str, Run], repeats: int, awake: float = 15e-3
 ) -> dict[str, Timing]:
     """Times [s] of single calls: each contender runs ``awake`` [s] uncounted, then three calls."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -16,7 +16,7 @@ struct DotF32 {
   using Vec = V;
   using Word = float;
   static constexpr int kPair = 1;
-  static constexpr std::int64_t kSteps = 32;
+  static constexpr std::int64_t kSteps = 16;
   static constexpr int kVectors = V::kLanes >= 16 || V::kLanes == 4 ? 3 : 1;
   using Packed = typename V::Float;
   static Packed load(const float* p) { return V::load(p, V::kLanes); }
