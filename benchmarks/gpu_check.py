@@ -197,7 +197,8 @@ def speed_stage(check: Check, limit: float) -> Result:
         "--limit",
         f"{max(0.8 * left, 1):.0f}",
     ]
-    command += [] if red_because(check, "shared_attention") else ["--vlakern"]
+    green = [op for op in ("linear", "shared_attention") if red_because(check, op) is None]
+    command += ["--vlakern", *green] if green else []
     results.append(check.runner.run("baselines", command, left))
     for row in read_rows(rows):
         check.add("baseline", **row)

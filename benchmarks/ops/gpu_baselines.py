@@ -1,10 +1,10 @@
 """What libraries reach on this GPU: SDPA, FlexAttention and flash-attn for the cases of
 shared_attention, cuBLASLt for those of linear.
 
-``python benchmarks/ops/gpu_baselines.py [--vlakern] [--json FILE]``. Every contender is first
-compared with fp64; one that is wrong or cannot run is said and left out. Attention's inputs are
-already laid out as the library wants them, which a model would have to do. ``--vlakern`` puts
-vlakern's own attention beside them, interleaved, for after its tests.
+``python benchmarks/ops/gpu_baselines.py [--vlakern OP ...] [--json FILE]``. Every contender is
+first compared with fp64; one that is wrong or cannot run is said and left out. Attention's inputs are
+already laid out as the library wants them, which a model would have to do. ``--vlakern OP ...``
+puts vlakern's own beside them, interleaved, for after its tests.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from vlakern.testing import generator, interleave_on
 
 BF16 = torch.bfloat16
 TOLERANCE = 3e-2  # of bf16 results against fp64, relative to the largest
+QUANTISED = {"vlakern fp8": 8e-2}  # 3 bits after the point, of weights and of x
+KINDS = ("bf16", "int8", "fp8")
 Run = Callable[[], Tensor]
 
 
@@ -142,7 +144,7 @@ def sound(
         try:
             for name, run in maker().items():
                 error = float((run().double() - exact).abs().max() / exact.abs().max())
-                if error <= TOLERANCE:
+                if error <= QUANTISED.get(name, TOLERANCE):
                     found[name] = run
                 else:
                     print(f"{case}: {name} is wrong by {error:.3g} of the largest")
@@ -151,8 +153,21 @@ def sound(
     return found
 
 
-def linear_contenders(m: int, n: int, k: int, device: str) -> dict[str, Run]:
-    """torch's matmul through each of its libraries."""
+def with_linear(x: Tensor, weight: Tensor, kind: str) -> dict[str, Run]:
+    """The op on packed weights, bound as an engine calls it; its quantisation is in the error."""
+    isa = "rows" if x.device.type == "cuda" else None
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=BF16, device=x.device)
+    call = ops.linear_out(x, ops.pack_linear(weight, kind, isa=isa), out=out)
+
+    def run() -> Tensor:
+        call()
+        return out
+
+    return {f"vlakern {kind}": run}
+
+
+def linear_contenders(m: int, n: int, k: int, device: str, ours: bool) -> dict[str, Run]:
+    """torch's matmul through each of its libraries, and vlakern's."""
     rng = generator(f"{m} {n} {k}")
     x, weight = torch.randn(m, k, generator=rng), torch.randn(n, k, generator=rng) / k**0.5
     x, weight = x.to(device, BF16), weight.to(device, BF16)
@@ -166,10 +181,13 @@ def linear_contenders(m: int, n: int, k: int, device: str) -> dict[str, Run]:
 
         return run
 
-    makers = {
-        name: (lambda name=name: {name: through(name)})
-        for name in (("cublaslt", "cublas") if device == "cuda" else ("torch",))
+    libraries = ("cublaslt", "cublas") if device == "cuda" else ("torch",)
+    makers: dict[str, Callable[[], dict[str, Run]]] = {
+        name: (lambda name=name: {name: through(name)}) for name in libraries
     }
+    if ours:
+        kinds = KINDS if device == "cuda" else KINDS[:2]
+        makers |= {kind: (lambda kind=kind: with_linear(x, weight, kind)) for kind in kinds}
     return sound(makers, x.double() @ weight.T.double(), f"M{m}-N{n}-K{k}")
 
 
@@ -195,7 +213,7 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
     for m, n, k in sizes:
         name = f"M{m}-N{n}-K{k}"
         if args.only in name and used() < 0.4:
-            runs = linear_contenders(m, n, k, args.device)
+            runs = linear_contenders(m, n, k, args.device, "linear" in args.vlakern)
             yield from rows_of("linear", name, 2 * m * n * k, runs, args.device, args.repeats)
     for case in ATTENTION:
         if args.only not in str(case):
@@ -203,7 +221,8 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
         if used() > 0.9:
             print(f"{case}: no time is left")
             continue
-        runs = attention_contenders(case, args.device, args.vlakern, flex=used() < 0.7)
+        ours = "shared_attention" in args.vlakern
+        runs = attention_contenders(case, args.device, ours, flex=used() < 0.7)
         work = 4 * case.pairs * case.heads * case.head_dim
         yield from rows_of("shared_attention", str(case), work, runs, args.device, args.repeats)
 
@@ -211,7 +230,8 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--vlakern", action="store_true", help="vlakern's attention as well")
+    ours = ("linear", "shared_attention")
+    parser.add_argument("--vlakern", nargs="+", default=[], choices=ours, help="vlakern's as well")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--limit", type=float, default=120.0, help="[s] for everything")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from vlakern import env
+from vlakern.ops import _torch
 from vlakern.testing import generator
 
 
@@ -15,6 +17,14 @@ from vlakern.testing import generator
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     """A CPU generator seeded by the test's name."""
     return generator(request.node.name)
+
+
+@pytest.fixture(params=[1, 132])
+def processors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Interpreted as if on a GPU with so many multiprocessors, on which plans depend."""
+    if env.triton_interpret():
+        monkeypatch.setattr(_torch, "processors", lambda device: request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vlakern import env, ops
 from vlakern.errors import InputError, Unsupported
-from vlakern.ops import _torch
 from vlakern.ops._dispatch import Key, refusals
 from vlakern.ops.linear import PackedLinear, pack_linear, workspace_bytes
 from vlakern.ops.linear.cases import (
@@ -31,14 +30,6 @@ INTERPRETED = env.triton_interpret()
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="see test_in_interpreter")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 H200 = 132  # multiprocessors
-
-
-@pytest.fixture(params=[1, H200])
-def processors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As if on a GPU with so many multiprocessors: tiles and parts of K depend on them."""
-    if INTERPRETED:
-        monkeypatch.setattr(_torch, "processors", lambda device: request.param)
-    return request.param
 
 
 def worst_plain(packed: PackedLinear, inputs: dict[str, Any], exact: Tensor) -> Tensor:
@@ -252,16 +243,16 @@ def test_plans() -> None:
 
 
 @pytest.mark.parametrize("case", [*CASES, *BENCH, *REDUCED], ids=str)
-@pytest.mark.parametrize("processors", [1, 16, H200, 1000])
-def test_plans_cover_everything(case: Case, processors: int) -> None:
+@pytest.mark.parametrize("count", [1, 16, H200, 1000])
+def test_plans_cover_everything(case: Case, count: int) -> None:
     """Parts hold all of K, none is empty, parts only use what is idle, and memory suffices."""
     gate = case.activation.endswith("_gate")
-    s = Sizes(case.m, case.columns, case.k, case.kind, gate, processors)
+    s = Sizes(case.m, case.columns, case.k, case.kind, gate, count)
     plan = plan_linear(s)
     assert plan.chunk % plan.block_k == 0
     assert (plan.splits - 1) * plan.chunk < max(s.k, 1) <= plan.splits * plan.chunk
     tiles = -(-s.m // plan.block_m) * -(-s.columns // plan.block_n)
-    assert plan.splits == 1 or plan.splits * tiles <= processors
+    assert plan.splits == 1 or plan.splits * tiles <= count
     assert plan.quantised == quantises(s.kind, s.m)
     assert plan.splits == 1 or not plan.library
     item = 2 if s.kind == "fp8" and not plan.quantised else KINDS[s.kind].itemsize

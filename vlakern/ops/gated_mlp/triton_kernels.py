@@ -34,14 +34,20 @@ def hidden_kernel(
     WIDEN: tl.constexpr,
 ):
     """One row: parts added, scales, bias, activation, gate, and quantised at once."""
-    m = tl.program_id(0) + tl.zeros((BLOCK,), tl.int64)
+    m = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK)
     inside = n < columns
     at = sums + m * 2 * columns + n
+    gate = summed(at, split_stride, splits, inside).to(tl.float32)
+    up = summed(at + columns, split_stride, splits, inside).to(tl.float32)
+    if X_SCALED:
+        x_factor = tl.load(x_scale + m)
+        gate = gate * x_factor
+        up = up * x_factor
     h = finished(
-        summed(at, split_stride, splits, inside),
-        summed(at + columns, split_stride, splits, inside),
-        m,
+        gate,
+        up,
+        0,
         n,
         inside,
         columns,
@@ -50,7 +56,7 @@ def hidden_kernel(
         x_scale,
         bias,
         0,
-        X_SCALED,
+        False,
         W_SCALED,
         False,
         BIAS,
@@ -59,4 +65,4 @@ def hidden_kernel(
     )
     step, scale = quantise(tl.where(inside, h, 0.0), steps.dtype.element_ty, LEVELS, WIDEN)
     tl.store(steps + m * width + n, step, mask=n < width)
-    tl.store(scales + tl.program_id(0), scale)
+    tl.store(scales + m, scale)
