@@ -2,8 +2,8 @@
 shared_attention, cuBLASLt for those of linear.
 
 ``python benchmarks/ops/gpu_baselines.py [--vlakern OP ...] [--json FILE]``. Every contender is
-first compared with fp64; one that is wrong or cannot run is said and left out. Attention's inputs are
-already laid out as the library wants them, which a model would have to do. ``--vlakern OP ...``
+first compared with fp64; one that is wrong or cannot run is said and left out. Attention's inputs
+are already laid out as the library wants them, which a model would have to do. ``--vlakern OP ...``
 puts vlakern's own beside them, interleaved, for after its tests.
 """
 
