@@ -108,7 +108,8 @@ def benchmark(words: list[str]) -> int:
 
 def baselines(words: list[str]) -> int:
     common = {"op": "shared_attention", "case": "B1", "microseconds": 9.0, "clock": "graph"}
-    append(option(words, "--json"), common | {"name": "sdpa", "vlakern": "shared_attention" in words})
+    timed = {"name": "sdpa", "vlakern": "shared_attention" in words}
+    append(option(words, "--json"), common | timed)
     return 0
 
 
