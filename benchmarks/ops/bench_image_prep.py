@@ -22,7 +22,7 @@ from vlakern import ops
 from vlakern.ops.image_prep.cases import BENCH, Case, make_inputs, plain_image_prep, traffic
 from vlakern.ops.image_prep.reference import image_prep_reference, place, rows_of_patches
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
+from vlakern.testing.timing import cold_copies, copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -86,21 +86,29 @@ def with_pillow(case: Case, images_VHW3: np.ndarray, device: str) -> Tensor:
     return (rows_of_patches(pixels, case.patch) if case.patch else pixels).to(case.dtype)
 
 
-def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
-    """Checks, then times one case against Pillow and against torch."""
-    images = make_inputs(case, generator(str(case), device))
-    check(case, images, backend)
+def contenders(
+    case: Case, images: Tensor, device: str, backend: str
+) -> dict[str, Callable[[], object]]:
+    """vlakern's call, Pillow's and torch's, by name."""
     arrays = images.cpu().numpy()
-    contenders = {
+    return {
         "vlakern": bind(case, images, backend),
         "pillow": lambda: with_pillow(case, arrays, device),
         "torch": lambda: plain_image_prep(images, **case.settings),
     }
-    timings = (
-        interleave_cold(contenders, repeats)
-        if device == "cpu"
-        else interleave_on(device, contenders, repeats, on_host={"pillow"})
-    )
+
+
+def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
+    """Checks, then times one case against Pillow and against torch."""
+    images = make_inputs(case, generator(str(case), device))
+    check(case, images, backend)
+    if device == "cpu":
+        many = [images.clone() for _ in range(cold_copies(traffic(case)))]
+        sets = [contenders(case, one, device, backend) for one in many]
+        timings = interleave_cold({n: [one[n] for one in sets] for n in sets[0]}, repeats)
+    else:
+        calls = contenders(case, images, device, backend)
+        timings = interleave_on(device, calls, repeats, on_host={"pillow"})
     kind = "best" if device == "cpu" else "median"
     seconds = {name: getattr(timing, kind) for name, timing in timings.items()}
     ours = seconds["vlakern"]

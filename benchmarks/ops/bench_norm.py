@@ -7,6 +7,7 @@ A table and JSON lines: ``python benchmarks/ops/bench_norm.py [--device cuda] [-
 import argparse
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from vlakern.ops.norm import bound_gradients
 from vlakern.ops.norm.cases import BENCH, FLOAT_NAMES, Case, make_inputs, plain_norm
 from vlakern.ops.norm.reference import norm_reference
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
+from vlakern.testing.timing import cold_copies, copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -129,6 +130,14 @@ def rival_compiled(inputs: dict[str, Any], backward: bool) -> Callable[[], objec
     return backward_of(plain, inputs) if backward else lambda: plain(**inputs)
 
 
+def rivals(
+    inputs: dict[str, Any], backend: str, backward: bool, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    """The contenders, with torch.compile's where asked for."""
+    calls = contenders(inputs, backend, backward)
+    return calls | ({"inductor": rival_compiled(inputs, backward)} if compiled else {})
+
+
 def measure(
     case: Case,
     device: str,
@@ -141,15 +150,13 @@ def measure(
     inputs = make_inputs(case, generator(str(case), device))
     check(case, inputs, backend)
     with torch.set_grad_enabled(backward):
-        calls = contenders(inputs, backend, backward)
-        if compiled:
-            torch.compiler.reset()
-            calls["inductor"] = rival_compiled(inputs, backward)
-        timings = (
-            interleave_cold(calls, repeats)
-            if device == "cpu"
-            else interleave_on(device, calls, repeats)
-        )
+        if device == "cpu":
+            count = cold_copies(traffic(case, backward))
+            many = [deepcopy(inputs) for _ in range(count)]
+            sets = [rivals(one, backend, backward, compiled) for one in many]
+            timings = interleave_cold({n: [one[n] for one in sets] for n in sets[0]}, repeats)
+        else:
+            timings = interleave_on(device, rivals(inputs, backend, backward, compiled), repeats)
     timed = timings.pop("vlakern")
     ours = timed.median
     whole = timings.pop("autograd", timed).median

@@ -7,6 +7,7 @@ Under pytest-benchmark: ``pytest benchmarks/ops/bench_ode_step.py``.
 import argparse
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from vlakern import ops
 from vlakern.ops.ode_step.cases import BENCH, Case, make_inputs, plain_ode_step, traffic
 from vlakern.ops.ode_step.reference import ode_step_reference
 from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
+from vlakern.testing.timing import cold_copies, copy_bandwidth, interleave_cold, keep_memory
 
 bandwidth = cache(copy_bandwidth)
 
@@ -59,19 +60,23 @@ def in_place(inputs: dict[str, Any], backend: str) -> Callable[[], None]:
     return ops.ode_step_out(**given)
 
 
+def contenders(inputs: dict[str, Any], backend: str) -> dict[str, Callable[[], object]]:
+    """vlakern's call and torch's, by name."""
+    return {
+        "vlakern": in_place(inputs, backend),
+        "torch": lambda: plain_ode_step(**inputs),
+    }
+
+
 def measure(case: Case, device: str, backend: str, repeats: int) -> Row:
     """Checks, then times one case against the same formula in eager PyTorch."""
     inputs = make_inputs(case, generator(str(case), device))
     check(case, inputs, backend)
-    contenders = {
-        "vlakern": in_place(inputs, backend),
-        "torch": lambda: plain_ode_step(**inputs),
-    }
-    timings = (
-        interleave_cold(contenders, repeats)
-        if device == "cpu"
-        else interleave_on(device, contenders, repeats)
-    )
+    if device == "cpu":
+        sets = [contenders(deepcopy(inputs), backend) for _ in range(cold_copies(traffic(case)))]
+        timings = interleave_cold({n: [one[n] for one in sets] for n in sets[0]}, repeats)
+    else:
+        timings = interleave_on(device, contenders(inputs, backend), repeats)
     ours, theirs = timings["vlakern"].median, timings["torch"].median
     return Row(
         "ode_step",

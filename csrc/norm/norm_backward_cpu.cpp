@@ -72,10 +72,28 @@ void set_row(const NormGradientParams& s, std::int64_t r, NormBackRow& row) {
   row.dresidual = s.dresidual.row(r);
 }
 
-// Places [begin, end) of the sorted rows, of one group.
+// So many rows are summed before their sum is added to the run's: roundings grow with the root of
+// the additions in a row.
+constexpr std::int64_t kRowsTogether = 4;
+
+// Moves what `from` has gathered to `to`.
+void move_sums(const NormKernels& kernels, float* from, float* to, std::int64_t width) {
+  if (to == nullptr) return;
+  kernels.accumulate(from, to, width);
+  std::fill_n(from, width, 0.0f);
+}
+
+// Places [begin, end) of the sorted rows, of one group; `run` has its sums.
 void run_rows(const NormGradientParams& s, const NormKernels& kernels, const GroupedRows& rows,
-              std::int64_t begin, std::int64_t end, const NormBackRow& shared) {
-  NormBackRow two[2] = {shared, shared};
+              std::int64_t begin, std::int64_t end, const NormBackRow& run) {
+  thread_local Scratch scratch;
+  scratch.reserve(3, run.width);
+  NormBackRow two[2] = {run, run};
+  for (NormBackRow& one : two) {
+    one.p = run.p == nullptr ? nullptr : cleared(scratch.row(0), 0, run.width);
+    one.q = run.q == nullptr ? nullptr : cleared(scratch.row(1), 0, run.width);
+    one.g = run.g == nullptr ? nullptr : cleared(scratch.row(2), 0, run.width);
+  }
   for (std::int64_t place = begin; place < end; ++place) {
     NormBackRow& now = two[place % 2];
     NormBackRow& next = two[(place + 1) % 2];
@@ -83,6 +101,10 @@ void run_rows(const NormGradientParams& s, const NormKernels& kernels, const Gro
     set_row(s, rows.row(place), now);
     set_row(s, rows.row(std::min(place + 1, end - 1)), next);
     kernels.backward(now);
+    if ((place + 1 - begin) % kRowsTogether != 0 && place + 1 < end) continue;
+    move_sums(kernels, now.p, run.p, run.width);
+    move_sums(kernels, now.q, run.q, run.width);
+    move_sums(kernels, now.g, run.g, run.width);
   }
 }
 

@@ -2,8 +2,8 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 __all__ = [
     "Timing",
     "clock_of",
+    "cold_copies",
     "copy_bandwidth",
     "interleave",
     "interleave_cold",
@@ -65,14 +66,13 @@ def interleave(
 
 
 def interleave_cold(
-    contenders: Mapping[str, Callable[[], object]], repeats: int
+    contenders: Mapping[str, Sequence[Callable[[], object]]], repeats: int
 ) -> dict[str, Timing]:
-    """``interleave`` on a CPU with nothing in the caches.
+    """``interleave`` on a CPU of calls whose operands no cache holds; seconds are per call.
 
-    Before each run there is a pause of 20 ms, in which the threads of the contender before fall
-    asleep (an awake one would take a core from the next), and one thread reads more than the caches
-    hold. That takes the interpreter's own memory out of them, too: a call of a few microseconds
-    takes hundreds.
+    A contender has several calls, each on operands of its own, made one after the other. Before
+    them there is a pause of 20 ms, in which the threads of the contender before fall asleep (an
+    awake one would take a core from the next), and one thread reads more than the caches hold.
     """
     lines = np.ones(128 << 17, dtype=np.int64)
 
@@ -80,7 +80,20 @@ def interleave_cold(
         time.sleep(0.02)
         lines.sum()
 
-    return interleave(contenders, repeats, before_each=chill)
+    def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+        return lambda: [call() for call in calls]
+
+    turns = {name: in_turn(calls) for name, calls in contenders.items()}
+    timings = interleave(turns, repeats, before_each=chill)
+    return {
+        name: replace(one, seconds=tuple(s / len(contenders[name]) for s in one.seconds))
+        for name, one in timings.items()
+    }
+
+
+def cold_copies(size: int) -> int:
+    """How many copies of operands of ``size`` bytes a benchmark takes: 128 MiB, and 2 to 16."""
+    return min(16, max(2, (128 << 20) // max(size, 1)))
 
 
 def keep_memory() -> None:
