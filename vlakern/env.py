@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vlakern.errors import ConfigError
 
@@ -15,6 +15,7 @@ __all__ = [
     "default_renderer",
     "no_native",
     "renderer",
+    "settings",
     "triton_interpret",
 ]
 
@@ -71,6 +72,18 @@ def current(name: str) -> str:
     if name not in {variable.name for variable in VARIABLES}:
         raise ConfigError(f"{name} is not in the table of environment variables")
     return os.environ.get(name, "")
+
+
+def settings() -> tuple[Any, ...]:
+    """The variables that decide which kernel serves a call, as they are written now: equal tuples
+    mean equal decisions."""
+    return tuple(map(_written.get, _deciding))
+
+
+_DECIDING = ("VLAKERN_BACKEND", "VLAKERN_CPU_ISA", "VLAKERN_NO_NATIVE", "TRITON_INTERPRET")
+# Under os.environ, which encodes and decodes in every look-up: 0.3 us instead of 4.
+_written: dict[Any, Any] = vars(os.environ)["_data"]
+_deciding = tuple(map(os.environ.encodekey, _DECIDING))
 
 
 def _choice(name: str, allowed: tuple[str, ...], default: str) -> str:

@@ -53,13 +53,10 @@ std::int64_t busy_bf16(std::int64_t turns) {
 }  // namespace
 
 LinearKernels linear_avx512bf16(const LinearVariant& variant) {
-  if (variant.kind == LinearKind::kBF16) {
-    LinearKernels kernels =
-        kernels_around<VecAvx512Bf16, bf16, 2>(variant, any_tile<Bf16Tile, 0, 14>, 0, 14);
-    kernels.busy = busy_bf16;
-    return kernels;
-  }
-  return portable_kernels<VecAvx512Bf16, 14>(variant);
+  LinearKernels kernels =
+      kernels_around<VecAvx512Bf16, bf16, 2>(variant, any_tile<Bf16Tile, 0, 14>, 0, 14);
+  kernels.busy = busy_bf16;
+  return kernels;
 }
 
 }  // namespace vlakern

@@ -108,8 +108,11 @@ void finish(const LinearJob& job, std::int64_t block, std::int64_t pair, const c
   const bool gated = is_gated(p.activation);
   const std::int64_t width = gated ? kPanel : kPair;
   const std::int64_t column = pair * width;
+  alignas(kLine) float z[kMostRows * kPair];
   LinearFinish f{};
   f.tile = tile;
+  f.z = z;
+  f.gated = gated;
   f.w_scale = p.w_scale == nullptr ? nullptr : p.w_scale + pair * kPair;
   f.x_scale = job.scale + row;
   f.row_scale = p.row_scale == nullptr ? nullptr : p.row_scale + row * p.row_scale_stride;
@@ -124,7 +127,9 @@ void finish(const LinearJob& job, std::int64_t block, std::int64_t pair, const c
   f.out_stride = p.out_stride;
   f.rows = static_cast<int>(block_row(p, job.plan, block + 1) - row);
   f.columns = static_cast<int>(std::min(width, p.columns - column));
-  job.plan.kernels.finish(f);
+  job.plan.kernels.scale(f);
+  if (job.plan.kernels.activate != nullptr) job.plan.kernels.activate(f);
+  job.plan.kernels.store(f);
 }
 
 // What the epilogue adds, while the block is multiplied: its rows are far apart.

@@ -137,24 +137,20 @@ float largest(const void* x, std::int64_t k, float* taint) {
 
 template <class Vec, Activation kActivation>
 typename Vec::Float activate(typename Vec::Float z) {
-  if constexpr (kActivation == Activation::kSilu || kActivation == Activation::kSiluGate) {
+  if constexpr (kActivation == Activation::kSilu) {
     return vec_silu<Vec>(z);
   } else if constexpr (kActivation == Activation::kGeluErf) {
     return vec_gelu_erf<Vec>(z);
-  } else if constexpr (kActivation == Activation::kGeluTanh ||
-                       kActivation == Activation::kGeluTanhGate) {
+  } else if constexpr (kActivation == Activation::kGeluTanh) {
     return vec_gelu_tanh<Vec>(z);
-  } else if constexpr (kActivation == Activation::kRelu) {
-    return Vec::max(Vec::splat(0.0f), z);
   } else {
-    return z;
+    return Vec::max(Vec::splat(0.0f), z);
   }
 }
 
 // row_scale * (x W^T) + bias of some lanes of a row.
 template <class Vec, bool kInt>
-typename Vec::Float preactivation(const LinearFinish& f, int row, int lane, const float* bias,
-                                  int bias_lane, int n) {
+void scale_lanes(const LinearFinish& f, int row, int lane, const float* bias, int n) {
   const int at = row * kPair + lane;
   typename Vec::Float z;
   if constexpr (kInt) {
@@ -164,19 +160,41 @@ typename Vec::Float preactivation(const LinearFinish& f, int row, int lane, cons
     z = Vec::load(static_cast<const float*>(f.tile) + at, Vec::kLanes);
   }
   if (f.row_scale != nullptr) z = Vec::mul(z, Vec::splat(f.row_scale[row * f.row_scale_stride]));
-  if (bias != nullptr) z = Vec::add(z, Vec::load(bias + bias_lane, n));
-  return z;
+  if (bias != nullptr) z = Vec::add(z, Vec::load(bias, n));
+  Vec::store(f.z + at, z, Vec::kLanes);
 }
 
-template <class Vec, class Out, bool kInt, Activation kActivation>
-void finish_tile(const LinearFinish& f) {
+template <class Vec, bool kInt>
+void scale_tile(const LinearFinish& f) {
   for (int r = 0; r < f.rows; ++r) {
     for (int c = 0; c < f.columns; c += Vec::kLanes) {
       const int n = least<int>(Vec::kLanes, f.columns - c);
-      auto y = activate<Vec, kActivation>(preactivation<Vec, kInt>(f, r, c, f.bias, c, n));
-      if constexpr (is_gated(kActivation)) {
-        y = Vec::mul(y, preactivation<Vec, kInt>(f, r, kPanel + c, f.up_bias, c, n));
-      }
+      scale_lanes<Vec, kInt>(f, r, c, f.bias == nullptr ? nullptr : f.bias + c, n);
+      if (!f.gated) continue;
+      const float* bias = f.up_bias == nullptr ? nullptr : f.up_bias + c;
+      scale_lanes<Vec, kInt>(f, r, kPanel + c, bias, n);
+    }
+  }
+}
+
+template <class Vec, Activation kActivation>
+void activate_tile(const LinearFinish& f) {
+  for (int r = 0; r < f.rows; ++r) {
+    for (int c = 0; c < f.columns; c += Vec::kLanes) {
+      float* z = f.z + r * kPair + c;
+      auto y = activate<Vec, kActivation>(Vec::load(z, Vec::kLanes));
+      if (f.gated) y = Vec::mul(y, Vec::load(z + kPanel, Vec::kLanes));
+      Vec::store(z, y, Vec::kLanes);
+    }
+  }
+}
+
+template <class Vec, class Out>
+void store_tile(const LinearFinish& f) {
+  for (int r = 0; r < f.rows; ++r) {
+    for (int c = 0; c < f.columns; c += Vec::kLanes) {
+      const int n = least<int>(Vec::kLanes, f.columns - c);
+      auto y = Vec::load(f.z + r * kPair + c, Vec::kLanes);
       if (f.residual != nullptr) {
         const Out* residual = static_cast<const Out*>(f.residual) + r * f.residual_stride + c;
         y = Vec::add(y, Vec::load(residual, n));
@@ -186,31 +204,25 @@ void finish_tile(const LinearFinish& f) {
   }
 }
 
-template <class Vec, class Out, bool kInt>
-auto pick_activation(Activation a) {
+using FinishFunction = void (*)(const LinearFinish&);
+
+template <class Vec>
+FinishFunction pick_activation(Activation a) {
   using A = Activation;
   switch (a) {
     case A::kSilu:
-      return finish_tile<Vec, Out, kInt, A::kSilu>;
-    case A::kGeluErf:
-      return finish_tile<Vec, Out, kInt, A::kGeluErf>;
-    case A::kGeluTanh:
-      return finish_tile<Vec, Out, kInt, A::kGeluTanh>;
-    case A::kRelu:
-      return finish_tile<Vec, Out, kInt, A::kRelu>;
     case A::kSiluGate:
-      return finish_tile<Vec, Out, kInt, A::kSiluGate>;
+      return activate_tile<Vec, A::kSilu>;
+    case A::kGeluErf:
+      return activate_tile<Vec, A::kGeluErf>;
+    case A::kGeluTanh:
     case A::kGeluTanhGate:
-      return finish_tile<Vec, Out, kInt, A::kGeluTanhGate>;
+      return activate_tile<Vec, A::kGeluTanh>;
+    case A::kRelu:
+      return activate_tile<Vec, A::kRelu>;
     default:
-      return finish_tile<Vec, Out, kInt, A::kNone>;
+      return nullptr;
   }
-}
-
-template <class Vec, bool kInt>
-auto pick_finish(const LinearVariant& v) {
-  return v.out == DType::kBF16 ? pick_activation<Vec, bf16, kInt>(v.activation)
-                               : pick_activation<Vec, float, kInt>(v.activation);
 }
 
 // What does not depend on how the tile is multiplied, for one element type of the weights.
@@ -225,7 +237,9 @@ LinearKernels kernels_around(const LinearVariant& v, void (*tile)(const LinearTi
   k.tile = tile;
   k.pack =
       narrow ? pack_rows<Vec, bf16, T, kValues, kWide> : pack_rows<Vec, float, T, kValues, kWide>;
-  k.finish = pick_finish<Vec, std::is_same_v<T, std::int8_t>>(v);
+  k.scale = scale_tile<Vec, std::is_same_v<T, std::int8_t>>;
+  k.activate = pick_activation<Vec>(v.activation);
+  k.store = v.out == DType::kBF16 ? store_tile<Vec, bf16> : store_tile<Vec, float>;
   k.largest = narrow ? largest<Vec, bf16> : largest<Vec, float>;
   return k;
 }

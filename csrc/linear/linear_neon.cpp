@@ -4,7 +4,7 @@
 namespace vlakern {
 
 LinearKernels linear_neon(const LinearVariant& variant) {
-  return portable_kernels<VecNeon, 5>(variant);
+  return portable_kernels<VecNeon, 5, true>(variant);
 }
 
 }  // namespace vlakern

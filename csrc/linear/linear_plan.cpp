@@ -56,6 +56,9 @@ LinearKernels linear_kernels(Isa isa, const LinearVariant& v) {
   const bool words = v.kind == LinearKind::kInt8;
   if (words && (isa == Isa::kAvx512Bf16 || isa == Isa::kAvx512)) return linear_avx2(v);
 #endif
+#if defined(VLAKERN_HAS_AVX512)
+  if (v.kind == LinearKind::kF32 && isa == Isa::kAvx512Bf16) return linear_avx512(v);
+#endif
   switch (isa) {
 #if defined(VLAKERN_HAS_AVX512_BF16)
     case Isa::kAvx512Bf16:

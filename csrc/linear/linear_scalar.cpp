@@ -4,7 +4,7 @@
 namespace vlakern {
 
 LinearKernels linear_scalar(const LinearVariant& variant) {
-  return portable_kernels<VecScalar, 4>(variant);
+  return portable_kernels<VecScalar, 4, true>(variant);
 }
 
 }  // namespace vlakern

@@ -37,9 +37,11 @@ struct LinearPack {
   int rows;
 };
 
-// The epilogue of one tile.
+// The epilogue of one tile, in three steps over z: one instance of each per choice, not per
+// choices.
 struct LinearFinish {
   const void* tile;        // [rows, 32] fp32 or int32
+  float* z;                // [rows, 32] scaled with bias, then activated
   const float* w_scale;    // [32], int8 alone
   const float* x_scale;    // [rows], int8 alone
   const float* row_scale;  // [rows] or null
@@ -52,6 +54,7 @@ struct LinearFinish {
   std::int64_t out_stride;
   int rows;
   int columns;  // at most 32, at most 16 of a gated activation
+  bool gated;
 };
 
 struct LinearVariant {
@@ -67,14 +70,16 @@ struct LinearKernels {
   int x_size;    // bytes of a packed step of one row
   void (*tile)(const LinearTile&);
   void (*pack)(const LinearPack&);
-  void (*finish)(const LinearFinish&);
+  void (*scale)(const LinearFinish&);
+  void (*activate)(const LinearFinish&);  // null for none
+  void (*store)(const LinearFinish&);
   // The largest magnitude of a row of K values; `*taint` is 0, or NaN if one is not finite.
   float (*largest)(const void* x, std::int64_t k, float* taint);
   // Multiplies and adds in registers alone; returns how many operations that was. Null if unknown.
   std::int64_t (*busy)(std::int64_t turns);
 };
 
-LinearKernels linear_avx512bf16(const LinearVariant& variant);
+LinearKernels linear_avx512bf16(const LinearVariant& variant);  // bf16 alone
 LinearKernels linear_avx512vnni(const LinearVariant& variant);  // int8 alone
 LinearKernels linear_avx512(const LinearVariant& variant);
 LinearKernels linear_avx2(const LinearVariant& variant);

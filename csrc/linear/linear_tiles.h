@@ -157,18 +157,20 @@ LinearKernels with_busy_fma(LinearKernels kernels) {
   return kernels;
 }
 
-// Kernels that need nothing but Vec; kRows is what its registers hold.
-template <class Vec, int kRows>
+// Kernels that need nothing but Vec; kRows is what its registers hold. With kBytes int8's, too.
+template <class Vec, int kRows, bool kBytes = false>
 LinearKernels portable_kernels(const LinearVariant& v) {
+  if constexpr (kBytes) {
+    if (v.kind == LinearKind::kInt8) {
+      return kernels_around<Vec, std::int8_t, 4>(v, any_tile<PortableInt8::Tile, 4, 0>, 4, 0);
+    }
+  }
   if (v.kind == LinearKind::kF32) {
     return with_busy_fma<Vec>(kernels_around<Vec, float, 1>(
         v, any_tile<Portable<Vec, PortableF32<Vec>>::template Tile, kRows, 0>, kRows, 0));
   }
-  if (v.kind == LinearKind::kBF16) {
-    return with_busy_fma<Vec>(kernels_around<Vec, bf16, 2, true>(
-        v, any_tile<Portable<Vec, PortableBf16<Vec>>::template Tile, kRows, 0>, kRows, 0));
-  }
-  return kernels_around<Vec, std::int8_t, 4>(v, any_tile<PortableInt8::Tile, 4, 0>, 4, 0);
+  return with_busy_fma<Vec>(kernels_around<Vec, bf16, 2, true>(
+      v, any_tile<Portable<Vec, PortableBf16<Vec>>::template Tile, kRows, 0>, kRows, 0));
 }
 
 }  // namespace

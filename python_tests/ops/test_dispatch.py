@@ -39,9 +39,14 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     module.BACKENDS = backends  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toy", module)
     monkeypatch.setitem(OPS, "toy", "toy")
-    _dispatch._resolve.cache_clear()
+    _forget()
     yield loaded
+    _forget()
+
+
+def _forget() -> None:
     _dispatch._resolve.cache_clear()
+    _dispatch._resolve_under.cache_clear()
 
 
 def test_auto_takes_the_first_that_serves(toy: dict[str, int]) -> None:
@@ -84,6 +89,23 @@ def test_environment_names_the_backend(
     assert resolve("toy", Key(), "cpu").__name__ == "cpu"
     monkeypatch.setenv("VLAKERN_BACKEND", "cuda")
     with pytest.raises(Unsupported, match="needs an NVIDIA GPU, the tensors are on cpu"):
+        resolve("toy", Key())
+
+
+def test_environment_that_changes_is_seen(
+    toy: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call goes by the environment of its own moment; what is meant alike loads once."""
+    found = []
+    for name in ("reference", "cpu", "reference", ""):
+        monkeypatch.setenv("VLAKERN_BACKEND", name)
+        found.append(resolve("toy", Key()).__name__)
+    monkeypatch.delenv("VLAKERN_BACKEND")
+    found.append(resolve("toy", Key()).__name__)
+    assert found == ["reference", "cpu", "reference", "cpu", "cpu"]
+    assert toy["reference"] == 1
+    monkeypatch.setenv("VLAKERN_CPU_ISA", "sse")
+    with pytest.raises(ConfigError, match="VLAKERN_CPU_ISA='sse' is not known"):
         resolve("toy", Key())
 
 

@@ -86,6 +86,13 @@ def resolve(op: str, key: Key, backend: str = "auto") -> Kernel:
         Unsupported: the named backend refuses, with its reason.
         ConfigError: the op has no backend of that name.
     """
+    return _resolve_under(env.settings(), op, key, backend)
+
+
+@cache
+def _resolve_under(written: tuple[Any, ...], op: str, key: Key, backend: str) -> Kernel:
+    """``resolve`` while the environment is as written; to read its meaning takes ten times as long
+    as to see that it has not changed."""
     if backend == "auto":
         backend = env.backend()
     interpret = backend != "auto" and env.triton_interpret()

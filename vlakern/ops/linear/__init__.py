@@ -11,7 +11,7 @@ from torch.nn import functional
 from vlakern.errors import InputError, Unsupported
 from vlakern.ops._dispatch import Backend, made_by, resolve
 from vlakern.ops._refusals import any_of, needs_cpu, needs_triton, never, only_dtypes
-from vlakern.ops._torch import key_for
+from vlakern.ops._torch import key_for, runs_directly
 from vlakern.ops.linear._check import (
     Tensors,
     check,
@@ -110,8 +110,10 @@ def linear(
     bias, row_scale = wide
     if residual is not None:
         residual = residual.to(out_dtype)
-    rest = (bias, activation, residual, row_scale, out_dtype, backend, weight.isa)
-    return _linear(x, weight.data, *facts, *rest)
+    rest = (bias, activation, residual, row_scale, out_dtype, backend)
+    if runs_directly((x, weight.data, bias, residual, row_scale)):
+        return _compute(x, weight, *rest)
+    return _linear(x, weight.data, *facts, *rest, weight.isa)
 
 
 def linear_out(
@@ -197,6 +199,19 @@ def _linear(
     isa: str = ISA,
 ) -> Tensor:
     weights = PackedLinear(data, n, k, kind, gate, has_bias, isa=isa)
+    return _compute(x, weights, bias, activation, residual, row_scale, out_dtype, backend)
+
+
+def _compute(
+    x: Tensor,
+    weights: PackedLinear,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    row_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     out = x.new_empty((x.shape[0], weights.columns), dtype=out_dtype)
     residual = None if residual is None else _adjacent(residual)
     bias, row_scale = (None if one is None else one.contiguous() for one in (bias, row_scale))
