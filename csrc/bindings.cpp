@@ -8,6 +8,7 @@
 #include "action_unembed/action_unembed_python.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
+#include "engine/engine_python.h"
 #include "flow_loss/flow_loss_python.h"
 #include "gated_mlp/gated_mlp_python.h"
 #include "image_prep/image_prep_python.h"
@@ -81,4 +82,18 @@ NB_MODULE(_native, m) {
       .def("__call__", &py::QkvPrep::run);
   m.def("qkv_prep_backward", &py::qkv_prep_backward, Unlocked());
   m.def("qkv_prep_runs", &vlakern::qkv_prep_runs);
+  using Sizes = std::int64_t;
+  nb::class_<py::EngineModel>(m, "EngineModel")
+      .def(nb::init<const std::map<std::string, double>&, const std::map<std::string, std::string>&,
+                    const std::map<std::string, Tensor>&, const std::map<std::string, py::Packed>&,
+                    const std::string&, const std::string&, int>())
+      .def("bytes", &py::EngineModel::bytes);
+  nb::class_<py::Engine>(m, "Engine")
+      .def(nb::init<const py::EngineModel&, Sizes, Sizes, Sizes, Sizes, std::uintptr_t>())
+      .def("patches", &py::Engine::patches)
+      .def("image_tokens", &py::Engine::image_tokens)
+      .def("vision", &py::Engine::vision, Unlocked())
+      .def("prefix", &py::Engine::prefix, Unlocked())
+      .def("integrate", &py::Engine::integrate, Unlocked())
+      .def("velocity", &py::Engine::velocity, Unlocked());
 }

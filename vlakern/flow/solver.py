@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.ops.ode_step import ode_step
+from vlakern.ops.ode_step.reference import STAGES
 
-__all__ = ["SOLVERS", "Frozen", "integrate"]
+__all__ = ["SOLVERS", "Frozen", "evaluation_times", "integrate"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +37,19 @@ class Frozen:
 
     action_RHA: Tensor
     length_R: Tensor
+
+
+def evaluation_times(steps: int, solver: str) -> Tensor:
+    """τ of every evaluation of the velocity, in order: ``[steps · stages]`` fp32."""
+    dtau = torch.tensor(1.0 / steps)
+    times = []
+    for k in range(steps):
+        tau = torch.tensor(k / steps)
+        for stage in SOLVERS[solver]:
+            times.append(tau)
+            # The stage's own end is where the next one evaluates.
+            tau = torch.tensor(k / steps) + STAGES[stage].c_tau * dtau
+    return torch.stack(times)
 
 
 def integrate(

@@ -1,0 +1,266 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "action_embed/action_embed.h"
+#include "common/error.h"
+#include "engine/engine.h"
+#include "engine/engine_calls.h"
+#include "norm/norm.h"
+#include "ode_step/ode_step.h"
+#include "shared_attention/shared_attention.h"
+
+namespace vlakern {
+namespace {
+
+struct Stage {
+  OdeStepCoefficients c;
+  bool ends_step;
+  bool with_first;  // takes the step's first velocity, too
+};
+
+// Explicit Runge-Kutta methods of order 1, 2 and 2, as vlakern/flow/solver.py names them.
+constexpr Stage kEuler[] = {{{0, 1, 1}, true, false}};
+constexpr Stage kMidpoint[] = {{{0, 0.5f, 0.5f}, false, false}, {{0, 1, 1}, true, false}};
+constexpr Stage kHeun[] = {{{0, 1, 1}, false, false}, {{0.5f, 0.5f, 1}, true, true}};
+
+struct Solver {
+  const Stage* stages;
+  std::int64_t count;
+};
+
+Solver solver_of(const std::string& name) {
+  if (name == "midpoint") return {kMidpoint, 2};
+  if (name == "heun") return {kHeun, 2};
+  return {kEuler, 1};
+}
+
+const std::int32_t* ints(const Tensor& t) { return reinterpret_cast<const std::int32_t*>(t.data); }
+
+Tensor contiguous(const void* data, std::int64_t a, std::int64_t b, std::int64_t c) {
+  return {reinterpret_cast<std::uintptr_t>(data), DType::kF32, 3, {a, b, c}, {b * c, c, 1}};
+}
+
+bool is_contiguous(const Tensor& t) {
+  std::int64_t step = 1;
+  for (int i = t.rank - 1; i >= 0; --i) {
+    if (t.shape[i] > 1 && t.stride[i] != step) return false;
+    step *= t.shape[i];
+  }
+  return true;
+}
+
+}  // namespace
+
+void Engine::check(const IntegrateInput& in) const {
+  const ModelSizes& s = model_.sizes;
+  Dims dims("engine");
+  const std::string chunk = std::to_string(s.chunk), slots = std::to_string(s.slots);
+  dims.check_output("x", in.x, {"N", chunk.c_str(), slots.c_str()}, {DType::kF32});
+  if (!is_contiguous(in.x)) dims.fail("x must be contiguous");
+  if (dims["N"] > limits_.rows) {
+    dims.fail("found " + std::to_string(dims["N"]) + " chunks, built for at most " +
+              std::to_string(limits_.rows));
+  }
+  dims.check("prefix_index", in.prefix_index, {"N"}, {DType::kI32});
+  dims.check("cu_prefix", in.cu_prefix, {"R + 1"}, {DType::kI32});
+  if (!is_contiguous(in.prefix_index) || !is_contiguous(in.cu_prefix)) {
+    dims.fail("prefix_index and cu_prefix must be contiguous");
+  }
+  const std::int64_t prefixes = in.cu_prefix.shape[0] - 1;
+  for (std::int64_t r = 0; r < prefixes; ++r) {
+    if (ints(in.cu_prefix)[0] != 0 || ints(in.cu_prefix)[r + 1] < ints(in.cu_prefix)[r]) {
+      dims.fail("cu_prefix must begin with 0 and not decrease");
+    }
+  }
+  for (std::int64_t n = 0; n < dims["N"]; ++n) {
+    const std::int64_t r = ints(in.prefix_index)[n];
+    if (r < 0 || r >= prefixes) dims.fail("prefix_index leads to a prefix that is not there");
+    const std::int64_t begin = ints(in.cu_prefix)[r + 1] - ints(in.cu_prefix)[r];
+    if (begin + s.chunk > model_.positions) dims.fail("a prefix is longer than the positions");
+  }
+  if (in.frozen.has_value() != in.frozen_len.has_value()) {
+    dims.fail("frozen and frozen_len belong together");
+  }
+  if (!in.frozen) return;
+  dims.check("frozen", *in.frozen, {"N", chunk.c_str(), slots.c_str()}, {DType::kF32});
+  dims.check("frozen_len", *in.frozen_len, {"N"}, {DType::kI32});
+  if (!is_contiguous(*in.frozen) || !is_contiguous(*in.frozen_len)) {
+    dims.fail("frozen and frozen_len must be contiguous");
+  }
+  for (std::int64_t n = 0; n < dims["N"]; ++n) {
+    const std::int64_t length = ints(*in.frozen_len)[n];
+    if (length < 0 || length > s.chunk) dims.fail("frozen_len must be from 0 to the chunk length");
+  }
+}
+
+// Rows, angles and visible ranges of the action tokens; x at frozen positions.
+void Engine::place_actions(const IntegrateInput& in) const {
+  const ModelSizes& s = model_.sizes;
+  const std::int64_t chunks = in.x.shape[0], half = s.head_dim / 2;
+  const auto bytes = static_cast<std::size_t>(half) * sizeof(float);
+  for (std::int64_t n = 0; n < chunks; ++n) {
+    const std::int32_t* cu = ints(in.cu_prefix) + ints(in.prefix_index)[n];
+    at_.cu[n] = static_cast<std::int32_t>(n * s.chunk);
+    at_.dtau[n] = 1.0f / static_cast<float>(s.steps);
+    for (std::int64_t h = 0; h < s.chunk; ++h) {
+      const std::int64_t row = n * s.chunk + h, position = cu[1] - cu[0] + h;
+      at_.rows[row] = static_cast<std::int32_t>(row);
+      at_.kv_end[row] = static_cast<std::int32_t>(
+          cu[1] - cu[0] + (s.causal_actions ? h + 1 : s.chunk));
+      at_.tau[row] = 0;
+      std::memcpy(at_.cos + row * half, model_.cos + position * half, bytes);
+      std::memcpy(at_.sin + row * half, model_.sin + position * half, bytes);
+    }
+    if (!in.frozen) continue;
+    const std::int64_t first = n * s.chunk * s.slots;
+    const std::int64_t count = ints(*in.frozen_len)[n] * s.slots;
+    std::memcpy(reinterpret_cast<float*>(in.x.data) + first,
+                reinterpret_cast<const float*>(in.frozen->data) + first,
+                static_cast<std::size_t>(count) * sizeof(float));
+  }
+  at_.cu[chunks] = static_cast<std::int32_t>(chunks * s.chunk);
+}
+
+// Frozen positions have tau 1 in every evaluation, so with them each row adds its own time.
+void Engine::embed_actions(const IntegrateInput& in, const float* x,
+                           std::int64_t evaluation) const {
+  const ModelSizes& s = model_.sizes;
+  const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
+  const float* time = model_.times + evaluation * width;
+  ActionEmbedParams p{model_.action_in_first, model_.action_in_last, false};
+  LinearParams& first = p.first;
+  LinearParams& last = *p.last;
+  first.m = last.m = rows;
+  first.x = x;
+  first.x_stride = s.slots;
+  first.x_dtype = DType::kF32;
+  first.out = at_.embedded;
+  first.out_stride = width;
+  first.out_dtype = model_.dtype;
+  first.bias = time;
+  if (in.frozen) {
+    const float* done = model_.times + model_.evaluations * width;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const bool frozen = row % s.chunk < ints(*in.frozen_len)[row / s.chunk];
+      std::memcpy(at_.time + row * width, frozen ? done : time,
+                  static_cast<std::size_t>(width) * sizeof(float));
+    }
+    first.bias = nullptr;
+    first.activation = Activation::kNone;
+    first.out_dtype = DType::kF32;
+    first.residual = at_.time;
+    first.residual_stride = width;
+    p.silu_pass = true;
+  }
+  last.x = first.out;
+  last.x_stride = width;
+  last.x_dtype = first.out_dtype;
+  last.out = at_.action_x;
+  last.out_stride = width;
+  last.out_dtype = DType::kF32;
+  first.workspace = last.workspace = at_.workspace;
+  action_embed_cpu(p);
+}
+
+void Engine::action_layer(const IntegrateInput& in, std::int64_t i) const {
+  const ModelSizes& s = model_.sizes;
+  const ExpertLayer& layer = model_.action[static_cast<std::size_t>(i)];
+  const Calls calls(isa_, threads_, at_.workspace);
+  const std::int64_t chunks = in.x.shape[0], rows = chunks * s.chunk;
+  const Rows x = rows_of(at_.action_x, s.action.hidden);
+  const Rows normed = rows_of(at_.normed, s.action.hidden);
+  const Rows qkv = rows_of(at_.action_qkv, s.qkv_width(), model_.dtype);
+  const Rows q = rows_of(at_.q, s.q_width(), model_.dtype);
+  const Rows out = rows_of(at_.out, s.q_width(), model_.dtype);
+  qkv_half(calls, layer, s, rows, false, x, normed, qkv);
+  const Tensor k = heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), rows, s.groups,
+                            s.head_dim);
+  const Tensor v = heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), rows, s.groups,
+                            s.head_dim);
+  QkvPrepParams prep = prep_params(rows, k, v);
+  prep.experts.push_back(qkv_expert(layer, s, qkv, q, at_.rows, 0, rows));
+  qkv_prep_cpu(prep, isa_, threads_);
+  const std::int64_t cached = ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1];
+  const Tensor cu = vector_of(at_.cu, chunks + 1, DType::kI32);
+  const SharedAttentionTensors attention{
+      heads_of(q, rows, s.heads, s.head_dim),
+      k,
+      v,
+      cu,
+      cu,
+      vector_of(at_.kv_end, rows, DType::kI32),
+      in.cu_prefix,
+      in.prefix_index,
+      layer_of(in.kv, i, 0, cached),
+      layer_of(in.kv, i, 1, cached),
+      {},
+      heads_of(out, rows, s.heads, s.head_dim),
+      lse_of(rows)};
+  shared_attention_cpu(attention, 1.0f / std::sqrt(static_cast<float>(s.head_dim)), isa_name_,
+                       threads_);
+  calls.linear(*layer.o, rows, out, x, true);
+  mlp_half(calls, layer, rows, s.eps, x, normed,
+           rows_of(at_.hidden, s.action.mlp, model_.dtype));
+}
+
+void Engine::evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation,
+                      float* velocity) const {
+  const ModelSizes& s = model_.sizes;
+  const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
+  embed_actions(in, x, evaluation);
+  for (std::int64_t i = 0; i < s.layers; ++i) action_layer(in, i);
+  const Calls calls(isa_, threads_, at_.workspace);
+  const Rows normed = rows_of(at_.normed, width);
+  const Rows hidden = rows_of(at_.hidden, width, model_.dtype);
+  calls.norm(NormKind::kRms, rows, width, s.eps, rows_of(at_.action_x, width), normed);
+  calls.linear(model_.action_out_first, rows, normed, hidden);
+  calls.linear(model_.action_out_last, rows, hidden, rows_of(velocity, s.slots));
+}
+
+void Engine::velocity(const IntegrateInput& in, std::int64_t evaluation,
+                      const Tensor& velocity) const {
+  check(in);
+  check_kv(in.kv, ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1]);
+  const bool same = velocity.rank == 3 && velocity.dtype == DType::kF32 &&
+                    std::equal(velocity.shape, velocity.shape + 3, in.x.shape) &&
+                    is_contiguous(velocity);
+  if (!same) throw InputError("engine: velocity must be fp32, contiguous and of x's shape");
+  if (evaluation < 0 || evaluation >= model_.evaluations) {
+    throw InputError("engine: the solver has " + std::to_string(model_.evaluations) +
+                     " evaluations, found " + std::to_string(evaluation));
+  }
+  place_actions(in);
+  evaluate(in, reinterpret_cast<const float*>(in.x.data), evaluation,
+           reinterpret_cast<float*>(velocity.data));
+}
+
+void Engine::integrate(const IntegrateInput& in) const {
+  check(in);
+  check_kv(in.kv, ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1]);
+  const ModelSizes& s = model_.sizes;
+  const std::int64_t chunks = in.x.shape[0];
+  if (chunks == 0) return;
+  place_actions(in);
+  const Solver solver = solver_of(s.solver);
+  const Tensor stage_x = contiguous(at_.stage_x, chunks, s.chunk, s.slots);
+  // Times are constants already; the update only moves its own copy of tau.
+  const Tensor tau{reinterpret_cast<std::uintptr_t>(at_.tau), DType::kF32, 2, {chunks, 1}, {1, 1}};
+  const Tensor dtau = vector_of(at_.dtau, chunks, DType::kF32);
+  for (std::int64_t k = 0; k < s.steps; ++k) {
+    const float* x = reinterpret_cast<const float*>(in.x.data);
+    for (std::int64_t i = 0; i < solver.count; ++i) {
+      const Stage& stage = solver.stages[i];
+      evaluate(in, x, k * solver.count + i, at_.velocity[i]);
+      std::optional<Tensor> first;
+      if (stage.with_first) first = contiguous(at_.velocity[0], chunks, s.chunk, s.slots);
+      ode_step_cpu({in.x, contiguous(at_.velocity[i], chunks, s.chunk, s.slots), first, tau, dtau,
+                    in.frozen, in.frozen_len, in.slot_mask, stage.ends_step ? in.x : stage_x, tau},
+                   false, stage.c, isa_name_, threads_);
+      x = at_.stage_x;
+    }
+  }
+}
+
+}  // namespace vlakern

@@ -1,0 +1,226 @@
+#include "engine/engine_model.h"
+
+#include <cmath>
+
+#include "common/error.h"
+#include "linear/linear_plan.h"
+
+namespace vlakern {
+namespace {
+
+[[noreturn]] void fail(const std::string& message) { throw InputError("engine: " + message); }
+
+std::string text(std::int64_t n) { return std::to_string(n); }
+
+// Reads weights by name for one instruction set and number of threads.
+class Reader {
+ public:
+  Reader(const EngineWeights& weights, Isa isa, int threads)
+      : weights_(weights), isa_(isa), threads_(threads) {}
+
+  Matrix matrix(const std::string& name, std::int64_t n, std::int64_t k,
+                const char* activation = "none") const {
+    const auto found = weights_.matrices.find(name);
+    if (found == weights_.matrices.end()) fail("the weights lack the matrix " + name);
+    const PackedTensors& w = found->second;
+    if (w.n != n || w.k != k) {
+      fail(name + " is [" + text(w.n) + ", " + text(w.k) + "], expected [" + text(n) + ", " +
+           text(k) + "]");
+    }
+    // No rows: what is checked are the weights.
+    const bool gated = is_gated(activation_from_name(activation));
+    Tensor x{0, DType::kF32, 2, {0, k}, {k, 1}};
+    Tensor out{0, DType::kF32, 2, {0, gated ? n / 2 : n}, {n, 1}};
+    char line[kLine];
+    LinearParams sizes = linear_sizes(0, n, k, w.kind, activation, isa_name(isa_), threads_);
+    sizes.x_dtype = sizes.out_dtype = DType::kF32;
+    std::vector<char> workspace(static_cast<std::size_t>(linear_plan(sizes).bytes));
+    static_cast<void>(line);
+    Tensor space{reinterpret_cast<std::uintptr_t>(workspace.data()),
+                 DType::kU8,
+                 1,
+                 {static_cast<std::int64_t>(workspace.size())},
+                 {1}};
+    try {
+      Matrix p = linear_params({x, w.panels, w.w_scale, w.bias, {}, {}, out, space}, n, k, w.kind,
+                               activation, isa_name(isa_), threads_);
+      p.workspace = nullptr;
+      return p;
+    } catch (const InputError& error) {
+      fail(name + ": " + error.what());
+    }
+  }
+
+  const Tensor& tensor(const std::string& name) const {
+    const auto found = weights_.tensors.find(name);
+    if (found == weights_.tensors.end()) fail("the weights lack " + name);
+    return found->second;
+  }
+
+  // Rows of `width` adjacent fp32 numbers, at least `least` of them.
+  const float* table(const std::string& name, std::int64_t width, std::int64_t least,
+                     std::int64_t* rows = nullptr) const {
+    const Tensor& t = tensor(name);
+    Dims dims("engine");
+    const std::string columns = text(width);
+    dims.check(name.c_str(), t, {"rows", columns.c_str()}, {DType::kF32});
+    if (t.shape[0] < least || (t.shape[0] > 1 && t.stride[0] != width)) {
+      fail(name + " must be contiguous with at least " + text(least) + " rows, got " +
+           text(t.shape[0]));
+    }
+    if (rows != nullptr) *rows = t.shape[0];
+    return reinterpret_cast<const float*>(t.data);
+  }
+
+  QkvWeight head_norm(const std::string& name, std::int64_t width) const {
+    const Tensor& t = tensor(name);
+    Dims dims("engine");
+    const std::string columns = text(width);
+    dims.check(name.c_str(), t, {columns.c_str()}, {DType::kF32});
+    return {reinterpret_cast<const void*>(t.data), t.dtype};
+  }
+
+ private:
+  const EngineWeights& weights_;
+  const Isa isa_;
+  const int threads_;
+};
+
+ExpertLayer expert_layer(const Reader& read, const std::string& name, const ModelSizes& s,
+                         const ExpertSizes& e, bool last, bool prefix_only) {
+  ExpertLayer layer;
+  const bool kv_only = last && prefix_only;
+  const std::int64_t kv = 2 * s.kv_width();
+  layer.qkv = kv_only ? read.matrix(name + ".kv", kv, e.hidden)
+                      : read.matrix(name + ".qkv", s.qkv_width(), e.hidden);
+  if (last) layer.kv = kv_only ? layer.qkv : read.matrix(name + ".kv", kv, e.hidden);
+  layer.q_norm = read.head_norm(name + ".q_norm", s.head_dim);
+  layer.k_norm = read.head_norm(name + ".k_norm", s.head_dim);
+  if (kv_only) return layer;
+  layer.o = read.matrix(name + ".o", e.hidden, s.q_width());
+  layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, "silu_gate");
+  layer.down = read.matrix(name + ".down", e.hidden, e.mlp);
+  return layer;
+}
+
+void read_vision(const Reader& read, EngineModel& m) {
+  const VisionSizes& v = m.sizes.vision;
+  std::int64_t channels = 3;
+  for (std::size_t i = 0; i < v.stem.size(); ++i) {
+    m.stem.push_back(read.matrix("vision.stem." + text(static_cast<std::int64_t>(i)), v.stem[i],
+                                 9 * channels, "relu"));
+    channels = v.stem[i];
+  }
+  m.patch = read.matrix("vision.patch", v.hidden, channels * v.patch_side() * v.patch_side());
+  m.place = read.table("vision.place", v.hidden, v.rows());
+  for (std::int64_t i = 0; i < v.layers; ++i) {
+    const std::string name = "vision." + text(i);
+    m.vision.push_back({read.matrix(name + ".qkv", 3 * v.hidden, v.hidden),
+                        read.matrix(name + ".proj", v.hidden, v.hidden),
+                        read.matrix(name + ".fc1", v.mlp, v.hidden, "gelu_erf"),
+                        read.matrix(name + ".fc2", v.hidden, v.mlp)});
+  }
+  const std::int64_t out = m.sizes.semantic.hidden;
+  m.connector[0] = read.matrix("connector.0", out, v.joined(), "gelu_erf");
+  m.connector[1] = read.matrix("connector.1", out, out);
+}
+
+std::int64_t evaluations(const ModelSizes& s) { return s.steps * (s.solver == "euler" ? 1 : 2); }
+
+}  // namespace
+
+double Facts::number(const std::string& name) const {
+  const auto found = numbers_.find(name);
+  if (found == numbers_.end()) fail("the sizes lack " + name);
+  return found->second;
+}
+
+std::int64_t Facts::count(const std::string& name, std::int64_t least) const {
+  const double value = number(name);
+  if (!(value >= static_cast<double>(least)) || value > 1e12 || value != std::floor(value)) {
+    fail(name + " is " + std::to_string(value) + ", expected a whole number from " + text(least));
+  }
+  return static_cast<std::int64_t>(value);
+}
+
+float Facts::real(const std::string& name) const { return static_cast<float>(number(name)); }
+
+const std::string& Facts::word(const std::string& name) const {
+  const auto found = words_.find(name);
+  if (found == words_.end()) fail("the sizes lack " + name);
+  return found->second;
+}
+
+ModelSizes model_sizes(const Facts& f) {
+  ModelSizes s{};
+  s.vision = {f.count("vision.image"),
+              f.count("vision.patch"),
+              f.count("vision.hidden"),
+              f.count("vision.layers", 0),
+              f.count("vision.heads"),
+              f.count("vision.mlp"),
+              f.count("vision.shuffle"),
+              {},
+              f.count("vision.class_token", 0) != 0,
+              f.real("vision.eps")};
+  const std::int64_t convolutions = f.count("vision.stem", 0);
+  for (std::int64_t i = 0; i < convolutions; ++i) {
+    s.vision.stem.push_back(f.count("vision.stem." + text(i)));
+  }
+  s.semantic = {f.count("semantic.hidden"), f.count("semantic.mlp")};
+  s.action = {f.count("action.hidden"), f.count("action.mlp")};
+  s.layers = f.count("layers");
+  s.heads = f.count("heads");
+  s.groups = f.count("groups");
+  s.head_dim = f.count("head_dim");
+  s.vocab = f.count("vocab");
+  s.state = f.count("state");
+  s.slots = f.count("slots");
+  s.chunk = f.count("chunk");
+  s.steps = f.count("steps");
+  s.solver = f.word("solver");
+  s.causal_actions = f.count("causal_actions", 0) != 0;
+  s.eps = f.real("eps");
+  if (s.solver != "euler" && s.solver != "midpoint" && s.solver != "heun") {
+    fail("the solver is " + s.solver + ", expected euler, midpoint or heun");
+  }
+  if (s.vision.hidden % s.vision.heads != 0 || s.heads % s.groups != 0 ||
+      s.vision.image % s.vision.patch != 0 || s.vision.grid() % s.vision.shuffle != 0 ||
+      s.vision.patch_side() << s.vision.stem.size() != s.vision.patch) {
+    fail("heads, groups, patches or the pixel shuffle do not divide what they part");
+  }
+  return s;
+}
+
+EngineModel engine_model(const ModelSizes& s, const EngineWeights& weights,
+                         const std::string& dtype, Isa isa, int threads) {
+  const Reader read(weights, isa, threads);
+  EngineModel m{};
+  m.sizes = s;
+  m.dtype = dtype == "fp32" ? DType::kF32 : DType::kBF16;
+  read_vision(read, m);
+  m.embed = read.tensor("embed");
+  Dims dims("engine");
+  const std::string vocab = text(s.vocab), width = text(s.semantic.hidden);
+  dims.check("embed", m.embed, {vocab.c_str(), width.c_str()}, {DType::kF32, DType::kBF16});
+  if (m.embed.stride[1] != 1) fail("embed must have adjacent columns");
+  for (std::int64_t i = 0; i < s.layers; ++i) {
+    const bool last = i == s.layers - 1;
+    m.semantic.push_back(expert_layer(read, "semantic." + text(i), s, s.semantic, last, true));
+    m.action.push_back(expert_layer(read, "action." + text(i), s, s.action, last, false));
+  }
+  const std::int64_t hidden = s.action.hidden;
+  m.state[0] = read.matrix("state.0", hidden, s.state, "relu");
+  m.state[1] = read.matrix("state.1", hidden, hidden);
+  m.action_in_first = read.matrix("action_in.first", hidden, s.slots, "silu");
+  m.action_in_last = read.matrix("action_in.last", hidden, hidden);
+  m.action_out_first = read.matrix("action_out.first", hidden, hidden, "relu");
+  m.action_out_last = read.matrix("action_out.last", s.slots, hidden);
+  m.evaluations = evaluations(s);
+  m.times = read.table("action_in.time", hidden, m.evaluations + 1);
+  m.cos = read.table("rope.cos", s.head_dim / 2, s.chunk + 1, &m.positions);
+  m.sin = read.table("rope.sin", s.head_dim / 2, m.positions);
+  return m;
+}
+
+}  // namespace vlakern

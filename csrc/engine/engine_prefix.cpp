@@ -1,0 +1,150 @@
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "common/error.h"
+#include "common/number.h"
+#include "common/thread_pool.h"
+#include "engine/engine.h"
+#include "engine/engine_calls.h"
+#include "shared_attention/shared_attention.h"
+
+namespace vlakern {
+namespace {
+
+[[noreturn]] void fail(const std::string& message) { throw InputError("engine: " + message); }
+
+const std::int32_t* ints(const Tensor& t) { return reinterpret_cast<const std::int32_t*>(t.data); }
+
+void check_ints(Dims& dims, const char* name, const Tensor& t, const char* length) {
+  dims.check(name, t, {length}, {DType::kI32});
+  if (t.shape[0] > 1 && t.stride[0] != 1) fail(std::string(name) + " must be contiguous");
+}
+
+void check_range(const char* name, const Tensor& t, std::int64_t most) {
+  for (std::int64_t i = 0; i < t.shape[0]; ++i) {
+    if (ints(t)[i] >= 0 && ints(t)[i] < most) continue;
+    fail(std::string(name) + " must be in [0, " + std::to_string(most) + "), got " +
+         std::to_string(ints(t)[i]));
+  }
+}
+
+void copy_wide(const Tensor& table, std::int64_t row, std::int64_t width, float* out) {
+  const char* from = reinterpret_cast<const char*>(table.data) +
+                     row * table.stride[0] * dtype_size(table.dtype);
+  if (table.dtype == DType::kF32) {
+    std::memcpy(out, from, static_cast<std::size_t>(width) * sizeof(float));
+    return;
+  }
+  const bf16* halves = reinterpret_cast<const bf16*>(from);
+  for (std::int64_t i = 0; i < width; ++i) out[i] = to_float(halves[i]);
+}
+
+}  // namespace
+
+void Engine::check(const PrefixInput& in, std::int64_t views) const {
+  const ModelSizes& s = model_.sizes;
+  Dims dims("engine");
+  const std::string state = std::to_string(s.state);
+  check_ints(dims, "tokens", in.tokens, "L");
+  check_ints(dims, "semantic_order", in.semantic_order, "E");
+  dims.check("state", in.state, {"R", state.c_str()}, {DType::kF32});
+  check_ints(dims, "semantic_rows", in.semantic_rows, "E");
+  check_ints(dims, "action_rows", in.action_rows, "R");
+  check_ints(dims, "order", in.order, "T");
+  check_ints(dims, "positions", in.positions, "T");
+  check_ints(dims, "cu", in.cu, "R + 1");
+  check_ints(dims, "kv_end", in.kv_end, "T");
+  if (dims["T"] > limits_.tokens || dims["R"] > limits_.documents) {
+    fail("found " + std::to_string(dims["T"]) + " prefix tokens of " + std::to_string(dims["R"]) +
+         " observations, built for at most " + std::to_string(limits_.tokens) + " of " +
+         std::to_string(limits_.documents));
+  }
+  if (dims["E"] + dims["R"] != dims["T"]) fail("T must be the rows of both experts");
+  if (in.state.shape[0] > 0 && in.state.stride[1] != 1) fail("state must have adjacent columns");
+  check_range("tokens", in.tokens, s.vocab);
+  check_range("semantic_order", in.semantic_order,
+              in.tokens.shape[0] + views * s.vision.tokens());
+  check_range("positions", in.positions, model_.positions);
+}
+
+// Text and image rows of the semantic expert, state rows of the action expert, and their angles.
+void Engine::embed_prefix(const PrefixInput& in) const {
+  const ModelSizes& s = model_.sizes;
+  const std::int64_t text = in.tokens.shape[0], width = s.semantic.hidden;
+  parallel_for(threads_, in.semantic_order.shape[0], [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::int64_t from = ints(in.semantic_order)[row];
+      float* x = at_.semantic_x + row * width;
+      if (from < text) {
+        copy_wide(model_.embed, ints(in.tokens)[from], width, x);
+      } else {
+        std::memcpy(x, at_.image_tokens + (from - text) * width,
+                    static_cast<std::size_t>(width) * sizeof(float));
+      }
+    }
+  });
+  const std::int64_t half = s.head_dim / 2, states = in.state.shape[0];
+  for (std::int64_t row = 0; row < in.positions.shape[0]; ++row) {
+    const std::int64_t position = ints(in.positions)[row];
+    const auto bytes = static_cast<std::size_t>(half) * sizeof(float);
+    std::memcpy(at_.cos + row * half, model_.cos + position * half, bytes);
+    std::memcpy(at_.sin + row * half, model_.sin + position * half, bytes);
+  }
+  const Calls calls(isa_, threads_, at_.workspace);
+  const Rows state{reinterpret_cast<void*>(in.state.data), in.state.stride[0], DType::kF32};
+  const Rows hidden = rows_of(at_.hidden, s.action.hidden, model_.dtype);
+  calls.linear(model_.state[0], states, state, hidden);
+  calls.linear(model_.state[1], states, hidden, rows_of(at_.action_x, s.action.hidden));
+}
+
+void Engine::prefix_layer(const PrefixInput& in, std::int64_t layer) const {
+  const ModelSizes& s = model_.sizes;
+  const ExpertLayer& semantic = model_.semantic[static_cast<std::size_t>(layer)];
+  const ExpertLayer& action = model_.action[static_cast<std::size_t>(layer)];
+  const Calls calls(isa_, threads_, at_.workspace);
+  const std::int64_t words = in.semantic_rows.shape[0], states = in.action_rows.shape[0];
+  const std::int64_t tokens = words + states;
+  // Nothing after the last layer's keys and values depends on the prefix's rows.
+  const bool last = layer == s.layers - 1;
+  const Rows x = rows_of(at_.semantic_x, s.semantic.hidden);
+  const Rows state_x = rows_of(at_.action_x, s.action.hidden);
+  const Rows normed = rows_of(at_.normed, s.semantic.hidden);
+  const Rows state_normed = rows_of(at_.normed, s.action.hidden);
+  const Rows qkv = rows_of(at_.semantic_qkv, s.qkv_width(), model_.dtype);
+  const Rows state_qkv = rows_of(at_.action_qkv, s.qkv_width(), model_.dtype);
+  const Rows q = rows_of(at_.q, s.q_width(), model_.dtype);
+  const Rows out = rows_of(at_.out, s.q_width(), model_.dtype);
+  qkv_half(calls, semantic, s, words, last, x, normed, qkv);
+  qkv_half(calls, action, s, states, last, state_x, state_normed, state_qkv);
+  const Tensor k = layer_of(in.kv, layer, 0, tokens), v = layer_of(in.kv, layer, 1, tokens);
+  QkvPrepParams prep = prep_params(tokens, k, v);
+  prep.experts.push_back(qkv_expert(semantic, s, qkv, q, ints(in.semantic_rows), 0, words));
+  prep.experts.push_back(
+      qkv_expert(action, s, state_qkv, q.from(words), ints(in.action_rows), words, states));
+  qkv_prep_cpu(prep, isa_, threads_);
+  if (last) return;
+  const SharedAttentionTensors attention{
+      heads_of(q, tokens, s.heads, s.head_dim), k,  v,  in.cu,
+      in.cu,                                    in.kv_end, {}, {},
+      {},                                       {}, in.order,
+      heads_of(out, tokens, s.heads, s.head_dim),
+      lse_of(tokens)};
+  shared_attention_cpu(attention, 1.0f / std::sqrt(static_cast<float>(s.head_dim)), isa_name_,
+                       threads_);
+  calls.linear(*semantic.o, words, out, x, true);
+  calls.linear(*action.o, states, out.from(words), state_x, true);
+  mlp_half(calls, semantic, words, s.eps, x, normed,
+           rows_of(at_.hidden, s.semantic.mlp, model_.dtype));
+  mlp_half(calls, action, states, s.eps, state_x, state_normed,
+           rows_of(at_.hidden, s.action.mlp, model_.dtype));
+}
+
+void Engine::prefix(const PrefixInput& in, std::int64_t views) const {
+  check(in, views);
+  check_kv(in.kv, in.positions.shape[0]);
+  embed_prefix(in);
+  for (std::int64_t layer = 0; layer < model_.sizes.layers; ++layer) prefix_layer(in, layer);
+}
+
+}  // namespace vlakern

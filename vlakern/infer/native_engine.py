@@ -1,0 +1,155 @@
+"""The CPU engine: one native call per stage, over packed weights and fixed memory.
+
+Dimension letters: R observations, V views, T prefix tokens, N action chunks, H chunk, A slots, K
+tokens of a view, M width of the semantic expert.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlakern import env
+from vlakern.errors import InputError
+from vlakern.flow.solver import Frozen
+from vlakern.infer.buffers import Limits, allocate
+from vlakern.infer.packing import (
+    PackedModel,
+    engine_numbers,
+    position_table,
+    time_table,
+)
+from vlakern.models.sequence import Batch
+from vlakern.ops import _native
+from vlakern.ops.linear import PackedLinear
+
+__all__ = ["NativeEngine"]
+
+View = _native.View
+
+
+class NativeEngine:
+    """Vision, prefix and integration of packed weights on the CPU.
+
+    Attributes:
+        model: the packed weights.
+        steps, solver: of the integration.
+        limits: the most that one call may bring.
+        threads: that share the work; the results do not depend on it.
+    """
+
+    def __init__(
+        self, model: PackedModel, limits: Limits, *, steps: int, solver: str, threads: int
+    ) -> None:
+        native, config = _native.cpu_module(), model.config
+        self.model, self.limits = model, limits
+        self.steps, self.solver = steps, solver
+        self.threads = threads
+        positions = limits.tokens + config.chunk
+        cos, sin = position_table(config, positions)
+        times = time_table(model, steps, solver)
+        tables = {"rope.cos": cos, "rope.sin": sin, "action_in.time": times}
+        kept = {
+            name: tensor
+            for name, tensor in model.tensors.items()
+            if not name.startswith("action_in.")
+        }
+        self._tensors = kept | tables
+        facts = native.EngineModel(
+            {name: float(value) for name, value in engine_numbers(config, steps).items()},
+            {"solver": solver},
+            {name: _native.view(tensor) for name, tensor in self._tensors.items()},
+            {name: _packed(one) for name, one in model.matrices.items()},
+            "fp32" if model.dtype == "fp32" else "bf16",
+            env.cpu_isa(),
+            threads,
+        )
+        sizes = (limits.views, limits.observations, limits.tokens, limits.rows)
+        mot = config.mot
+        kv_shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
+        x_shape = (limits.rows, config.chunk, config.action_dim)
+        self.buffers = allocate(facts.bytes(*sizes), kv_shape, model.activation_dtype, x_shape)
+        self._engine = native.Engine(facts, *sizes, self.buffers.arena.data_ptr())
+
+    def patches(self, views: int) -> Tensor:
+        """Where the pixels of ``views`` images belong, see :attr:`patch`: ``[V, rows, 3·P·P]``."""
+        address, size = self._engine.patches(views)
+        rows = (self.model.config.vision.image_size // self.patch) ** 2
+        return self._at(address, size, self.model.activation_dtype).view(
+            views, rows, 3 * self.patch**2
+        )
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches that images come in [px]; 1 before a stem of convolutions."""
+        vision = self.model.config.vision
+        return 1 if vision.stem else vision.patch_size
+
+    def vision(self, views: int) -> Tensor:
+        """Image tokens ``[V · K, M]`` fp32 of the pixels in :meth:`patches`; a view of memory."""
+        self._engine.vision(views)
+        width = self.model.config.mot.semantic.hidden
+        return self._at(*self._engine.image_tokens(views), torch.float32).view(-1, width)
+
+    def prefix(self, batch: Batch, views: int, kv: Tensor) -> None:
+        """Keys and values of the prefixes after :meth:`vision`, into ``kv``."""
+        layout = batch.layout
+        semantic, action = layout.semantic_rows.int(), layout.action_rows.int()
+        given = (
+            batch.tokens_L.int(),
+            batch.semantic_order.int(),
+            batch.state_RS.float().contiguous(),
+            semantic,
+            action,
+            torch.cat([semantic, action]).argsort().int(),
+            layout.positions.int(),
+            layout.who.cu_q.int(),
+            layout.who.kv_end.int(),
+            kv,
+        )
+        self._engine.prefix(views, *map(_native.view, given))
+
+    def integrate(
+        self,
+        x_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> None:
+        """Noise to actions, in place."""
+        frozen_parts = _frozen(frozen)
+        given = (x_NHA, prefix_index, cu_prefix, kv, *frozen_parts, slot_mask)
+        self._engine.integrate(*map(_native.view, given))
+
+    def velocity(
+        self,
+        x_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        evaluation: int,
+        frozen: Frozen | None = None,
+    ) -> Tensor:
+        """dx/dτ ``[N, H, A]`` at ``x`` and the τ of one of the solver's evaluations."""
+        out = torch.empty_like(x_NHA)
+        given = (x_NHA, prefix_index, cu_prefix, kv, *_frozen(frozen))
+        self._engine.velocity(*map(_native.view, given), evaluation, _native.view(out))
+        return out
+
+    def _at(self, address: int, size: int, dtype: torch.dtype) -> Tensor:
+        begin = address - self.buffers.arena.data_ptr()
+        return self.buffers.arena[begin : begin + size].view(dtype)
+
+
+def _packed(weights: PackedLinear) -> tuple[object, ...]:
+    views: Sequence[View | None] = [_native.view(one) for one in weights.sections()]
+    return (*views, weights.n, weights.k, weights.kind)
+
+
+def _frozen(frozen: Frozen | None) -> tuple[Tensor | None, Tensor | None]:
+    if frozen is None:
+        return None, None
+    return frozen.action_RHA.float().contiguous(), frozen.length_R.int().contiguous()
