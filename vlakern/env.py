@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vlakern.errors import ConfigError
@@ -10,6 +11,7 @@ __all__ = [
     "VARIABLES",
     "Variable",
     "backend",
+    "cache_directory",
     "cpu_isa",
     "current",
     "default_renderer",
@@ -59,6 +61,12 @@ VARIABLES = (
         "1 lets the triton backend, asked for by name, run on the CPU in Triton's interpreter",
     ),
     Variable(
+        "VLAKERN_CACHE",
+        "a directory",
+        "~/.cache/vlakern",
+        "where packed weights go if the policy's own directory cannot be written to",
+    ),
+    Variable(
         "MUJOCO_GL",
         ", ".join(get_args(Renderer)),
         "egl where its library loads, else osmesa",
@@ -101,6 +109,12 @@ def backend() -> str:
 def cpu_isa() -> str:
     """The instruction set forced by ``VLAKERN_CPU_ISA``, ``""`` if none is forced."""
     return _choice("VLAKERN_CPU_ISA", get_args(Isa), "")
+
+
+def cache_directory() -> Path:
+    """The directory named by ``VLAKERN_CACHE``, in the user's home if unset."""
+    named = os.environ.get("VLAKERN_CACHE", "")
+    return Path(named) if named else Path.home() / ".cache" / "vlakern"
 
 
 def no_native() -> bool:

@@ -4,14 +4,13 @@ Dimension letters: R observations, V views, T prefix tokens, N action chunks, H 
 tokens of a view, M width of the semantic expert.
 """
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern import env
-from vlakern.errors import InputError
+from vlakern import env, ops
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits, allocate
 from vlakern.infer.packing import (
@@ -22,6 +21,7 @@ from vlakern.infer.packing import (
 )
 from vlakern.models.sequence import Batch
 from vlakern.ops import _native
+from vlakern.ops.image_prep.reference import rows_of_patches
 from vlakern.ops.linear import PackedLinear
 
 __all__ = ["NativeEngine"]
@@ -72,6 +72,26 @@ class NativeEngine:
         self.buffers = allocate(facts.bytes(*sizes), kv_shape, model.activation_dtype, x_shape)
         self._engine = native.Engine(facts, *sizes, self.buffers.arena.data_ptr())
 
+    @property
+    def kv(self) -> Tensor:
+        """Keys and values of the prefixes: ``[layers, 2, T, G · D]``."""
+        return self.buffers.kv
+
+    @property
+    def dtype(self) -> str:
+        """Of the large products."""
+        return self.model.dtype
+
+    def prepare(self, images: Sequence[np.ndarray]) -> None:
+        """Camera images to the patches of the first views."""
+        side, dtype = self.model.config.vision.image_size, self.model.activation_dtype
+        for slot, image in zip(self.patches(len(images)), images, strict=True):
+            slot.copy_(ops.image_prep(image, size=side, patch=self.patch, dtype=dtype)[0])
+
+    def take_pixels(self, pixels_V3SS: Tensor) -> None:
+        """Normalised pixels to the patches of the first views."""
+        self.patches(len(pixels_V3SS)).copy_(rows_of_patches(pixels_V3SS, self.patch))
+
     def patches(self, views: int) -> Tensor:
         """Where the pixels of ``views`` images belong, see :attr:`patch`: ``[V, rows, 3·P·P]``."""
         address, size = self._engine.patches(views)
@@ -92,8 +112,8 @@ class NativeEngine:
         width = self.model.config.mot.semantic.hidden
         return self._at(*self._engine.image_tokens(views), torch.float32).view(-1, width)
 
-    def prefix(self, batch: Batch, views: int, kv: Tensor) -> None:
-        """Keys and values of the prefixes after :meth:`vision`, into ``kv``."""
+    def prefix(self, batch: Batch, views: int) -> None:
+        """Keys and values of the prefixes after :meth:`vision`, into :attr:`kv`."""
         layout = batch.layout
         semantic, action = layout.semantic_rows.int(), layout.action_rows.int()
         given = (
@@ -106,23 +126,24 @@ class NativeEngine:
             layout.positions.int(),
             layout.who.cu_q.int(),
             layout.who.kv_end.int(),
-            kv,
+            self.kv,
         )
         self._engine.prefix(views, *map(_native.view, given))
 
     def integrate(
         self,
-        x_NHA: Tensor,
+        noise_NHA: Tensor,
         kv: Tensor,
         cu_prefix: Tensor,
         prefix_index: Tensor,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
-    ) -> None:
-        """Noise to actions, in place."""
-        frozen_parts = _frozen(frozen)
-        given = (x_NHA, prefix_index, cu_prefix, kv, *frozen_parts, slot_mask)
+    ) -> Tensor:
+        """Noise to actions, a copy of the engine's own memory."""
+        x_NHA = self.buffers.x[: len(noise_NHA)].copy_(noise_NHA)
+        given = (x_NHA, prefix_index, cu_prefix, kv, *_frozen(frozen), slot_mask)
         self._engine.integrate(*map(_native.view, given))
+        return x_NHA.clone()
 
     def velocity(
         self,

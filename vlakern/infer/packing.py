@@ -4,7 +4,7 @@ What is folded: weights of norms into the product that follows, residual scales 
 before, the first action product into the half of the next one that sees actions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "PackedModel",
     "Weights",
     "engine_numbers",
+    "pack_arrays",
     "pack_model",
     "position_table",
     "time_table",
@@ -31,6 +32,7 @@ __all__ = [
 DType = Literal["fp32", "bf16", "int8"]
 DTYPES: tuple[DType, ...] = ("fp32", "bf16", "int8")
 Weights = Callable[[str], Tensor]
+Array = tuple[str, PackedLinear | Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,146 +66,146 @@ class PackedModel:
 def pack_model(
     config: VLAConfig, weights: Weights, dtype: str, seen: Callable[[str], None] | None = None
 ) -> PackedModel:
-    """Folds and packs, one matrix after the other, so that few weights are in memory twice.
+    """Folds and packs all weights of a model.
 
     Args:
         weights: a tensor of the model's state dict by its name.
         dtype: ``fp32``, ``bf16`` or ``int8``.
-        seen: is told each finished matrix, for a progress bar.
+        seen: is told the name of each finished array, for a progress bar.
 
     Raises:
         CheckpointError: a weight is not finite or has the wrong shape.
         Unsupported: another dtype.
     """
+    matrices: dict[str, PackedLinear] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, one in pack_arrays(config, weights, dtype):
+        if isinstance(one, PackedLinear):
+            matrices[name] = one
+        else:
+            tensors[name] = one
+        if seen is not None:
+            seen(name)
+    return PackedModel(config, dtype, matrices, tensors)
+
+
+def pack_arrays(config: VLAConfig, weights: Weights, dtype: str) -> Iterator[Array]:
+    """Name and content of each array, one after the other, so that none need stay in memory.
+
+    Raises:
+        As :func:`pack_model`.
+    """
     if dtype not in DTYPES:
         raise Unsupported(f"dtype {dtype!r} is not supported; use {', '.join(DTYPES)}")
-    packer = _Packer(config, weights, dtype, seen or (lambda _: None))
-    packer.vision()
-    packer.edges()
+    packer = _Packer(config, weights, dtype)
+    yield from packer.vision()
+    yield from packer.edges()
     for layer in range(config.mot.layers):
-        packer.semantic_layer(layer)
-        packer.action_layer(layer)
-    return PackedModel(config, dtype, packer.matrices, packer.tensors)
+        yield from packer.layer("semantic", layer, with_rest=layer < config.mot.layers - 1)
+        yield from packer.layer("action", layer, with_rest=True)
 
 
 class _Packer:
-    def __init__(
-        self, config: VLAConfig, weights: Weights, dtype: DType, seen: Callable[[str], None]
-    ) -> None:
-        self.config = config
-        self.matrices: dict[str, PackedLinear] = {}
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, config: VLAConfig, weights: Weights, dtype: DType) -> None:
+        self._config = config
         self._weights = weights
-        self._seen = seen
         self._large: str = dtype
         self._small = "bf16" if dtype == "int8" else dtype
 
     def read(self, name: str) -> Tensor:
-        tensor = self._weights(name).detach().float()
-        if not torch.isfinite(tensor).all():
+        """A weight in fp32."""
+        return self.raw(name).float()
+
+    def raw(self, name: str) -> Tensor:
+        tensor = self._weights(name).detach()
+        # Both pass a NaN on, and need no memory.
+        if tensor.numel() and not torch.isfinite(tensor.amax() - tensor.amin()):
             raise CheckpointError(f"tensor {name!r} holds values that are not finite")
         return tensor
 
-    def maybe(self, name: str, there: bool) -> Tensor | None:
-        return self.read(name) if there else None
+    def large(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
+        return name, pack_linear(weight, self._large, bias)
 
-    def add(
-        self,
-        name: str,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        gate: bool = False,
-        small: bool = False,
-    ) -> None:
-        dtype = self._small if small else self._large
-        self.matrices[name] = pack_linear(weight, dtype, bias, gate)
-        self._seen(name)
+    def small(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
+        return name, pack_linear(weight, self._small, bias)
 
-    def vision(self) -> None:
-        config = self.config.vision
+    def vision(self) -> Iterator[Array]:
+        config = self._config.vision
         for i in range(len(config.stem)):
             weight = self.read(f"vision.stem.{i}.weight").permute(0, 2, 3, 1).flatten(1)
-            self.add(f"vision.stem.{i}", weight, self.read(f"vision.stem.{i}.bias"), small=True)
+            yield self.small(f"vision.stem.{i}", weight, self.read(f"vision.stem.{i}.bias"))
         patch = self.read("vision.patch.weight")
         # Pixels behind a stem lie channel by channel, those of images plane by plane.
         patch = (patch.permute(0, 2, 3, 1) if config.stem else patch).flatten(1)
-        self.add("vision.patch", patch, self.read("vision.patch.bias"), small=True)
+        yield self.small("vision.patch", patch, self.read("vision.patch.bias"))
         place = self.read("vision.position").clone()
         if config.class_token:
             place[0] += self.read("vision.class_token")
-        self.tensors["vision.place"] = place.contiguous()
+        yield "vision.place", place.contiguous()
         for i in range(config.layers):
-            self._vision_layer(i, config.layer_scale is not None)
-        norm = "vision.connector.0"
-        self._after_layer_norm("connector.0", "vision.connector.1", norm)
-        self.add(
-            "connector.1", self.read("vision.connector.3.weight"), self.read("vision.connector.3.bias")
-        )
+            yield from self._vision_layer(i, config.layer_scale is not None)
+        yield self._after_layer_norm("connector.0", "vision.connector.1", "vision.connector.0")
+        last = "vision.connector.3"
+        yield self.large("connector.1", self.read(f"{last}.weight"), self.read(f"{last}.bias"))
 
-    def _vision_layer(self, i: int, scaled: bool) -> None:
-        block = f"vision.blocks.{i}"
-        self._after_layer_norm(f"vision.{i}.qkv", f"{block}.qkv", f"{block}.norm1")
-        self._scaled(f"vision.{i}.proj", f"{block}.proj", self.maybe(f"{block}.scale1", scaled))
-        self._after_layer_norm(f"vision.{i}.fc1", f"{block}.fc1", f"{block}.norm2")
-        self._scaled(f"vision.{i}.fc2", f"{block}.fc2", self.maybe(f"{block}.scale2", scaled))
+    def _vision_layer(self, i: int, scaled: bool) -> Iterator[Array]:
+        block, name = f"vision.blocks.{i}", f"vision.{i}"
+        scales = [self.read(f"{block}.scale{j}") if scaled else None for j in (1, 2)]
+        yield self._after_layer_norm(f"{name}.qkv", f"{block}.qkv", f"{block}.norm1")
+        yield self._scaled(f"{name}.proj", f"{block}.proj", scales[0])
+        yield self._after_layer_norm(f"{name}.fc1", f"{block}.fc1", f"{block}.norm2")
+        yield self._scaled(f"{name}.fc2", f"{block}.fc2", scales[1])
 
-    def _after_layer_norm(self, name: str, linear: str, norm: str) -> None:
+    def _after_layer_norm(self, name: str, linear: str, norm: str) -> Array:
         """W (w n + b) + c = (W w) n + (W b + c)."""
         weight = self.read(f"{linear}.weight")
         bias = self.read(f"{linear}.bias") + weight @ self.read(f"{norm}.bias")
-        self.add(name, weight * self.read(f"{norm}.weight"), bias)
+        return self.large(name, weight * self.read(f"{norm}.weight"), bias)
 
-    def _scaled(self, name: str, linear: str, scale: Tensor | None) -> None:
+    def _scaled(self, name: str, linear: str, scale: Tensor | None) -> Array:
         weight, bias = self.read(f"{linear}.weight"), self.read(f"{linear}.bias")
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        self.add(name, weight, bias)
+        return self.large(name, weight, bias)
 
-    def edges(self) -> None:
+    def edges(self) -> Iterator[Array]:
         """Everything that is neither tower nor trunk."""
         dtype = torch.float32 if self._small == "fp32" else torch.bfloat16
-        table = self._weights("embed_tokens.weight").detach()
-        self.tensors["embed"] = table.to(dtype).contiguous()
+        yield "embed", self.raw("embed_tokens.weight").to(dtype).contiguous()
         for i, source in enumerate(("state_encoder.0", "state_encoder.2")):
             weight, bias = self.read(f"{source}.weight"), self.read(f"{source}.bias")
-            self.add(f"state.{i}", weight, bias, small=True)
-        width = self.config.mot.action.hidden
+            yield self.small(f"state.{i}", weight, bias)
+        width = self._config.mot.action.hidden
         w1, b1 = self.read("action_encoder.w1.weight"), self.read("action_encoder.w1.bias")
         w2, b2 = self.read("action_encoder.w2.weight"), self.read("action_encoder.w2.bias")
-        self.add("action_in.first", _product(w2[:, :width], w1), small=True)
-        self.tensors["action_in.time_weight"] = w2[:, width:].contiguous()
-        self.tensors["action_in.time_bias"] = b2 + _product(w2[:, :width], b1[:, None])[:, 0]
         w3, b3 = self.read("action_encoder.w3.weight"), self.read("action_encoder.w3.bias")
-        self.add("action_in.last", w3, b3, small=True)
+        yield self.small("action_in.first", _product(w2[:, :width], w1))
+        yield "action_in.time_weight", w2[:, width:].contiguous()
+        yield "action_in.time_bias", b2 + _product(w2[:, :width], b1[:, None])[:, 0]
+        yield self.small("action_in.last", w3, b3)
         first = self.read("action_decoder.0.weight") * self.read("mot.action.norm.weight")
-        self.add("action_out.first", first, self.read("action_decoder.0.bias"), small=True)
+        yield self.small("action_out.first", first, self.read("action_decoder.0.bias"))
         last, bias = self.read("action_decoder.2.weight"), self.read("action_decoder.2.bias")
-        self.add("action_out.last", last, bias, small=True)
+        yield self.small("action_out.last", last, bias)
 
-    def semantic_layer(self, i: int) -> None:
-        self._layer("semantic", i, with_rest=i < self.config.mot.layers - 1)
-
-    def action_layer(self, i: int) -> None:
-        self._layer("action", i, with_rest=True)
-
-    def _layer(self, expert: str, i: int, with_rest: bool) -> None:
+    def layer(self, expert: str, i: int, with_rest: bool) -> Iterator[Array]:
+        """One layer of one expert; without the rest, what keys and values need."""
         source, name = f"mot.{expert}.layers.{i}", f"{expert}.{i}"
         norm = self.read(f"{source}.input_norm.weight")
         k, v = (self.read(f"{source}.{one}_proj.weight") * norm for one in "kv")
         for one in ("q_norm", "k_norm"):
-            self.tensors[f"{name}.{one}"] = self.read(f"{source}.{one}.weight").contiguous()
-        if i == self.config.mot.layers - 1:
-            self.add(f"{name}.kv", torch.cat([k, v]))
+            yield f"{name}.{one}", self.read(f"{source}.{one}.weight").contiguous()
+        if i == self._config.mot.layers - 1:
+            yield self.large(f"{name}.kv", torch.cat([k, v]))
         if not with_rest:
             return
         q = self.read(f"{source}.q_proj.weight") * norm
-        self.add(f"{name}.qkv", torch.cat([q, k, v]))
-        self.add(f"{name}.o", self.read(f"{source}.o_proj.weight"))
+        yield self.large(f"{name}.qkv", torch.cat([q, k, v]))
+        yield self.large(f"{name}.o", self.read(f"{source}.o_proj.weight"))
         norm = self.read(f"{source}.post_norm.weight")
         gate, up = (self.read(f"{source}.{one}_proj.weight") * norm for one in ("gate", "up"))
-        self.add(f"{name}.gate_up", torch.cat([gate, up]), gate=True)
-        self.add(f"{name}.down", self.read(f"{source}.down_proj.weight"))
+        yield f"{name}.gate_up", pack_linear(torch.cat([gate, up]), self._large, gate=True)
+        yield self.large(f"{name}.down", self.read(f"{source}.down_proj.weight"))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

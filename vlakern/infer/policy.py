@@ -14,11 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern import ops
 from vlakern.errors import CheckpointError, InputError, Unsupported
-from vlakern.flow.solver import integrate
+from vlakern.infer.engine import Engine
+from vlakern.infer.packed_file import cached_model
+from vlakern.infer.packing import PackedModel
 from vlakern.models.sequence import Batch, document, pack
-from vlakern.models.weights.native import PolicyFiles, read
+from vlakern.models.vla import VLA
+from vlakern.models.weights.native import (
+    WEIGHTS,
+    PolicyRecords,
+    open_weights,
+    read,
+    read_records,
+)
+from vlakern.ops import _native
 from vlakern.space.controller import NativeControl
 from vlakern.types import ActionChunk, Observation
 
@@ -27,6 +36,7 @@ __all__ = ["Policy", "load", "shipped_policies"]
 # Attention grows with the square of the prompt: longer text would fill the memory, not be obeyed.
 MOST_CHARACTERS = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INT8 = "int8"  # of the CPU engine alone
 
 
 def shipped_policies() -> list[str]:
@@ -43,7 +53,8 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
     Args:
         name_or_directory: a name of :func:`shipped_policies` or a path.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
-        dtype: of weights and products; ``auto`` is fp32 on the CPU and bf16 on a GPU.
+        dtype: of weights and products: ``fp32``, ``bf16`` or, on the CPU, ``int8``; ``auto`` is fp32
+            on the CPU and bf16 on a GPU.
 
     Raises:
         CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
@@ -59,7 +70,15 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
             f"no policy {str(name_or_directory)!r}: neither a directory nor one that ships"
             f" ({', '.join(shipped_policies()) or 'none'})"
         )
-    return Policy(read(directory, chosen, device), name=directory.name, device=device, dtype=chosen)
+    if device == "cpu" and _native.missing() is None:
+        records = read_records(directory)
+        weights = open_weights(records.config, directory / WEIGHTS)
+        packed = cached_model(directory, records.config, chosen, directory / WEIGHTS, weights)
+        return Policy(records, packed, name=directory.name, device=device, dtype=chosen)
+    if chosen == INT8:
+        raise Unsupported(f"dtype {INT8!r} needs the CPU engine; {_native.missing() or 'use cpu'}")
+    files = read(directory, DTYPES[chosen], device)
+    return Policy(files.records, files.model, name=directory.name, device=device, dtype=chosen)
 
 
 class Policy:
@@ -78,23 +97,27 @@ class Policy:
         space: the way between the robot's numbers and the model's.
     """
 
-    def __init__(self, files: PolicyFiles, name: str, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, records: PolicyRecords, model: PackedModel | VLA, name: str, device: str, dtype: str
+    ) -> None:
         self.name = name
-        self.views = files.embodiment.views
-        self.image_size = files.model.config.vision.image_size
-        self.chunk = files.model.config.chunk
-        self.execute = files.processing.execute
-        self.control_rate = files.embodiment.control_rate
-        self._files = files
+        self.views = records.embodiment.views
+        self.image_size = records.config.vision.image_size
+        self.chunk = records.config.chunk
+        self.execute = records.processing.execute
+        self.control_rate = records.embodiment.control_rate
         self.device = device
         self.dtype = dtype
-        self.robot = files.embodiment
-        self.frame = files.processing.frame
-        self.space = files.space
+        self.robot = records.embodiment
+        self.frame = records.processing.frame
+        self.space = records.space
+        self._records = records
+        self._model = model
+        self._engine: Engine | None = None
         # Slots that the robot lacks start at 0 and stay there, if the model was trained that way.
         self._slot_mask: Tensor | None = None
-        if files.model.config.unused_slots == "zero":
-            self._slot_mask = torch.from_numpy(self.space.action_mask).to(device)
+        if records.config.unused_slots == "zero":
+            self._slot_mask = torch.from_numpy(self.space.action_mask)
 
     @property
     def control(self) -> NativeControl:
@@ -103,7 +126,7 @@ class Policy:
         Raises:
             ConfigError: the robot declares no controller, because it takes commands themselves.
         """
-        return NativeControl(self.robot, self._files.action_map)
+        return NativeControl(self.robot, self._records.action_map)
 
     def act(self, observation: Observation, seed: int | None = None) -> ActionChunk:
         """The next chunk for one observation; see :meth:`act_batch`."""
@@ -134,23 +157,19 @@ class Policy:
         for seed in seeds:
             _check_seed(seed)
         clock = _Clock(self.device)
-        model, config = self._files.model, self._files.model.config
         with clock.stage("preprocess"):
             states_BS = [self._checked_state(o.state) for o in observations]
-            batch = self._prepare(observations, states_BS)
+            images = [image for o in observations for image in self._images(o)]
+            batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
+            engine = self._engine_for(batch)
+            engine.prepare(images)
         with clock.stage("vision"):
-            views = model.vision(batch.pixels_V3SS)
+            engine.vision(len(images))
         with clock.stage("prefix"):
-            prefix = model.prefill(batch, views)
+            prefix = engine.prefix(batch)
         with clock.stage("ode"):
-            x_BHA = integrate(
-                lambda x, tau: model.velocity(prefix, x.to(self.dtype), tau).float(),
-                noise_BHA,
-                steps=config.steps,
-                solver=config.solver,
-                slot_mask=self._slot_mask,
-            )
+            x_BHA = engine.integrate(prefix, noise_BHA, slot_mask=self._slot_mask)
         with clock.stage("postprocess"):
             actions_BHN = self.space.decode(x_BHA.cpu(), np.stack(states_BS))
         latency = clock.finish()
@@ -159,14 +178,13 @@ class Policy:
             for actions, seed in zip(actions_BHN, seeds, strict=True)
         ]
 
-    def _prepare(
+    def _prompts(
         self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]
     ) -> Batch:
-        config, encode = self._files.model.config, self._files.tokenizer.encode
-        documents, images = [], []
+        """Packed prompts; their images stay with the engine."""
+        config, encode = self._records.config, self._records.tokenizer.encode
+        documents, views = [], 0
         for observation in observations:
-            seen = self._images(observation)
-            images += seen
             words = observation.instruction
             if not isinstance(words, str) or not words.strip():
                 raise InputError(f"instruction is {words!r}, expected words that name the task")
@@ -174,14 +192,38 @@ class Policy:
                 raise InputError(
                     f"instruction has {len(words)} characters, expected at most {MOST_CHARACTERS}"
                 )
-            documents.append(document(config.prompt, encode, words, len(seen)))
-        pixels = torch.cat(images).to(self.device, self.dtype)
-        unified = self.space.encode_state(np.stack(states_BS))
-        state = torch.from_numpy(unified).to(self.device, self.dtype)
-        return pack(config, documents, pixels, state)
+            documents.append(document(config.prompt, encode, words, len(observation.images)))
+            views += len(observation.images)
+        unified = torch.from_numpy(self.space.encode_state(np.stack(states_BS)))
+        device = "cpu" if isinstance(self._model, PackedModel) else self.device
+        pixels = torch.empty(views, 3, 0, 0, device=device)
+        dtype = torch.float32 if isinstance(self._model, PackedModel) else DTYPES[self.dtype]
+        return pack(config, documents, pixels, unified.to(device, dtype))
 
-    def _images(self, observation: Observation) -> list[Tensor]:
-        """The views there are, in the policy's order, each ``[1, 3, S, S]``."""
+    def _engine_for(self, batch: Batch) -> Engine:
+        """The engine, built again, with the same weights, for a call that is larger than any yet."""
+        rows, tokens = len(batch.cu_prefix) - 1, int(batch.cu_prefix[-1])
+        views = len(batch.pixels_V3SS)
+        now = self._engine.limits if self._engine is not None else None
+        if (
+            self._engine is None
+            or now is None
+            or (rows > now.observations or tokens > now.tokens or views > now.views)
+        ):
+            largest = max(rows, now.observations if now else 0)
+            each = max(-(-tokens // rows), -(-now.tokens // now.observations) if now else 0)
+            # Room for other words: growing costs a moment in which the robot waits.
+            spare = each + 32 - each % 32
+            self._engine = Engine(
+                self._model,
+                max_batch=largest,
+                max_views=len(self.views),
+                max_prefix=spare,
+            )
+        return self._engine
+
+    def _images(self, observation: Observation) -> list[np.ndarray]:
+        """The views there are, in the policy's order, checked."""
         unknown = sorted(set(observation.images) - set(self.views))
         if unknown:
             raise InputError(
@@ -191,7 +233,7 @@ class Policy:
         present = [view for view in self.views if view in observation.images]
         if not present:
             raise InputError(f"the observation has no view; expected {', '.join(self.views)}")
-        return [_image(observation.images[view], view, self.image_size) for view in present]
+        return [_image(observation.images[view], view) for view in present]
 
     def _checked_state(self, state: np.ndarray) -> np.ndarray:
         width = self.robot.state_width
@@ -206,10 +248,10 @@ class Policy:
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         """``[B, H, A]`` fp32; a generator per row, so that no row depends on its neighbours."""
-        shape = (self.chunk, self._files.model.config.action_dim)
+        shape = (self.chunk, self._records.config.action_dim)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         rows = [torch.randn(shape, generator=generator) for generator in generators]
-        noise_BHA = torch.stack(rows).to(self.device)
+        noise_BHA = torch.stack(rows)
         return noise_BHA if self._slot_mask is None else noise_BHA * self._slot_mask
 
 
@@ -239,14 +281,14 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
 
 
-def _image(image: np.ndarray, view: str, side: int) -> Tensor:
-    """Checks a camera image and brings it to ``[1, 3, side, side]`` in [-1, 1], with black bars."""
+def _image(image: np.ndarray, view: str) -> np.ndarray:
+    """Checks a camera image."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
             f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
         )
-    return ops.image_prep(image, size=side)
+    return image
 
 
 def _device(name: str) -> str:
@@ -264,9 +306,10 @@ def _device(name: str) -> str:
     return name
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
+def _dtype(name: str, device: str) -> str:
     if name == "auto":
-        name = "fp32" if device == "cpu" else "bf16"
-    if name not in DTYPES:
-        raise Unsupported(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}")
-    return DTYPES[name]
+        return "fp32" if device == "cpu" else "bf16"
+    if name not in (*DTYPES, INT8) or (name == INT8 and device != "cpu"):
+        known = ", ".join([*DTYPES, INT8] if device == "cpu" else DTYPES)
+        raise Unsupported(f"dtype {name!r} is not supported on {device}; use auto, {known}")
+    return name

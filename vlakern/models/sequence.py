@@ -36,7 +36,8 @@ class Batch:
     """The prefixes of R documents, packed: no padding token anywhere.
 
     Attributes:
-        pixels_V3SS: all views of all documents, in document order, normalised to [-1, 1].
+        pixels_V3SS: all views of all documents, in document order, normalised to [-1, 1]; without
+            elements, ``[V, 3, 0, 0]``, where an engine holds the images.
         tokens_L: int64, all text tokens in document order.
         state_RS: one normalised proprioception vector per document.
         semantic_order: int64, row of ``[text | image tokens]`` for each semantic row.
@@ -93,7 +94,8 @@ def pack(
         InputError: no document, or pixels or states that do not fit the documents or the model.
     """
     side, state_dim = config.vision.image_size, config.state_dim
-    if tuple(pixels_V3SS.shape[1:]) != (3, side, side) or state_RS.shape[1:] != (state_dim,):
+    planes = tuple(pixels_V3SS.shape[1:])
+    if planes not in ((3, side, side), (3, 0, 0)) or state_RS.shape[1:] != (state_dim,):
         raise InputError(
             f"found pixels {list(pixels_V3SS.shape)} and states {list(state_RS.shape)}; expected"
             f" [V, 3, {side}, {side}] and [R, {state_dim}]"

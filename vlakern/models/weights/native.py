@@ -1,7 +1,8 @@
 """The native policy directory: config.json, model.safetensors, stats.json, tokenizer.json."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +22,24 @@ from vlakern.space.action_space import ActionFrame
 from vlakern.space.normalize import Epsilon, Mode
 
 __all__ = [
+    "WEIGHTS",
     "PolicyFiles",
+    "PolicyRecords",
     "Processing",
     "SlotMode",
     "check_parts",
     "check_target",
     "load_weights",
     "make_space",
+    "open_weights",
     "read",
+    "read_records",
     "write",
 ]
 
 FAMILY = "vlakern"
 FORMAT = 2
+WEIGHTS = "model.safetensors"
 JSON_LIMIT = 1 << 20
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 
@@ -83,10 +89,10 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
-class PolicyFiles:
-    """A policy directory in memory."""
+class PolicyRecords:
+    """A policy directory in memory, but for the weights."""
 
-    model: VLA
+    config: VLAConfig
     embodiment: Embodiment
     state_map: SlotMap
     action_map: SlotMap
@@ -106,6 +112,31 @@ class PolicyFiles:
             self.state_stats,
             self.action_stats,
         )
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """A policy directory in memory."""
+
+    model: VLA
+    embodiment: Embodiment
+    state_map: SlotMap
+    action_map: SlotMap
+    processing: Processing
+    state_stats: VectorStats
+    action_stats: VectorStats
+    tokenizer: TextTokenizer
+
+    @property
+    def records(self) -> PolicyRecords:
+        """Everything but the weights."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PolicyRecords(parts.pop("model").config, **parts)
+
+    @property
+    def space(self) -> ActionSpace:
+        """The way between the robot's numbers and the model's, checked."""
+        return self.records.space
 
 
 def make_space(
@@ -178,13 +209,13 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
         (temporary / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
         try:
-            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise CheckpointError(
                 f"{directory} cannot be written ({error}); the policy there is as it was"
             ) from error
         # safetensors creates files for their owner alone; the directory decides who reads a policy.
-        (temporary / "model.safetensors").chmod(0o644)
+        (temporary / WEIGHTS).chmod(0o644)
 
 
 def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PolicyFiles:
@@ -193,6 +224,21 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     Raises:
         CheckpointError: a file is missing, truncated or does not fit the model.
         ConfigError: a key is missing, unknown or of the wrong type.
+    """
+    records = read_records(directory)
+    with torch.device("meta"):
+        network = VLA(records.config)
+    load_weights(network, directory / WEIGHTS, dtype, device)
+    parts = {field.name: getattr(records, field.name) for field in fields(records)}
+    del parts["config"]
+    return PolicyFiles(network.eval(), **parts)
+
+
+def read_records(directory: Path) -> PolicyRecords:
+    """Reads and checks everything but the weights.
+
+    Raises:
+        As :func:`read`.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; expected a policy directory")
@@ -212,10 +258,7 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     parts = (config.embodiment, state_map, action_map, config.processing, state_stats, action_stats)
     make_space(*parts)
     tokenizer = TextTokenizer.from_file(directory / "tokenizer.json", model.vocab_size)
-    with torch.device("meta"):
-        network = VLA(model)
-    load_weights(network, directory / "model.safetensors", dtype, device)
-    return PolicyFiles(network.eval(), *parts, tokenizer)
+    return PolicyRecords(model, *parts, tokenizer)
 
 
 def check_target(directory: Path) -> None:
@@ -264,32 +307,48 @@ def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) 
     Raises:
         CheckpointError: naming a tensor that is missing, unknown, misshapen or not finite.
     """
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    get = _weights(path, expected)
+    tensors = {name: get(name).to(device, dtype) for name in expected}
+    _check_finite(tensors, path)
+    model.load_state_dict(tensors, assign=True)
+
+
+def open_weights(config: VLAConfig, path: Path) -> Callable[[str], torch.Tensor]:
+    """The weights of a model by name, as they are in the file, which is mapped and not read.
+
+    Raises:
+        CheckpointError: naming a tensor that is missing, unknown or misshapen.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in VLA(config).state_dict().items()}
+    return _weights(path, shapes)
+
+
+def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; a policy directory needs its weights")
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            _check_names(path, expected, set(file.keys()))
-            for name, shape in expected.items():
-                found = tuple(file.get_slice(name).get_shape())
-                if found != shape:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} has shape {found}, the model in config.json needs"
-                        f" {shape}"
-                    )
-                dtype_found = file.get_slice(name).get_dtype()
-                if dtype_found not in WEIGHT_DTYPES:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} is {dtype_found}, expected one of"
-                        f" {', '.join(WEIGHT_DTYPES)}"
-                    )
-            tensors = {name: file.get_tensor(name).to(device, dtype) for name in expected}
+        file = safe_open(path, framework="pt", device="cpu").__enter__()
+        _check_names(path, expected, set(file.keys()))
+        for name, shape in expected.items():
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} has shape {found}, the model in config.json needs"
+                    f" {shape}"
+                )
+            dtype_found = file.get_slice(name).get_dtype()
+            if dtype_found not in WEIGHT_DTYPES:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is {dtype_found}, expected one of"
+                    f" {', '.join(WEIGHT_DTYPES)}"
+                )
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
         ) from error
-    _check_finite(tensors, path)
-    model.load_state_dict(tensors, assign=True)
+    return file.get_tensor
 
 
 def _check_names(path: Path, expected: dict[str, Any], found: set[str]) -> None:

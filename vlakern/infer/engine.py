@@ -1,0 +1,303 @@
+"""From camera images and prompts to action chunks: one engine, packed and allocated once.
+
+Dimension letters: R observations, V views of all of them, T prefix tokens, N action chunks, H chunk,
+A slots, G key-value heads, D head dim.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlakern.errors import InputError, Unsupported
+from vlakern.flow.solver import SOLVERS, Frozen
+from vlakern.infer.buffers import Limits
+from vlakern.infer.native_engine import NativeEngine
+from vlakern.infer.packing import PackedModel, pack_model
+from vlakern.infer.torch_engine import TorchEngine
+from vlakern.models.config import Solver, VLAConfig
+from vlakern.models.sequence import Batch
+from vlakern.models.vla import VLA
+from vlakern.ops import _native
+
+__all__ = ["Engine", "Prefix"]
+
+WORDS = 128  # text tokens of a prompt that an engine has room for by default
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of everything before the actions, exact over all ODE steps.
+
+    It lies in its engine's memory and ends with the engine's next prefill; ``clone`` keeps it.
+
+    Attributes:
+        kv: ``[layers, 2, T, G · D]``, keys and then values of each layer.
+        cu: int32 ``[R + 1]``, first row of each observation.
+        turn: the prefill it came from; None for a copy, which lasts.
+    """
+
+    kv: Tensor
+    cu: Tensor
+    turn: int | None
+
+    def __len__(self) -> int:
+        """Observations."""
+        return len(self.cu) - 1
+
+    def clone(self) -> "Prefix":
+        """A copy that lasts."""
+        rows = int(self.cu[-1])
+        return replace(self, kv=self.kv[:, :, :rows].clone(), cu=self.cu.clone(), turn=None)
+
+
+class Stages(Protocol):
+    """What runs an engine's stages: native code on a CPU, torch elsewhere."""
+
+    kv: Tensor
+
+    @property
+    def dtype(self) -> str: ...
+    def prepare(self, images: Sequence[np.ndarray]) -> None: ...
+    def take_pixels(self, pixels_V3SS: Tensor) -> None: ...
+    def vision(self, views: int) -> Tensor: ...
+    def prefix(self, batch: Batch, views: int) -> None: ...
+    def integrate(
+        self,
+        noise_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None,
+        slot_mask: Tensor | None,
+    ) -> Tensor: ...
+
+
+class Engine:
+    """Inference with fixed memory, for up to a stated number of observations and chunks.
+
+    ``act`` is ``prepare``, ``prefill`` and ``integrate``. Calls from several threads take turns.
+
+    Attributes:
+        config: of the model.
+        limits: the most that one call may bring.
+        steps, solver: of the integration.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel | VLA,
+        *,
+        max_batch: int = 1,
+        max_candidates: int = 1,
+        max_views: int = 2,
+        max_prefix: int | None = None,
+        steps: int | None = None,
+        solver: Solver | None = None,
+        threads: int | None = None,
+        backend: Literal["auto", "native", "torch"] = "auto",
+    ) -> None:
+        """Allocates everything.
+
+        Args:
+            model: packed weights, or a network, whose dtype and device are kept: on a CPU it is
+                packed (its weights are copied), elsewhere it runs through torch.
+            max_batch: R, observations of one prefill.
+            max_candidates: chunks per observation of one integration.
+            max_views: images per observation.
+            max_prefix: prefix tokens per observation; by default the images' and 128 more.
+            steps, solver: of the integration; the model's by default.
+            threads: of the CPU engine; torch's number by default.
+            backend: ``native`` is the CPU engine, ``torch`` runs the network's modules.
+
+        Raises:
+            InputError: a number below 1, or the memory is not there.
+            Unsupported: the backend does not run this model here.
+        """
+        config = model.config
+        self.config: VLAConfig = config
+        self.steps = config.steps if steps is None else steps
+        self.solver: Solver = config.solver if solver is None else solver
+        if self.steps < 1 or self.solver not in SOLVERS:
+            raise InputError(
+                f"steps = {self.steps} and solver = {self.solver!r}; expected at least one step and"
+                f" one of {', '.join(SOLVERS)}"
+            )
+        tokens = max_views * config.vision.tokens + WORDS if max_prefix is None else max_prefix
+        self.limits = Limits(
+            max_batch, max_batch * max_views, max_batch * tokens, max_batch * max_candidates
+        )
+        self._stages: Stages = self._make(model, threads, backend)
+        self._lock = threading.Lock()
+        self._turn = 0
+
+    def _make(self, model: PackedModel | VLA, threads: int | None, backend: str) -> Stages:
+        packed = isinstance(model, PackedModel)
+        device = "cpu" if packed else model.embed_tokens.weight.device.type
+        missing = _native.missing()
+        if backend == "native" and (missing or device != "cpu"):
+            raise Unsupported(f"the CPU engine cannot run: {missing or f'weights are on {device}'}")
+        if backend == "torch" and packed:
+            raise Unsupported("packed weights are for the CPU engine; give the network to torch")
+        native = device == "cpu" and missing is None if backend == "auto" else backend == "native"
+        if not native:
+            if isinstance(model, PackedModel):
+                raise Unsupported(f"the CPU engine cannot run: {missing}")
+            return TorchEngine(model, self.limits, steps=self.steps, solver=self.solver)
+        if isinstance(model, VLA):
+            weights = model.state_dict()
+            fp32 = model.embed_tokens.weight.dtype == torch.float32
+            model = pack_model(model.config, weights.__getitem__, "fp32" if fp32 else "bf16")
+        count = torch.get_num_threads() if threads is None else threads
+        return NativeEngine(model, self.limits, steps=self.steps, solver=self.solver, threads=count)
+
+    @property
+    def dtype(self) -> str:
+        """``fp32``, ``bf16`` or ``int8``: of the large products."""
+        return self._stages.dtype
+
+    def prepare(self, images: Sequence[np.ndarray]) -> None:
+        """Resizes, pads and normalises camera images for the next prefill.
+
+        Args:
+            images: uint8 ``[height, width, 3]`` each, all views of all observations in order.
+
+        Raises:
+            InputError: another dtype or shape, or more views than the engine is built for.
+        """
+        self._fits(views=len(images))
+        with self._lock:
+            self._stages.prepare(images)
+
+    def vision(self, views: int) -> Tensor:
+        """Image tokens of the prepared images, in the engine's memory."""
+        self._fits(views=views)
+        with self._lock:
+            return self._stages.vision(views)
+
+    def prefix(self, batch: Batch) -> Prefix:
+        """Keys and values of packed prompts and the image tokens of the last ``vision``."""
+        cu = batch.cu_prefix
+        self._fits(views=len(batch.pixels_V3SS), observations=len(cu) - 1, tokens=int(cu[-1]))
+        if not torch.isfinite(batch.state_RS).all():
+            raise InputError("a state holds a value that is not finite; expected numbers")
+        with self._lock:
+            self._turn += 1
+            self._stages.prefix(batch, len(batch.pixels_V3SS))
+            return Prefix(self._stages.kv, cu.int(), self._turn)
+
+    def prefill(self, batch: Batch) -> Prefix:
+        """Everything that does not depend on the ODE variable.
+
+        Args:
+            batch: packed prompts; its pixels, or the images of the last ``prepare`` if it has none
+                (``[V, 3, 0, 0]``).
+
+        Raises:
+            InputError: more than the engine is built for, or a state that is not finite.
+        """
+        views = len(batch.pixels_V3SS)
+        self._fits(views=views)
+        if batch.pixels_V3SS.numel():
+            with self._lock:
+                self._stages.take_pixels(batch.pixels_V3SS)
+        self.vision(views)
+        return self.prefix(batch)
+
+    def integrate(
+        self,
+        prefix: Prefix,
+        noise_NHA: Tensor,
+        *,
+        n: int = 1,
+        frozen: Frozen | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Noise to actions: all ODE steps in one call.
+
+        Args:
+            prefix: of R observations.
+            noise_NHA: fp32 ``[R · n, H, A]``, the ``n`` candidates of an observation side by side.
+            n: chunks per observation.
+            frozen: leading positions whose actions are already decided (real-time chunking).
+            slot_mask: ``[A]`` or ``[R · n, A]``; slots at 0 keep their noise.
+
+        Returns:
+            Actions ``[R · n, H, A]`` fp32.
+
+        Raises:
+            InputError: shapes that do not fit, values that are not finite, or a prefix that a
+                later prefill overwrote.
+        """
+        rows = len(prefix) * n
+        self._check_noise(noise_NHA, rows, f"{len(prefix)} prefixes and n = {n}")
+        self._fits(rows=rows)
+        index = torch.arange(len(prefix), dtype=torch.int32).repeat_interleave(n)
+        mask = None
+        if slot_mask is not None:
+            mask = slot_mask.to(torch.uint8).expand(rows, self.config.action_dim)
+        if frozen is not None and frozen.action_RHA.shape != noise_NHA.shape:
+            raise InputError(
+                f"frozen actions are {list(frozen.action_RHA.shape)}, expected the noise's"
+                f" {list(noise_NHA.shape)}"
+            )
+        with self._lock:
+            if prefix.turn is not None and prefix.turn != self._turn:
+                raise InputError(
+                    f"this prefix was overwritten: it is of prefill {prefix.turn} and the engine is"
+                    f" at {self._turn}; keep one with prefix.clone()"
+                )
+            kv = prefix.kv
+            return self._stages.integrate(noise_NHA, kv, prefix.cu, index, frozen, mask)
+
+    def act(
+        self,
+        images: Sequence[np.ndarray],
+        batch: Batch,
+        noise_NHA: Tensor,
+        *,
+        n: int = 1,
+        frozen: Frozen | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Camera images and prompts to actions ``[R · n, H, A]``; see the calls it consists of."""
+        self.prepare(images)
+        prefix = self.prefill(batch)
+        return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
+
+    def _check_noise(self, noise_NHA: Tensor, rows: int, why: str) -> None:
+        expected = (rows, self.config.chunk, self.config.action_dim)
+        if tuple(noise_NHA.shape) != expected or noise_NHA.dtype != torch.float32:
+            raise InputError(
+                f"noise is {noise_NHA.dtype} {list(noise_NHA.shape)}, expected fp32"
+                f" {list(expected)} for {why}"
+            )
+        if not torch.isfinite(noise_NHA).all():
+            raise InputError("noise holds a value that is not finite; draw it again")
+
+    def _fits(self, **found: int) -> None:
+        for name, count in found.items():
+            most = getattr(self.limits, name)
+            if count > most:
+                raise InputError(
+                    f"found {count} {_WORDS[name]}, the engine is built for at most {most}; build"
+                    f" it with a larger {_ARGUMENTS[name]}"
+                )
+
+
+_WORDS = {
+    "observations": "observations",
+    "views": "views",
+    "tokens": "prefix tokens",
+    "rows": "action chunks",
+}
+_ARGUMENTS = {
+    "observations": "max_batch",
+    "views": "max_views or max_batch",
+    "tokens": "max_prefix",
+    "rows": "max_candidates",
+}

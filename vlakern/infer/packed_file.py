@@ -1,0 +1,207 @@
+"""Packed weights in a file that processes map and share.
+
+Layout: a line with the magic and where the JSON header is, the arrays, each beginning a cache line,
+and the header. A file whose key differs from what is asked for is stale and is written again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlakern import env
+from vlakern.errors import CheckpointError
+from vlakern.files import write_file
+from vlakern.infer.packing import DTYPES, PackedModel, Weights, pack_arrays, pack_model
+from vlakern.models.config import VLAConfig
+from vlakern.ops.linear import PackedLinear
+from vlakern.ops.linear.packed import ISA, LAYOUT
+from vlakern.records import from_dict, to_dict
+
+__all__ = ["cache_path", "cached_model", "read_packed", "weights_key", "write_packed"]
+
+MAGIC = b"VLAKPACK"
+FORMAT = 1
+LINE = 64
+MOST_HEADER = 16 << 20
+SMALL = 64 << 20  # bytes of weights below which packing is faster than finding a file
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One array: a tensor, or the flat tensor of a packed matrix with its facts."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    matrix: dict[str, Any] | None = None
+
+
+def weights_key(config: VLAConfig, dtype: str, weights: Path) -> str:
+    """What a packed file depends on, as one hash: layout, sizes, dtype and the weights' identity."""
+    status = weights.stat()
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = hashlib.sha256(file.read(min(length, MOST_HEADER))).hexdigest()
+    facts = [
+        FORMAT,
+        LAYOUT,
+        ISA,
+        dtype,
+        to_dict(config),
+        header,
+        status.st_size,
+        status.st_mtime_ns,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def cache_path(directory: Path, dtype: str, key: str) -> Path:
+    """Beside the policy if that can be written to, else in the user's cache directory."""
+    name = f"{ISA}-{dtype}.vlakern"
+    if os.access(directory, os.W_OK):
+        return directory / "packed" / name
+    return env.cache_directory() / "packed" / f"{key[:32]}-{name}"
+
+
+def cached_model(
+    directory: Path,
+    config: VLAConfig,
+    dtype: str,
+    weights_file: Path,
+    weights: Weights,
+    seen: Callable[[str], None] | None = None,
+) -> PackedModel:
+    """The packed weights of a policy directory, from a file that is written if it is not there.
+
+    Small models are packed in memory. A damaged or stale file is replaced, and said so by
+    ``seen`` alone: the weights it came from are there.
+
+    Raises:
+        CheckpointError: a weight is not finite.
+    """
+    if weights_file.stat().st_size < SMALL:
+        return pack_model(config, weights, dtype, seen)
+    key = weights_key(config, dtype, weights_file)
+    path = cache_path(directory, dtype, key)
+    try:
+        return read_packed(path, key)
+    except CheckpointError:
+        write_packed(path, key, config, dtype, weights, seen)
+    return read_packed(path, key)
+
+
+def write_packed(
+    path: Path,
+    key: str,
+    config: VLAConfig,
+    dtype: str,
+    weights: Weights,
+    seen: Callable[[str], None] | None = None,
+) -> None:
+    """Packs into ``path``, one array at a time, so that no copy of the weights is in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            writer = _Writer(file)
+            for name, one in pack_arrays(config, weights, dtype):
+                writer.write(name, one)
+                if seen is not None:
+                    seen(name)
+            writer.finish({"key": key, "dtype": dtype, "config": to_dict(config)})
+
+    write_file(path, fill)
+
+
+class _Writer:
+    """Arrays first, the header behind them; the fixed front says where it is."""
+
+    def __init__(self, file: BufferedWriter) -> None:
+        self._file = file
+        self._entries: list[_Entry] = []
+        file.write(bytes(LINE))
+
+    def write(self, name: str, one: PackedLinear | Tensor) -> None:
+        facts, tensor = None, one
+        if isinstance(one, PackedLinear):
+            tensor = one.data
+            facts = {key: getattr(one, key) for key in ("n", "k", "kind", "gate", "has_bias")}
+        assert isinstance(tensor, Tensor)
+        self._file.write(bytes(-self._file.tell() % LINE))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entry = _Entry(name, dtype, tuple(tensor.shape), self._file.tell(), facts)
+        self._entries.append(entry)
+        flat = tensor.contiguous().view(-1).view(torch.uint8)
+        self._file.write(memoryview(flat.numpy()))
+
+    def finish(self, header: dict[str, Any]) -> None:
+        entries = [
+            [one.name, one.dtype, list(one.shape), one.offset, one.matrix] for one in self._entries
+        ]
+        begin = self._file.tell()
+        text = json.dumps({**header, "arrays": entries}).encode()
+        self._file.write(text)
+        self._file.seek(0)
+        self._file.write(MAGIC + begin.to_bytes(8, "little") + len(text).to_bytes(8, "little"))
+
+
+def read_packed(path: Path, key: str) -> PackedModel:
+    """Maps a packed file; its pages are read when they are used.
+
+    Raises:
+        CheckpointError: it is not there, truncated, or packed from something else.
+    """
+    header = _header(path)
+    if header.get("key") != key:
+        raise CheckpointError(f"{path} was packed from other weights or by another version")
+    memory = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    matrices: dict[str, PackedLinear] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, dtype, shape, offset, facts in header["arrays"]:
+        kind = getattr(torch, dtype)
+        count = kind.itemsize
+        for size in shape:
+            count *= size
+        if offset < 0 or offset + count > memory.numel():
+            raise CheckpointError(f"{path} is truncated: {name} lies outside of it")
+        array = memory[offset : offset + count].view(kind).view(shape)
+        if facts is None:
+            tensors[name] = array
+        else:
+            matrices[name] = PackedLinear(array, **facts)
+    if header["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path} holds weights of dtype {header['dtype']!r}")
+    config = from_dict(VLAConfig, header["config"], str(path))
+    return PackedModel(config, header["dtype"], matrices, tensors)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        front = file.read(LINE)
+        begin, length = (
+            int.from_bytes(front[8:16], "little"),
+            int.from_bytes(front[16:24], "little"),
+        )
+        if front[:8] != MAGIC or length > MOST_HEADER or begin + length != size:
+            raise CheckpointError(f"{path} is not a whole file of packed weights")
+        file.seek(begin)
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):
+        raise CheckpointError(f"{path} has a damaged header")
+    return header

@@ -1,0 +1,94 @@
+"""The engine's stages through the network's own modules, for devices without native code."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlakern import ops
+from vlakern.flow.solver import Frozen, integrate
+from vlakern.infer.buffers import Limits
+from vlakern.models.config import Solver
+from vlakern.models.mot import KeyValues
+from vlakern.models.sequence import Batch
+from vlakern.models.vla import VLA, Prefix
+
+__all__ = ["TorchEngine"]
+
+
+class TorchEngine:
+    """Vision, prefix and integration of a network where it is.
+
+    Attributes:
+        model: the network, in inference mode.
+        kv: keys and values of the prefixes ``[layers, 2, T, G · D]``.
+    """
+
+    def __init__(self, model: VLA, limits: Limits, *, steps: int, solver: Solver) -> None:
+        self.model = model.eval()
+        self.steps, self.solver = steps, solver
+        mot, weight = model.config.mot, model.embed_tokens.weight
+        self._dtype, self._device = weight.dtype, weight.device
+        shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
+        self.kv = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        side = model.config.vision.image_size
+        pixels = (limits.views, 3, side, side)
+        self._pixels = torch.empty(pixels, dtype=weight.dtype, device=weight.device)
+        self._views = torch.empty(0)
+
+    @property
+    def dtype(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(self._dtype, str(self._dtype))
+
+    def prepare(self, images: Sequence[np.ndarray]) -> None:
+        side = self.model.config.vision.image_size
+        for slot, image in zip(self._pixels, images, strict=False):
+            slot.copy_(ops.image_prep(image, size=side)[0])
+
+    def take_pixels(self, pixels_V3SS: Tensor) -> None:
+        self._pixels[: len(pixels_V3SS)].copy_(pixels_V3SS)
+
+    @torch.inference_mode()
+    def vision(self, views: int) -> Tensor:
+        self._views = self.model.vision(self._pixels[:views])
+        return self._views.flatten(0, 1)
+
+    @torch.inference_mode()
+    def prefix(self, batch: Batch, views: int) -> None:
+        made = self.model.prefill(batch, self._views[:views])
+        rows = int(batch.cu_prefix[-1])
+        for layer, slot in zip(made.layers, self.kv[:, :, :rows], strict=True):
+            slot[0].copy_(layer.k_TGD.flatten(1))
+            slot[1].copy_(layer.v_TGD.flatten(1))
+
+    @torch.inference_mode()
+    def integrate(
+        self,
+        noise_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None,
+        slot_mask: Tensor | None,
+    ) -> Tensor:
+        mot, rows = self.model.config.mot, int(cu_prefix[-1])
+        heads = (mot.kv_heads, mot.head_dim)
+        layers = tuple(
+            KeyValues(layer[0, :rows].unflatten(-1, heads), layer[1, :rows].unflatten(-1, heads))
+            for layer in kv
+        )
+        prefix = Prefix(layers, cu_prefix.long().to(self._device))
+        index = prefix_index.long().to(self._device)
+
+        def velocity(x_NHA: Tensor, tau: Tensor) -> Tensor:
+            return self.model.velocity(prefix, x_NHA.to(self._dtype), tau, index).float()
+
+        noise = noise_NHA.to(self._device)
+        mask = None if slot_mask is None else slot_mask.to(self._device)
+        if frozen is not None:
+            frozen = Frozen(
+                frozen.action_RHA.float().to(self._device), frozen.length_R.int().to(self._device)
+            )
+        steps, solver = self.steps, self.solver
+        return integrate(velocity, noise, steps=steps, solver=solver, frozen=frozen, slot_mask=mask)
