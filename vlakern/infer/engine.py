@@ -1,7 +1,7 @@
 """From camera images and prompts to action chunks: one engine, packed and allocated once.
 
-Dimension letters: R observations, V views of all of them, T prefix tokens, N action chunks, H chunk,
-A slots, G key-value heads, D head dim.
+Dimension letters: R observations, V views of all of them, T prefix tokens, N action chunks, H
+positions of a chunk, A slots, G key-value heads, D head dim.
 """
 
 import threading

@@ -46,7 +46,7 @@ class _Entry:
 
 
 def weights_key(config: VLAConfig, dtype: str, weights: Path) -> str:
-    """What a packed file depends on, as one hash: layout, sizes, dtype and the weights' identity."""
+    """What a packed file depends on, as one hash: layout, sizes, dtype and which weights."""
     status = weights.stat()
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -53,8 +53,8 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
     Args:
         name_or_directory: a name of :func:`shipped_policies` or a path.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
-        dtype: of weights and products: ``fp32``, ``bf16`` or, on the CPU, ``int8``; ``auto`` is fp32
-            on the CPU and bf16 on a GPU.
+        dtype: of weights and products: ``fp32``, ``bf16`` or, on the CPU, ``int8``; ``auto`` is
+            fp32 on the CPU and bf16 on a GPU.
 
     Raises:
         CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
@@ -201,7 +201,7 @@ class Policy:
         return pack(config, documents, pixels, unified.to(device, dtype))
 
     def _engine_for(self, batch: Batch) -> Engine:
-        """The engine, built again, with the same weights, for a call that is larger than any yet."""
+        """The engine, built again with the same weights for a call that is larger than any yet."""
         rows, tokens = len(batch.cu_prefix) - 1, int(batch.cu_prefix[-1])
         views = len(batch.pixels_V3SS)
         now = self._engine.limits if self._engine is not None else None

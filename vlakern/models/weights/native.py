@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,6 +16,7 @@ from vlakern.files import atomic_directory
 from vlakern.models.config import VLAConfig
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.models.vla import VLA
+from vlakern.models.weights.weights_file import check_finite, open_file
 from vlakern.records import from_dict, to_dict
 from vlakern.space import ActionSpace, Embodiment, Normalizer, SlotMap, VectorStats
 from vlakern.space.action_space import ActionFrame
@@ -41,7 +42,6 @@ FAMILY = "vlakern"
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 JSON_LIMIT = 1 << 20
-WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
     }
     stats = {"frame": files.processing.frame, **{key: one.to_json() for key, one in named.items()}}
     weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
-    _check_finite(weights, directory)
+    check_finite(weights, directory)
     with atomic_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
@@ -308,9 +308,9 @@ def load_weights(model: nn.Module, path: Path, dtype: torch.dtype, device: str) 
         CheckpointError: naming a tensor that is missing, unknown, misshapen or not finite.
     """
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    get = _weights(path, expected)
+    get = open_file(path, expected)
     tensors = {name: get(name).to(device, dtype) for name in expected}
-    _check_finite(tensors, path)
+    check_finite(tensors, path)
     model.load_state_dict(tensors, assign=True)
 
 
@@ -322,43 +322,7 @@ def open_weights(config: VLAConfig, path: Path) -> Callable[[str], torch.Tensor]
     """
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in VLA(config).state_dict().items()}
-    return _weights(path, shapes)
-
-
-def _weights(path: Path, expected: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; a policy directory needs its weights")
-    try:
-        file = safe_open(path, framework="pt", device="cpu").__enter__()
-        _check_names(path, expected, set(file.keys()))
-        for name, shape in expected.items():
-            found = tuple(file.get_slice(name).get_shape())
-            if found != shape:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} has shape {found}, the model in config.json needs"
-                    f" {shape}"
-                )
-            dtype_found = file.get_slice(name).get_dtype()
-            if dtype_found not in WEIGHT_DTYPES:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} is {dtype_found}, expected one of"
-                    f" {', '.join(WEIGHT_DTYPES)}"
-                )
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); copy it again"
-        ) from error
-    return file.get_tensor
-
-
-def _check_names(path: Path, expected: dict[str, Any], found: set[str]) -> None:
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-    if missing or extra:
-        what = f"lacks {missing[0]!r}" if missing else f"holds {extra[0]!r}, which is unknown"
-        raise CheckpointError(
-            f"{path} {what} ({len(missing)} tensors missing, {len(extra)} unknown); it was written"
-            " for another model than config.json describes"
-        )
+    return open_file(path, shapes)
 
 
 def _config(path: Path) -> PolicyConfig:
@@ -385,12 +349,6 @@ def _stats(stats: dict[str, Any], key: str, width: int) -> VectorStats:
 def _check_width(stats: VectorStats, width: int, what: str) -> None:
     if stats.width != width:
         raise ConfigError(f"{what} has {stats.width} slots, the model's config says {width}")
-
-
-def _check_finite(tensors: dict[str, torch.Tensor], where: Path) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: tensor {name!r} holds values that are not finite")
 
 
 def _json(path: Path) -> Any:
