@@ -349,5 +349,7 @@ def test_dtypes_follow_the_device() -> None:
     assert _dtype("int8", "cpu") == "int8"
     with pytest.raises(Unsupported, match="int8"):
         _dtype("int8", "cuda:0")
-    with pytest.raises(Unsupported, match="dtype 'fp64' is not supported on cpu; use auto, fp32, bf16"):
+    with pytest.raises(
+        Unsupported, match="dtype 'fp64' is not supported on cpu; use auto, fp32, bf16"
+    ):
         _dtype("fp64", "cpu")
