@@ -4,7 +4,6 @@
 #include <tuple>
 #include <vector>
 
-#include "linear/linear_plan.h"
 
 namespace vlakern {
 namespace {
@@ -37,7 +36,7 @@ std::int64_t workspace(const Matrix& w, std::int64_t rows) {
   for (p.m = 1; p.m <= rows; ++p.m) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       p.x_dtype = p.out_dtype = dtype;
-      most = std::max(most, linear_plan(p).bytes);
+      most = std::max(most, linear_workspace(p));
     }
   }
   return most;

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "common/error.h"
-#include "linear/linear_plan.h"
 
 namespace vlakern {
 namespace {
@@ -27,28 +26,16 @@ class Reader {
       fail(name + " is [" + text(w.n) + ", " + text(w.k) + "], expected [" + text(n) + ", " +
            text(k) + "]");
     }
-    // No rows: what is checked are the weights.
-    const bool gated = is_gated(activation_from_name(activation));
-    Tensor x{0, DType::kF32, 2, {0, k}, {k, 1}};
-    Tensor out{0, DType::kF32, 2, {0, gated ? n / 2 : n}, {n, 1}};
-    char line[kLine];
-    LinearParams sizes = linear_sizes(0, n, k, w.kind, activation, isa_name(isa_), threads_);
-    sizes.x_dtype = sizes.out_dtype = DType::kF32;
-    std::vector<char> workspace(static_cast<std::size_t>(linear_plan(sizes).bytes));
-    static_cast<void>(line);
-    Tensor space{reinterpret_cast<std::uintptr_t>(workspace.data()),
-                 DType::kU8,
-                 1,
-                 {static_cast<std::int64_t>(workspace.size())},
-                 {1}};
-    try {
-      Matrix p = linear_params({x, w.panels, w.w_scale, w.bias, {}, {}, out, space}, n, k, w.kind,
-                               activation, isa_name(isa_), threads_);
-      p.workspace = nullptr;
-      return p;
-    } catch (const InputError& error) {
-      fail(name + ": " + error.what());
+    Matrix p = linear_sizes(0, n, k, linear_kind(w.kind), activation_from_name(activation), isa_,
+                            threads_);
+    p.panels = reinterpret_cast<const char*>(vector(name, w.panels, DType::kI32,
+                                                    p.pairs * p.steps * kPair));
+    if (w.w_scale.has_value() != (p.kind == LinearKind::kInt8)) {
+      fail(name + ": int8 weights, and they alone, have scales");
     }
+    if (w.w_scale) p.w_scale = floats(name + "'s scales", *w.w_scale, p.pairs * kPair);
+    if (w.bias) p.bias = floats(name + "'s bias", *w.bias, n);
+    return p;
   }
 
   const Tensor& tensor(const std::string& name) const {
@@ -81,6 +68,22 @@ class Reader {
   }
 
  private:
+  static std::uintptr_t vector(const std::string& name, const Tensor& t, DType dtype,
+                               std::int64_t count) {
+    const bool fits = t.rank == 1 && t.dtype == dtype && t.shape[0] == count &&
+                      (count < 2 || t.stride[0] == 1) && t.data % kLine % dtype_size(dtype) == 0;
+    if (!fits) {
+      fail(name + " must be " + text(count) + " adjacent " + dtype_name(dtype) + ", got " +
+           dtype_name(t.dtype) + " of rank " + text(t.rank) + " and length " +
+           text(t.rank == 1 ? t.shape[0] : 0));
+    }
+    return t.data;
+  }
+
+  static const float* floats(const std::string& name, const Tensor& t, std::int64_t count) {
+    return reinterpret_cast<const float*>(vector(name, t, DType::kF32, count));
+  }
+
   const EngineWeights& weights_;
   const Isa isa_;
   const int threads_;
