@@ -19,7 +19,7 @@ from vlakern.infer.buffers import Limits
 from vlakern.infer.native_engine import NativeEngine
 from vlakern.infer.packing import PackedModel, pack_model
 from vlakern.models import VLA, VLAConfig, preset
-from vlakern.models.config import MaskConfig, PromptConfig, TimeConfig
+from vlakern.models.config import MaskConfig, PromptConfig, Solver, TimeConfig
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.vla import Prefix
 from vlakern.testing import generator, poison
@@ -104,15 +104,20 @@ class Scene:
         name: of the network.
         asked: instruction and number of views of each observation.
         ids: which pictures, state and noise each observation has.
+        steps, solver: of the integration; the network's by default.
     """
 
     name: str
     asked: tuple[tuple[str, int], ...] = ASKED
     ids: tuple[int, ...] = tuple(range(len(ASKED)))
+    steps: int | None = None
+    solver: Solver | None = None
 
     @property
     def config(self) -> VLAConfig:
-        return network(self.name).config
+        config = network(self.name).config
+        steps, solver = self.steps or config.steps, self.solver or config.solver
+        return dataclasses.replace(config, steps=steps, solver=solver)
 
     @property
     def views(self) -> int:
@@ -121,7 +126,8 @@ class Scene:
     def only(self, *rows: int) -> "Scene":
         """Some of the observations, in that order."""
         asked = tuple(self.asked[row] for row in rows)
-        return Scene(self.name, asked, tuple(self.ids[row] for row in rows))
+        ids = tuple(self.ids[row] for row in rows)
+        return dataclasses.replace(self, asked=asked, ids=ids)
 
     def batch(self, dtype: torch.dtype = torch.float32) -> Batch:
         config, side = self.config, self.config.vision.image_size
@@ -205,11 +211,15 @@ def run_native(
     engine: NativeEngine,
     scene: Scene,
     n: int = 1,
-    frozen: Frozen | None = None,
-    slot_mask: Tensor | None = None,
+    restricted: bool = False,
 ) -> Made:
-    """The engine's stages, one after the other; every velocity of the solver at the noise."""
-    batch = scene.batch()
+    """The engine's stages, one after the other; every velocity of the solver at the noise.
+
+    ``restricted`` freezes leading positions and masks slots.
+    """
+    batch, frozen, mask = scene.batch(), None, None
+    if restricted:
+        frozen, mask = scene.frozen(n), scene.slot_mask().expand(n * len(scene.asked), -1)
     engine.take_pixels(batch.pixels_V3SS)
     image_tokens = engine.vision(scene.views).clone()
     engine.prefix(batch, scene.views)
@@ -218,7 +228,6 @@ def run_native(
     count = len(evaluation_times(engine.steps, engine.solver))
     start = noise if frozen is None else _placed(noise, frozen)
     velocity = [engine.velocity(start.clone(), *where, i, frozen) for i in range(count)]
-    mask = None if slot_mask is None else slot_mask.expand(len(noise), -1)
     actions = engine.integrate(noise, *where, frozen, mask)
     return Made(image_tokens, engine.kv[:, :, :rows].clone(), torch.stack(velocity), actions)
 
@@ -228,13 +237,13 @@ def _placed(noise: Tensor, frozen: Frozen) -> Tensor:
     return torch.where(done[..., None], frozen.action_RHA.to(noise.dtype), noise)
 
 
+@cache
 @torch.inference_mode()
 def run_network(
     scene: Scene,
     dtype: torch.dtype,
     n: int = 1,
-    frozen: Frozen | None = None,
-    slot_mask: Tensor | None = None,
+    restricted: bool = False,
 ) -> Made:
     """The network's modules in one dtype, the solver in fp32, or in fp64 for fp64."""
     model, config = network_as(scene.name, dtype), scene.config
@@ -242,7 +251,9 @@ def run_network(
     batch, noise, index = scene.batch(dtype), scene.noise(n).to(wide), index_of(scene, n).long()
     views = model.vision(batch.pixels_V3SS)
     prefix = model.prefill(batch, views)
-    if frozen is not None:
+    frozen = slot_mask = None
+    if restricted:
+        frozen, slot_mask = scene.frozen(n), scene.slot_mask()
         frozen = Frozen(frozen.action_RHA.to(wide), frozen.length_R)
 
     def velocity(x: Tensor, tau: Tensor) -> Tensor:
@@ -277,14 +288,14 @@ def flat_kv(prefix: Prefix) -> Tensor:
     return torch.stack(layers)
 
 
+@cache
 @torch.inference_mode()
 def run_reference(
     scene: Scene,
     dtype: str,
     wide: torch.dtype,
     n: int = 1,
-    frozen: Frozen | None = None,
-    slot_mask: Tensor | None = None,
+    restricted: bool = False,
 ) -> Made:
     """Packed weights through the ops' references."""
     model, config = packed(scene.name, dtype), scene.config
@@ -293,7 +304,8 @@ def run_reference(
     image_tokens = reference.vision(batch.pixels_V3SS)
     kv = reference.prefix(batch, image_tokens)
     where = (kv, batch.cu_prefix, index_of(scene, n))
-    rest = (config.steps, config.solver, frozen, slot_mask)
+    frozen = scene.frozen(n) if restricted else None
+    rest = (config.steps, config.solver, frozen, scene.slot_mask() if restricted else None)
     actions = reference.integrate(noise, *where, *rest)
     start = noise if frozen is None else _placed(noise, frozen)
     velocity = reference.velocities(start, *where, config.steps, config.solver, frozen)
