@@ -76,8 +76,11 @@ class Engine {
   void check(const IntegrateInput& in) const;
   void place_actions(const IntegrateInput& in) const;
   void embed_actions(const IntegrateInput& in, const float* x, std::int64_t evaluation) const;
-  void action_layer(const IntegrateInput& in, std::int64_t layer) const;
-  void evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation,
+  std::optional<Tensor> packed_prefix(const Tensor& k, const Tensor& v, const Tensor& cu,
+                                      std::int64_t layer, bool first) const;
+  void action_layer(const IntegrateInput& in, std::int64_t layer, bool first) const;
+  // `alone`: not one of an integration's evaluations, the first of which packs the prefixes.
+  void evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation, bool alone,
                 float* velocity) const;
 
   EngineModel model_;

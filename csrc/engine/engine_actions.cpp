@@ -107,8 +107,8 @@ void Engine::place_actions(const IntegrateInput& in) const {
     for (std::int64_t h = 0; h < s.chunk; ++h) {
       const std::int64_t row = n * s.chunk + h, position = cu[1] - cu[0] + h;
       at_.rows[row] = static_cast<std::int32_t>(row);
-      at_.kv_end[row] = static_cast<std::int32_t>(
-          cu[1] - cu[0] + (s.causal_actions ? h + 1 : s.chunk));
+      at_.kv_end[row] =
+          static_cast<std::int32_t>(cu[1] - cu[0] + (s.causal_actions ? h + 1 : s.chunk));
       at_.tau[row] = 0;
       std::memcpy(at_.cos + row * half, model_.cos + position * half, bytes);
       std::memcpy(at_.sin + row * half, model_.sin + position * half, bytes);
@@ -164,7 +164,17 @@ void Engine::embed_actions(const IntegrateInput& in, const float* x,
   action_embed_cpu(p);
 }
 
-void Engine::action_layer(const IntegrateInput& in, std::int64_t i) const {
+// The prefixes of layer `i` in the order in which attention reads them, packed when they are first
+// needed; nothing where there is no such order or it would be used once.
+std::optional<Tensor> Engine::packed_prefix(const Tensor& k, const Tensor& v, const Tensor& cu,
+                                            std::int64_t i, bool first) const {
+  if (at_.packed_bytes == 0 || model_.evaluations == 1) return {};
+  const Tensor packed = vector_of(at_.packed + i * at_.packed_bytes, at_.packed_bytes, DType::kU8);
+  if (first) shared_attention_pack_prefix(k, v, cu, packed, isa_name_, threads_);
+  return packed;
+}
+
+void Engine::action_layer(const IntegrateInput& in, std::int64_t i, bool first) const {
   const ModelSizes& s = model_.sizes;
   const ExpertLayer& layer = model_.action[static_cast<std::size_t>(i)];
   const Calls calls(isa_, threads_, at_.workspace);
@@ -175,42 +185,36 @@ void Engine::action_layer(const IntegrateInput& in, std::int64_t i) const {
   const Rows q = rows_of(at_.q, s.q_width(), model_.dtype);
   const Rows out = rows_of(at_.out, s.q_width(), model_.dtype);
   qkv_half(calls, layer, s, rows, false, x, normed, qkv);
-  const Tensor k = heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), rows, s.groups,
-                            s.head_dim);
-  const Tensor v = heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), rows, s.groups,
-                            s.head_dim);
+  const Tensor k =
+      heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
+  const Tensor v =
+      heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
   QkvPrepParams prep = prep_params(rows, k, v);
   prep.experts.push_back(qkv_expert(layer, s, qkv, q, at_.rows, 0, rows));
   qkv_prep_cpu(prep, isa_, threads_);
   const std::int64_t cached = ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1];
+  const Tensor prefix_k = layer_of(in.kv, i, 0, cached), prefix_v = layer_of(in.kv, i, 1, cached);
   const Tensor cu = vector_of(at_.cu, chunks + 1, DType::kI32);
-  const SharedAttentionTensors attention{
-      heads_of(q, rows, s.heads, s.head_dim),
-      k,
-      v,
-      cu,
-      cu,
-      vector_of(at_.kv_end, rows, DType::kI32),
-      in.cu_prefix,
-      in.prefix_index,
-      layer_of(in.kv, i, 0, cached),
-      layer_of(in.kv, i, 1, cached),
-      {},
-      heads_of(out, rows, s.heads, s.head_dim),
-      lse_of(rows)};
+  SharedAttentionTensors attention = attention_of(
+      heads_of(q, rows, s.heads, s.head_dim), k, v, cu, vector_of(at_.kv_end, rows, DType::kI32),
+      heads_of(out, rows, s.heads, s.head_dim), lse_of(rows));
+  attention.cu_prefix = in.cu_prefix;
+  attention.prefix_index = in.prefix_index;
+  attention.prefix_k = prefix_k;
+  attention.prefix_v = prefix_v;
+  attention.packed = packed_prefix(prefix_k, prefix_v, in.cu_prefix, i, first);
   shared_attention_cpu(attention, 1.0f / std::sqrt(static_cast<float>(s.head_dim)), isa_name_,
                        threads_);
   calls.linear(*layer.o, rows, out, x, true);
-  mlp_half(calls, layer, rows, s.eps, x, normed,
-           rows_of(at_.hidden, s.action.mlp, model_.dtype));
+  mlp_half(calls, layer, rows, s.eps, x, normed, rows_of(at_.hidden, s.action.mlp, model_.dtype));
 }
 
-void Engine::evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation,
+void Engine::evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation, bool alone,
                       float* velocity) const {
   const ModelSizes& s = model_.sizes;
   const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
   embed_actions(in, x, evaluation);
-  for (std::int64_t i = 0; i < s.layers; ++i) action_layer(in, i);
+  for (std::int64_t i = 0; i < s.layers; ++i) action_layer(in, i, evaluation == 0 || alone);
   const Calls calls(isa_, threads_, at_.workspace);
   const Rows normed = rows_of(at_.normed, width);
   const Rows hidden = rows_of(at_.hidden, width, model_.dtype);
@@ -232,7 +236,7 @@ void Engine::velocity(const IntegrateInput& in, std::int64_t evaluation,
                      " evaluations, found " + std::to_string(evaluation));
   }
   place_actions(in);
-  evaluate(in, reinterpret_cast<const float*>(in.x.data), evaluation,
+  evaluate(in, reinterpret_cast<const float*>(in.x.data), evaluation, true,
            reinterpret_cast<float*>(velocity.data));
 }
 
@@ -252,7 +256,7 @@ void Engine::integrate(const IntegrateInput& in) const {
     const float* x = reinterpret_cast<const float*>(in.x.data);
     for (std::int64_t i = 0; i < solver.count; ++i) {
       const Stage& stage = solver.stages[i];
-      evaluate(in, x, k * solver.count + i, at_.velocity[i]);
+      evaluate(in, x, k * solver.count + i, false, at_.velocity[i]);
       std::optional<Tensor> first;
       if (stage.with_first) first = contiguous(at_.velocity[0], chunks, s.chunk, s.slots);
       ode_step_cpu({in.x, contiguous(at_.velocity[i], chunks, s.chunk, s.slots), first, tau, dtau,

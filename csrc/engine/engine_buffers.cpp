@@ -4,6 +4,8 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/engine_calls.h"
+#include "shared_attention/shared_attention.h"
 
 namespace vlakern {
 namespace {
@@ -91,8 +93,7 @@ std::int64_t most_workspace(const EngineModel& m, const EngineLimits& limits,
   return all.most();
 }
 
-void take_vision(Arena& arena, const EngineModel& m, const EngineLimits& limits,
-                 EngineBuffers& b) {
+void take_vision(Arena& arena, const EngineModel& m, const EngineLimits& limits, EngineBuffers& b) {
   const VisionSizes& v = m.sizes.vision;
   const std::int64_t rows = limits.views * v.rows(), tokens = limits.views * v.tokens();
   const int size = dtype_size(m.dtype);
@@ -117,6 +118,18 @@ void take_vision(Arena& arena, const EngineModel& m, const EngineLimits& limits,
   arena.take(b.stem_rows, v.stem.empty() ? 0 : gathered, size);
 }
 
+// Of one layer's prefixes: one of all tokens has the most whole panels.
+std::int64_t packed_bytes(const EngineModel& m, const EngineLimits& limits) {
+  const ModelSizes& s = m.sizes;
+  const std::int32_t ends[] = {0, static_cast<std::int32_t>(limits.tokens)};
+  // Only the sizes are looked at.
+  const Rows rows{const_cast<std::int32_t*>(ends), s.kv_width(), m.dtype};
+  const Tensor k = heads_of(rows, limits.tokens, s.groups, s.head_dim);
+  const auto [there, bytes] =
+      shared_attention_prefix_bytes(k, vector_of(ends, 2, DType::kI32), isa_name(m.isa));
+  return there ? (bytes + kLine - 1) / kLine * kLine : 0;
+}
+
 void take_layers(Arena& arena, const EngineModel& m, const EngineLimits& limits,
                  std::int64_t action_rows, EngineBuffers& b) {
   const ModelSizes& s = m.sizes;
@@ -134,6 +147,7 @@ void take_layers(Arena& arena, const EngineModel& m, const EngineLimits& limits,
   arena.take(b.sin, rows * s.head_dim / 2);
   arena.take(b.own_k, action_rows * s.kv_width(), size);
   arena.take(b.own_v, action_rows * s.kv_width(), size);
+  arena.take(b.packed, s.layers * b.packed_bytes);
   arena.take(b.time, action_rows * s.action.hidden);
   arena.take(b.embedded, action_rows * s.action.hidden);
   for (float*& velocity : b.velocity) arena.take(velocity, action_rows * s.slots);
@@ -152,11 +166,11 @@ EngineBuffers engine_buffers(const EngineModel& m, const EngineLimits& limits,
   EngineBuffers b{};
   const VisionSizes& v = m.sizes.vision;
   const std::int64_t action_rows = std::max(limits.documents, limits.rows * m.sizes.chunk);
-  const std::int64_t pixels = m.stem.empty()
-                                  ? v.grid() * v.grid() * 3 * v.patch * v.patch
-                                  : v.image * v.image * 3;
+  const std::int64_t pixels =
+      m.stem.empty() ? v.grid() * v.grid() * 3 * v.patch * v.patch : v.image * v.image * 3;
   Arena arena(memory);
   b.workspace_bytes = most_workspace(m, limits, action_rows);
+  b.packed_bytes = packed_bytes(m, limits);
   arena.take(b.patches, limits.views * pixels, dtype_size(m.dtype));
   arena.take(b.image_tokens, limits.views * v.tokens() * m.sizes.semantic.hidden);
   arena.take(b.workspace, b.workspace_bytes);

@@ -16,42 +16,44 @@ struct EngineBuffers {
   float* lse;           // of attention: [rows, heads]
 
   // Vision, with W = hidden and X rows over all views.
-  float* vision_x;             // [X, W]
-  float* vision_normed;        // [X, W], or the joined patches
-  char* vision_qkv;            // [X, 3 W]
-  char* vision_out;            // [X, W]
-  char* vision_hidden;         // [X, mlp], or the connector's
-  float* vision_joined;        // [V * tokens, W s s]
-  char* stem[2];               // planes of one view, and gathered neighbourhoods
-  char* stem_rows;             //
-  std::int32_t* vision_cu;     // [V + 1]
+  float* vision_x;              // [X, W]
+  float* vision_normed;         // [X, W], or the joined patches
+  char* vision_qkv;             // [X, 3 W]
+  char* vision_out;             // [X, W]
+  char* vision_hidden;          // [X, mlp], or the connector's
+  float* vision_joined;         // [V * tokens, W s s]
+  char* stem[2];                // planes of one view, and gathered neighbourhoods
+  char* stem_rows;              //
+  std::int32_t* vision_cu;      // [V + 1]
   std::int32_t* vision_kv_end;  // [X]
 
   // The layers, of both experts; the largest rows of a prefix or of the chunks.
-  float* semantic_x;    // [E, hidden]
-  float* action_x;      // [M, hidden]
-  float* normed;        // [rows, hidden]
-  char* semantic_qkv;   // [E, (H + 2 G) D]
-  char* action_qkv;     // [M, (H + 2 G) D]
-  char* q;              // [T or M, H, D]
-  char* out;            // [T or M, H, D]
-  char* hidden;         // [rows, mlp]
-  float* cos;           // [T or M, D / 2]
-  float* sin;           // [T or M, D / 2]
-  char* own_k;          // [M, G, D]
-  char* own_v;          // [M, G, D]
-  float* time;          // [M, hidden]: of each row, where positions are frozen
-  float* embedded;      // [M, hidden]
-  float* velocity[2];   // [M, A]
-  float* stage_x;       // [M, A]
-  float* tau;           // [M]
-  float* dtau;          // [N]
-  std::int32_t* rows;   // [M]
-  std::int32_t* cu;     // [N + 1]
+  float* semantic_x;     // [E, hidden]
+  float* action_x;       // [M, hidden]
+  float* normed;         // [rows, hidden]
+  char* semantic_qkv;    // [E, (H + 2 G) D]
+  char* action_qkv;      // [M, (H + 2 G) D]
+  char* q;               // [T or M, H, D]
+  char* out;             // [T or M, H, D]
+  char* hidden;          // [rows, mlp]
+  float* cos;            // [T or M, D / 2]
+  float* sin;            // [T or M, D / 2]
+  char* own_k;           // [M, G, D]
+  char* own_v;           // [M, G, D]
+  float* time;           // [M, hidden]: of each row, where positions are frozen
+  float* embedded;       // [M, hidden]
+  char* packed;          // [layers, packed_bytes]: prefixes as attention reads them, or nothing
+  float* velocity[2];    // [M, A]
+  float* stage_x;        // [M, A]
+  float* tau;            // [M]
+  float* dtau;           // [N]
+  std::int32_t* rows;    // [M]
+  std::int32_t* cu;      // [N + 1]
   std::int32_t* kv_end;  // [M]
 
   std::int64_t workspace_bytes;
-  std::int64_t bytes;  // of everything
+  std::int64_t packed_bytes;  // 0 where attention has no packed form
+  std::int64_t bytes;         // of everything
 };
 
 // Offsets from `memory`, which may be 0 to learn `bytes` alone.

@@ -8,6 +8,7 @@
 #include "engine/engine_model.h"
 #include "linear/linear.h"
 #include "norm/norm.h"
+#include "shared_attention/shared_attention.h"
 
 namespace vlakern {
 
@@ -39,6 +40,13 @@ inline Tensor heads_of(const Rows& rows, std::int64_t count, std::int64_t heads,
 template <class T>
 Tensor vector_of(const T* data, std::int64_t count, DType dtype) {
   return {reinterpret_cast<std::uintptr_t>(data), dtype, 1, {count}, {1}};
+}
+
+// Attention of documents [cu] to their own keys; a prefix and an order are set by name.
+inline SharedAttentionTensors attention_of(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const Tensor& cu, const Tensor& kv_end,
+                                           const Tensor& out, const Tensor& lse) {
+  return {q, k, v, cu, cu, kv_end, {}, {}, {}, {}, {}, {}, out, lse};
 }
 
 class Calls {

@@ -28,8 +28,8 @@ class Reader {
     }
     Matrix p = linear_sizes(0, n, k, linear_kind(w.kind), activation_from_name(activation), isa_,
                             threads_);
-    p.panels = reinterpret_cast<const char*>(vector(name, w.panels, DType::kI32,
-                                                    p.pairs * p.steps * kPair));
+    p.panels = reinterpret_cast<const char*>(
+        vector(name, w.panels, DType::kI32, p.pairs * p.steps * kPair));
     if (w.w_scale.has_value() != (p.kind == LinearKind::kInt8)) {
       fail(name + ": int8 weights, and they alone, have scales");
     }
@@ -200,6 +200,7 @@ EngineModel engine_model(const ModelSizes& s, const EngineWeights& weights,
   const Reader read(weights, isa, threads);
   EngineModel m{};
   m.sizes = s;
+  m.isa = isa;
   m.dtype = dtype == "fp32" ? DType::kF32 : DType::kBF16;
   read_vision(read, m);
   m.embed = read.tensor("embed");

@@ -92,8 +92,8 @@ struct VisionLayer {
 };
 
 struct ExpertLayer {
-  Matrix qkv;                          // of the semantic expert's last layer keys and values alone
-  std::optional<Matrix> kv;            // the last layer's, for prefixes
+  Matrix qkv;                // of the semantic expert's last layer keys and values alone
+  std::optional<Matrix> kv;  // the last layer's, for prefixes
   std::optional<Matrix> o, gate_up, down;  // not in the semantic expert's last layer
   QkvWeight q_norm, k_norm;
 };
@@ -101,6 +101,7 @@ struct ExpertLayer {
 struct EngineModel {
   ModelSizes sizes;
   DType dtype;  // of what the layers pass on: bf16, or fp32 with fp32 weights
+  Isa isa;
   std::vector<Matrix> stem;
   Matrix patch;
   std::vector<VisionLayer> vision;

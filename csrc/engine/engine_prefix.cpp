@@ -30,8 +30,8 @@ void check_range(const char* name, const Tensor& t, std::int64_t most) {
 }
 
 void copy_wide(const Tensor& table, std::int64_t row, std::int64_t width, float* out) {
-  const char* from = reinterpret_cast<const char*>(table.data) +
-                     row * table.stride[0] * dtype_size(table.dtype);
+  const char* from =
+      reinterpret_cast<const char*>(table.data) + row * table.stride[0] * dtype_size(table.dtype);
   if (table.dtype == DType::kF32) {
     std::memcpy(out, from, static_cast<std::size_t>(width) * sizeof(float));
     return;
@@ -63,8 +63,7 @@ void Engine::check(const PrefixInput& in, std::int64_t views) const {
   if (dims["E"] + dims["R"] != dims["T"]) fail("T must be the rows of both experts");
   if (in.state.shape[0] > 0 && in.state.stride[1] != 1) fail("state must have adjacent columns");
   check_range("tokens", in.tokens, s.vocab);
-  check_range("semantic_order", in.semantic_order,
-              in.tokens.shape[0] + views * s.vision.tokens());
+  check_range("semantic_order", in.semantic_order, in.tokens.shape[0] + views * s.vision.tokens());
   check_range("positions", in.positions, model_.positions);
 }
 
@@ -124,12 +123,10 @@ void Engine::prefix_layer(const PrefixInput& in, std::int64_t layer) const {
       qkv_expert(action, s, state_qkv, q.from(words), ints(in.action_rows), words, states));
   qkv_prep_cpu(prep, isa_, threads_);
   if (last) return;
-  const SharedAttentionTensors attention{
-      heads_of(q, tokens, s.heads, s.head_dim), k,  v,  in.cu,
-      in.cu,                                    in.kv_end, {}, {},
-      {},                                       {}, in.order,
-      heads_of(out, tokens, s.heads, s.head_dim),
-      lse_of(tokens)};
+  SharedAttentionTensors attention =
+      attention_of(heads_of(q, tokens, s.heads, s.head_dim), k, v, in.cu, in.kv_end,
+                   heads_of(out, tokens, s.heads, s.head_dim), lse_of(tokens));
+  attention.rows = in.order;
   shared_attention_cpu(attention, 1.0f / std::sqrt(static_cast<float>(s.head_dim)), isa_name_,
                        threads_);
   calls.linear(*semantic.o, words, out, x, true);

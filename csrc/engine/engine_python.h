@@ -71,9 +71,9 @@ class Engine {
               const Tensor& semantic_rows, const Tensor& action_rows, const Tensor& joint,
               const Tensor& positions, const Tensor& cu, const Tensor& kv_end,
               const Tensor& kv) const {
-    engine_.prefix({tokens, order, state, semantic_rows, action_rows, joint, positions, cu, kv_end,
-                    kv},
-                   views);
+    engine_.prefix(
+        {tokens, order, state, semantic_rows, action_rows, joint, positions, cu, kv_end, kv},
+        views);
   }
   void integrate(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
                  const Tensor& kv, const Optional& frozen, const Optional& frozen_len,

@@ -29,8 +29,7 @@ void gather_windows(const Plane& in, std::int64_t width, std::int64_t step, std:
         for (std::int64_t i = 0; i < width * width; ++i) {
           const std::int64_t from_y = y * step - before + i / width;
           const std::int64_t from_x = x * step - before + i % width;
-          const bool inside =
-              from_y >= 0 && from_y < in.side && from_x >= 0 && from_x < in.side;
+          const bool inside = from_y >= 0 && from_y < in.side && from_x >= 0 && from_x < in.side;
           const char* pixel = in.data + (from_y * in.side + from_x) * in.channels * in.size;
           char* to = row + i * in.channels * in.size;
           const auto bytes = static_cast<std::size_t>(in.channels * in.size);
@@ -63,8 +62,8 @@ void Engine::embed_view(std::int64_t view) const {
   const Calls calls(isa_, threads_, at_.workspace);
   const int size = dtype_size(model_.dtype);
   const std::int64_t patches = v.grid() * v.grid(), width = model_.patch.k;
-  const char* pixels = at_.patches + view * (model_.stem.empty() ? patches * width
-                                                                 : v.image * v.image * 3) * size;
+  const char* pixels =
+      at_.patches + view * (model_.stem.empty() ? patches * width : v.image * v.image * 3) * size;
   if (!model_.stem.empty()) {
     Plane plane{pixels, v.image, 3, size};
     for (std::size_t i = 0; i < model_.stem.size(); ++i) {
@@ -104,20 +103,12 @@ void Engine::vision(std::int64_t views) const {
   const Rows out = rows_of(at_.vision_out, v.hidden, model_.dtype);
   const Rows hidden = rows_of(at_.vision_hidden, v.mlp, model_.dtype);
   const Tensor cu = vector_of(at_.vision_cu, views + 1, DType::kI32);
-  const SharedAttentionTensors attention{
-      heads_of(qkv, rows, v.heads, head),
-      heads_of(qkv.columns(v.hidden), rows, v.heads, head),
-      heads_of(qkv.columns(2 * v.hidden), rows, v.heads, head),
-      cu,
-      cu,
-      vector_of(at_.vision_kv_end, rows, DType::kI32),
-      {},
-      {},
-      {},
-      {},
-      {},
-      heads_of(out, rows, v.heads, head),
-      {reinterpret_cast<std::uintptr_t>(at_.lse), DType::kF32, 2, {rows, v.heads}, {v.heads, 1}}};
+  const Tensor lse{
+      reinterpret_cast<std::uintptr_t>(at_.lse), DType::kF32, 2, {rows, v.heads}, {v.heads, 1}};
+  const SharedAttentionTensors attention = attention_of(
+      heads_of(qkv, rows, v.heads, head), heads_of(qkv.columns(v.hidden), rows, v.heads, head),
+      heads_of(qkv.columns(2 * v.hidden), rows, v.heads, head), cu,
+      vector_of(at_.vision_kv_end, rows, DType::kI32), heads_of(out, rows, v.heads, head), lse);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head));
   for (const VisionLayer& layer : model_.vision) {
     calls.norm(NormKind::kLayer, rows, v.hidden, v.eps, x, normed);
