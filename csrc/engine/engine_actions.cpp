@@ -169,7 +169,11 @@ void Engine::embed_actions(const IntegrateInput& in, const float* x,
 std::optional<Tensor> Engine::packed_prefix(const Tensor& k, const Tensor& v, const Tensor& cu,
                                             std::int64_t i, bool first) const {
   if (at_.packed_bytes == 0 || model_.evaluations == 1) return {};
-  const Tensor packed = vector_of(at_.packed + i * at_.packed_bytes, at_.packed_bytes, DType::kU8);
+  const std::int64_t bytes = shared_attention_prefix_bytes(k, cu, isa_name_).second;
+  if (bytes > at_.packed_bytes) {
+    throw InputError("engine: the prefixes have more tokens than it is built for");
+  }
+  const Tensor packed = vector_of(at_.packed + i * at_.packed_bytes, bytes, DType::kU8);
   if (first) shared_attention_pack_prefix(k, v, cu, packed, isa_name_, threads_);
   return packed;
 }

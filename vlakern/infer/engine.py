@@ -58,8 +58,8 @@ class Prefix:
 class Stages(Protocol):
     """What runs an engine's stages: native code on a CPU, torch elsewhere."""
 
-    kv: Tensor
-
+    @property
+    def kv(self) -> Tensor: ...
     @property
     def dtype(self) -> str: ...
     def prepare(self, images: Sequence[np.ndarray]) -> None: ...

@@ -110,7 +110,8 @@ class NativeEngine:
         """Image tokens ``[V · K, M]`` fp32 of the pixels in :meth:`patches`; a view of memory."""
         self._engine.vision(views)
         width = self.model.config.mot.semantic.hidden
-        return self._at(*self._engine.image_tokens(views), torch.float32).view(-1, width)
+        address, size = self._engine.image_tokens(views)
+        return self._at(address, size, torch.float32).view(-1, width)
 
     def prefix(self, batch: Batch, views: int) -> None:
         """Keys and values of the prefixes after :meth:`vision`, into :attr:`kv`."""

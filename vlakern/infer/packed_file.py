@@ -141,7 +141,7 @@ class _Writer:
         entry = _Entry(name, dtype, tuple(tensor.shape), self._file.tell(), facts)
         self._entries.append(entry)
         flat = tensor.contiguous().view(-1).view(torch.uint8)
-        self._file.write(memoryview(flat.numpy()))
+        self._file.write(flat.numpy().data)
 
     def finish(self, header: dict[str, Any]) -> None:
         entries = [

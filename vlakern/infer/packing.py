@@ -6,7 +6,6 @@ before, the first action product into the half of the next one that sees actions
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,8 +28,7 @@ __all__ = [
     "time_table",
 ]
 
-DType = Literal["fp32", "bf16", "int8"]
-DTYPES: tuple[DType, ...] = ("fp32", "bf16", "int8")
+DTYPES = ("fp32", "bf16", "int8")
 Weights = Callable[[str], Tensor]
 Array = tuple[str, PackedLinear | Tensor]
 
@@ -47,7 +45,7 @@ class PackedModel:
     """
 
     config: VLAConfig
-    dtype: DType
+    dtype: str
     matrices: dict[str, PackedLinear]
     tensors: dict[str, Tensor]
 
@@ -106,10 +104,10 @@ def pack_arrays(config: VLAConfig, weights: Weights, dtype: str) -> Iterator[Arr
 
 
 class _Packer:
-    def __init__(self, config: VLAConfig, weights: Weights, dtype: DType) -> None:
+    def __init__(self, config: VLAConfig, weights: Weights, dtype: str) -> None:
         self._config = config
         self._weights = weights
-        self._large: str = dtype
+        self._large = dtype
         self._small = "bf16" if dtype == "int8" else dtype
 
     def read(self, name: str) -> Tensor:

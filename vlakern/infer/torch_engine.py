@@ -27,7 +27,8 @@ class TorchEngine:
 
     def __init__(self, model: VLA, limits: Limits, *, steps: int, solver: Solver) -> None:
         self.model = model.eval()
-        self.steps, self.solver = steps, solver
+        self.steps = steps
+        self.solver: Solver = solver
         mot, weight = model.config.mot, model.embed_tokens.weight
         self._dtype, self._device = weight.dtype, weight.device
         shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
