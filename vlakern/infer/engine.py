@@ -4,6 +4,7 @@ Dimension letters: R observations, V views of all of them, T prefix tokens, N ac
 positions of a chunk, A slots, G key-value heads, D head dim.
 """
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from vlakern.ops import _native
 
 __all__ = ["Engine", "Prefix"]
 
+# Numbers prefills across engines: a prefix of one cannot pass for the last one of another.
+_TURNS = itertools.count(1)
 WORDS = 128  # text tokens of a prompt that an engine has room for by default
 
 
@@ -186,7 +189,7 @@ class Engine:
         if not torch.isfinite(batch.state_RS).all():
             raise InputError("a state holds a value that is not finite; expected numbers")
         with self._lock:
-            self._turn += 1
+            self._turn = next(_TURNS)
             self._stages.prefix(batch, len(batch.pixels_V3SS))
             return Prefix(self._stages.kv, cu.int(), self._turn)
 
@@ -248,8 +251,8 @@ class Engine:
         with self._lock:
             if prefix.turn is not None and prefix.turn != self._turn:
                 raise InputError(
-                    f"this prefix was overwritten: it is of prefill {prefix.turn} and the engine is"
-                    f" at {self._turn}; keep one with prefix.clone()"
+                    "this prefix is not of the engine's last prefill: it was overwritten or is of"
+                    " another engine; keep one with prefix.clone()"
                 )
             kv = prefix.kv
             return self._stages.integrate(noise_NHA, kv, prefix.cu, index, frozen, mask)
