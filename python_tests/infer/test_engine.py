@@ -280,6 +280,15 @@ def test_threads_take_turns(lab: ModuleType, scene: Scene) -> None:
     assert wrong == []
 
 
+def test_act_is_one_turn(lab: ModuleType, scene: Scene) -> None:
+    """Two threads act on their own images in one engine: neither sees the other's."""
+    engine = engine_for(lab, scene)
+    scenes = [scene, scene.only(3, 1)]
+    given = [(s.images()[::-1], without_pixels(s), s.noise()) for s in scenes]
+    expected = [engine.act(*one) for one in given]
+    assert run_together(lambda i: torch.equal(engine.act(*given[i]), expected[i]), times=30) == []
+
+
 def run_together(right: Callable[[int], bool], times: int) -> list[object]:
     """Two threads call ``right(0)`` and ``right(1)`` often; returns what went wrong."""
     wrong: list[object] = []

@@ -135,7 +135,7 @@ class Engine:
             max_batch, max_batch * max_views, max_batch * tokens, max_batch * max_candidates
         )
         self._stages: Stages = self._make(model, threads, backend)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # calls consist of calls
         self._turn = 0
 
     def _make(self, model: PackedModel | VLA, threads: int | None, backend: str) -> Stages:
@@ -205,11 +205,11 @@ class Engine:
         """
         views = len(batch.pixels_V3SS)
         self._fits(views=views)
-        if batch.pixels_V3SS.numel():
-            with self._lock:
+        with self._lock:
+            if batch.pixels_V3SS.numel():
                 self._stages.take_pixels(batch.pixels_V3SS)
-        self.vision(views)
-        return self.prefix(batch)
+            self.vision(views)
+            return self.prefix(batch)
 
     def integrate(
         self,
@@ -268,9 +268,10 @@ class Engine:
         slot_mask: Tensor | None = None,
     ) -> Tensor:
         """Camera images and prompts to actions ``[R · n, H, A]``; see the calls it consists of."""
-        self.prepare(images)
-        prefix = self.prefill(batch)
-        return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
+        with self._lock:
+            self.prepare(images)
+            prefix = self.prefill(batch)
+            return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
 
     def _check_noise(self, noise_NHA: Tensor, rows: int, why: str) -> None:
         expected = (rows, self.config.chunk, self.config.action_dim)
