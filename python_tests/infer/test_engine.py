@@ -268,6 +268,24 @@ def test_without_native_code_the_network_runs_through_torch(
             Engine(model, backend=backend)
 
 
+def test_images_of_an_earlier_call_are_not_seen(engine: Engine, scene: Scene) -> None:
+    """Fewer images than the batch has views, a refused image, a vision of fewer views."""
+    images, batch = scene.images(), without_pixels(scene)
+    found = engine.act(images, batch, scene.noise())
+    engine.prepare(images[:1])
+    with pytest.raises(InputError, match="vision of 6 views, but 1 were prepared"):
+        engine.prefill(batch)
+    with pytest.raises(InputError, match="must be torch.uint8"):
+        engine.prepare([images[0], images[1] * 1.0, *images[2:]])
+    with pytest.raises(InputError, match="vision of 6 views, but 0 were prepared"):
+        engine.prefill(batch)
+    engine.prepare(images[:5])
+    engine.vision(5)
+    with pytest.raises(InputError, match="a prefix of 6 views, but vision saw 5"):
+        engine.prefix(batch)
+    assert torch.equal(engine.act(images, batch, scene.noise()), found)
+
+
 def test_threads_take_turns(lab: ModuleType, scene: Scene) -> None:
     """Two threads integrate their own prefixes in one engine: the bits of calls one by one."""
     engine = engine_for(lab, scene, threads=2)

@@ -137,6 +137,7 @@ class Engine:
         self._stages: Stages = self._make(model, threads, backend)
         self._lock = threading.RLock()  # calls consist of calls
         self._turn = 0
+        self._prepared = self._seen = 0  # views that wait for vision, and for a prefix
 
     def _make(self, model: PackedModel | VLA, threads: int | None, backend: str) -> Stages:
         packed = isinstance(model, PackedModel)
@@ -174,13 +175,19 @@ class Engine:
         """
         self._fits(views=len(images))
         with self._lock:
+            self._prepared = 0  # also if an image is refused
             self._stages.prepare(images)
+            self._prepared = len(images)
 
     def vision(self, views: int) -> Tensor:
         """Image tokens of the prepared images, in the engine's memory."""
         self._fits(views=views)
         with self._lock:
-            return self._stages.vision(views)
+            if views != self._prepared:
+                raise InputError(f"vision of {views} views, but {self._prepared} were prepared")
+            tokens = self._stages.vision(views)
+            self._seen = views
+            return tokens
 
     def prefix(self, batch: Batch) -> Prefix:
         """Keys and values of packed prompts and the image tokens of the last ``vision``."""
@@ -188,9 +195,12 @@ class Engine:
         self._fits(views=len(batch.pixels_V3SS), observations=len(cu) - 1, tokens=int(cu[-1]))
         if not torch.isfinite(batch.state_RS).all():
             raise InputError("a state holds a value that is not finite; expected numbers")
+        views = len(batch.pixels_V3SS)
         with self._lock:
+            if views != self._seen:
+                raise InputError(f"a prefix of {views} views, but vision saw {self._seen}")
             self._turn = next(_TURNS)
-            self._stages.prefix(batch, len(batch.pixels_V3SS))
+            self._stages.prefix(batch, views)
             return Prefix(self._stages.kv, cu.int(), self._turn)
 
     def prefill(self, batch: Batch) -> Prefix:
@@ -207,7 +217,9 @@ class Engine:
         self._fits(views=views)
         with self._lock:
             if batch.pixels_V3SS.numel():
+                self._prepared = 0
                 self._stages.take_pixels(batch.pixels_V3SS)
+                self._prepared = views
             self.vision(views)
             return self.prefix(batch)
 
