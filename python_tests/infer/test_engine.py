@@ -89,6 +89,25 @@ def test_a_prefix_serves_many_integrations(engine: Engine, scene: Scene) -> None
     assert not torch.equal(engine.integrate(prefix, noise), found)
 
 
+@pytest.mark.parametrize("one", [True, 1, 256, 0.25])
+def test_a_slot_mask_is_zero_or_not(engine: Engine, scene: Scene, one: float) -> None:
+    """Any number but 0 is a slot that is there, also one that 8 bits would make 0."""
+    prefix, mask = engine.prefill(scene.batch()), scene.slot_mask()
+    found = engine.integrate(prefix, scene.noise(), slot_mask=mask)
+    other = torch.where(mask.bool(), torch.tensor(one), torch.zeros_like(torch.tensor(one)))
+    assert torch.equal(engine.integrate(prefix, scene.noise(), slot_mask=other), found)
+
+
+def test_what_is_not_frozen_of_frozen_actions_is_ignored(engine: Engine, scene: Scene) -> None:
+    """Positions past the length may hold anything."""
+    prefix, frozen = engine.prefill(scene.batch()), scene.frozen()
+    found = engine.integrate(prefix, scene.noise(), frozen=frozen)
+    done = torch.arange(scene.config.chunk) < frozen.length_R[:, None]
+    spoilt = frozen.action_RHA.masked_fill(~done[..., None], float("nan"))
+    again = engine.integrate(prefix, scene.noise(), frozen=Frozen(spoilt, frozen.length_R.long()))
+    assert torch.equal(again, found)
+
+
 def test_noise_is_not_changed(engine: Engine, scene: Scene) -> None:
     """The caller's tensors stay as they are, and results are the caller's own."""
     noise, frozen = scene.noise(), scene.frozen()
@@ -184,9 +203,50 @@ REFUSALS: dict[str, tuple[Callable[[Engine, Scene, Prefix], object], str]] = {
         lambda e, s, p: e.integrate(p, s.noise(2), n=2, frozen=s.frozen()),
         r"frozen actions are \[4, 6, 5\], expected the noise's \[8, 6, 5\]",
     ),
-    "frozen of other rows": (lambda e, s, p: _freeze(e, s, p, lambda n: n[:2]), "frozen"),
-    "frozen too long": (lambda e, s, p: _freeze(e, s, p, lambda n: n + 7), "frozen"),
-    "frozen below 0": (lambda e, s, p: _freeze(e, s, p, lambda n: n - 7), "frozen"),
+    "frozen of other rows": (
+        lambda e, s, p: _freeze(e, s, p, lambda n: n[:2]),
+        r"frozen lengths are torch.int32 \[2\], expected whole \[4\]",
+    ),
+    "frozen by halves": (
+        lambda e, s, p: _freeze(e, s, p, lambda n: n / 2),
+        r"frozen lengths are torch.float32 \[4\], expected whole \[4\]",
+    ),
+    "frozen too long": (
+        lambda e, s, p: _freeze(e, s, p, lambda n: n + 1),
+        r"frozen lengths are \[1, 7, 2, 4\], expected 0 to 6 each",
+    ),
+    "frozen below 0": (
+        lambda e, s, p: _freeze(e, s, p, lambda n: n - 1),
+        r"frozen lengths are \[-1, 5, 0, 2\], expected 0 to 6 each",
+    ),
+    "NaN in frozen actions": (
+        lambda e, s, p: e.integrate(
+            p, s.noise(), frozen=Frozen(s.noise() * float("nan"), s.frozen().length_R)
+        ),
+        "frozen actions hold a value that is not finite",
+    ),
+    "slot mask of another width": (
+        lambda e, s, p: e.integrate(p, s.noise(), slot_mask=torch.ones(4)),
+        r"slot_mask is \[4\], expected \[5\] or \[4, 5\]",
+    ),
+    "slot mask of other rows": (
+        lambda e, s, p: e.integrate(p, s.noise(), slot_mask=torch.ones(3, 5)),
+        r"slot_mask is \[3, 5\], expected \[5\] or \[4, 5\]",
+    ),
+    "NaN in an image": (
+        lambda e, s, p: e.prefill(_with(s, pixels_V3SS=_spoilt(s.batch().pixels_V3SS))),
+        "an image holds a value that is not finite",
+    ),
+    "infinity in an image": (
+        lambda e, s, p: e.prefill(
+            _with(s, pixels_V3SS=_spoilt(s.batch().pixels_V3SS, float("inf")))
+        ),
+        "an image holds a value that is not finite",
+    ),
+    "pixels of another size": (
+        lambda e, s, p: e.prefill(_with(s, pixels_V3SS=s.batch().pixels_V3SS[:, :, :14])),
+        r"pixels are \[6, 3, 14, 28\], expected \[V, 3, 28, 28\]",
+    ),
     "NaN in a state": (
         lambda e, s, p: e.prefix(_with(s, state_RS=_spoilt(s.batch().state_RS))),
         "a state holds a value that is not finite",
@@ -275,7 +335,7 @@ def test_images_of_an_earlier_call_are_not_seen(engine: Engine, scene: Scene) ->
     engine.prepare(images[:1])
     with pytest.raises(InputError, match="vision of 6 views, but 1 were prepared"):
         engine.prefill(batch)
-    with pytest.raises(InputError, match="must be torch.uint8"):
+    with pytest.raises(InputError, match=r"must be torch\.uint8"):
         engine.prepare([images[0], images[1] * 1.0, *images[2:]])
     with pytest.raises(InputError, match="vision of 6 views, but 0 were prepared"):
         engine.prefill(batch)

@@ -211,14 +211,16 @@ class Engine:
                 (``[V, 3, 0, 0]``).
 
         Raises:
-            InputError: more than the engine is built for, or a state that is not finite.
+            InputError: more than the engine is built for, pixels of another size, or pixels or a
+                state that are not finite.
         """
-        views = len(batch.pixels_V3SS)
+        views, pixels = len(batch.pixels_V3SS), batch.pixels_V3SS
         self._fits(views=views)
         with self._lock:
-            if batch.pixels_V3SS.numel():
+            if pixels.numel():
+                self._check_pixels(pixels)
                 self._prepared = 0
-                self._stages.take_pixels(batch.pixels_V3SS)
+                self._stages.take_pixels(pixels)
                 self._prepared = views
             self.vision(views)
             return self.prefix(batch)
@@ -252,14 +254,9 @@ class Engine:
         self._check_noise(noise_NHA, rows, f"{len(prefix)} prefixes and n = {n}")
         self._fits(rows=rows)
         index = torch.arange(len(prefix), dtype=torch.int32).repeat_interleave(n)
-        mask = None
-        if slot_mask is not None:
-            mask = slot_mask.to(torch.uint8).expand(rows, self.config.action_dim)
-        if frozen is not None and frozen.action_RHA.shape != noise_NHA.shape:
-            raise InputError(
-                f"frozen actions are {list(frozen.action_RHA.shape)}, expected the noise's"
-                f" {list(noise_NHA.shape)}"
-            )
+        mask = None if slot_mask is None else self._mask(slot_mask, rows)
+        if frozen is not None:
+            _check_frozen(frozen, noise_NHA)
         with self._lock:
             if prefix.turn is not None and prefix.turn != self._turn:
                 raise InputError(
@@ -295,6 +292,22 @@ class Engine:
         if not torch.isfinite(noise_NHA).all():
             raise InputError("noise holds a value that is not finite; draw it again")
 
+    def _check_pixels(self, pixels_V3SS: Tensor) -> None:
+        side = self.config.vision.image_size
+        if tuple(pixels_V3SS.shape[1:]) != (3, side, side):
+            raise InputError(
+                f"pixels are {list(pixels_V3SS.shape)}, expected [V, 3, {side}, {side}]"
+            )
+        if not torch.isfinite(pixels_V3SS).all():
+            raise InputError("an image holds a value that is not finite; expected -1 to 1")
+
+    def _mask(self, slot_mask: Tensor, rows: int) -> Tensor:
+        """uint8 ``[N, A]``, 0 and 1."""
+        slots, found = self.config.action_dim, tuple(slot_mask.shape)
+        if found not in ((slots,), (rows, slots)):
+            raise InputError(f"slot_mask is {list(found)}, expected [{slots}] or [{rows}, {slots}]")
+        return (slot_mask != 0).to(torch.uint8).expand(rows, slots)
+
     def _fits(self, **found: int) -> None:
         for name, count in found.items():
             most = getattr(self.limits, name)
@@ -303,6 +316,24 @@ class Engine:
                     f"found {count} {_WORDS[name]}, the engine is built for at most {most}; build"
                     f" it with a larger {_ARGUMENTS[name]}"
                 )
+
+
+def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
+    action, length = frozen.action_RHA, frozen.length_R
+    rows, chunk, _ = noise_NHA.shape
+    if action.shape != noise_NHA.shape:
+        raise InputError(
+            f"frozen actions are {list(action.shape)}, expected the noise's {list(noise_NHA.shape)}"
+        )
+    if tuple(length.shape) != (rows,) or length.is_floating_point():
+        raise InputError(
+            f"frozen lengths are {length.dtype} {list(length.shape)}, expected whole [{rows}]"
+        )
+    if bool(((length < 0) | (length > chunk)).any()):
+        raise InputError(f"frozen lengths are {length.tolist()}, expected 0 to {chunk} each")
+    done_RH = torch.arange(chunk, device=length.device) < length[:, None]
+    if not torch.isfinite(action[done_RH]).all():
+        raise InputError("frozen actions hold a value that is not finite")
 
 
 _WORDS = {
