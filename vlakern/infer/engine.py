@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -27,8 +27,11 @@ from vlakern.ops import _native
 
 __all__ = ["Engine", "Prefix"]
 
+EngineBackend = Literal["auto", "native", "torch"]
+
 # Numbers prefills across engines: a prefix of one cannot pass for the last one of another.
 _TURNS = itertools.count(1)
+MOST_STEPS = 1 << 16  # as in a config
 WORDS = 128  # text tokens of a prompt that an engine has room for by default
 
 
@@ -102,7 +105,7 @@ class Engine:
         steps: int | None = None,
         solver: Solver | None = None,
         threads: int | None = None,
-        backend: Literal["auto", "native", "torch"] = "auto",
+        backend: EngineBackend = "auto",
     ) -> None:
         """Allocates everything.
 
@@ -125,11 +128,13 @@ class Engine:
         self.config: VLAConfig = config
         self.steps = config.steps if steps is None else steps
         self.solver: Solver = config.solver if solver is None else solver
-        if self.steps < 1 or self.solver not in SOLVERS:
+        if not 1 <= self.steps <= MOST_STEPS or self.solver not in SOLVERS:
             raise InputError(
-                f"steps = {self.steps} and solver = {self.solver!r}; expected at least one step and"
-                f" one of {', '.join(SOLVERS)}"
+                f"steps = {self.steps} and solver = {self.solver!r}; expected at least one step, at"
+                f" most {MOST_STEPS}, and one of {', '.join(SOLVERS)}"
             )
+        if threads is not None and threads < 1:
+            raise InputError(f"an engine of {threads} threads; expected at least 1")
         tokens = max_views * config.vision.tokens + WORDS if max_prefix is None else max_prefix
         self.limits = Limits(
             max_batch, max_batch * max_views, max_batch * tokens, max_batch * max_candidates
@@ -140,6 +145,9 @@ class Engine:
         self._prepared = self._seen = 0  # views that wait for vision, and for a prefix
 
     def _make(self, model: PackedModel | VLA, threads: int | None, backend: str) -> Stages:
+        if backend not in get_args(EngineBackend):
+            known = ", ".join(get_args(EngineBackend))
+            raise Unsupported(f"backend {backend!r} of an engine is not known; use {known}")
         packed = isinstance(model, PackedModel)
         device = "cpu" if packed else model.embed_tokens.weight.device.type
         missing = _native.missing()
