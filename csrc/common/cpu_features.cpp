@@ -67,9 +67,11 @@ bool has_vnni(Isa isa) {
 
 Isa select_isa(const std::string& forced) {
   if (forced.empty()) return available_isas().front();
-  std::string have;
   for (Isa isa : available_isas()) {
     if (forced == isa_name(isa)) return isa;
+  }
+  std::string have;
+  for (Isa isa : available_isas()) {
     have += (have.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
   throw UnsupportedError("instruction set " + forced +

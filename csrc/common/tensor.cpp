@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "common/error.h"
 
@@ -36,17 +37,19 @@ std::string shape_text(const Tensor& t) {
 
 // Sufficient and simple: sorted by stride, each dimension steps over all the smaller ones.
 bool overlaps_itself(const Tensor& t) {
-  std::vector<std::pair<std::int64_t, std::int64_t>> steps;
+  std::pair<std::int64_t, std::int64_t> steps[kMaxRank];
+  int count = 0;
   for (int i = 0; i < t.rank; ++i) {
     if (t.shape[i] == 0) return false;
-    if (t.shape[i] > 1)
-      steps.emplace_back(t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]);
+    if (t.shape[i] > 1) {
+      steps[count++] = {t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]};
+    }
   }
-  std::sort(steps.begin(), steps.end());
+  std::sort(steps, steps + count);
   std::int64_t reach = 0;
-  for (const auto& [stride, size] : steps) {
-    if (stride <= reach) return true;
-    reach += stride * (size - 1);
+  for (int i = 0; i < count; ++i) {
+    if (steps[i].first <= reach) return true;
+    reach += steps[i].first * (steps[i].second - 1);
   }
   return false;
 }
@@ -70,17 +73,17 @@ void Dims::fail(const std::string& message) const {
 }
 
 const Dims::Bound* Dims::find(const std::string& letter) const {
-  for (const Bound& b : bound_) {
-    if (b.letter == letter) return &b;
+  for (int i = 0; i < letters_; ++i) {
+    if (bound_[i].letter == letter) return bound_ + i;
   }
   return nullptr;
 }
 
 void Dims::check(const char* name, const Tensor& t, std::initializer_list<const char*> letters,
                  std::initializer_list<DType> dtypes) {
-  const std::string pattern = "[" + join(letters, ", ") + "]";
+  const auto pattern = [&letters] { return "[" + join(letters, ", ") + "]"; };
   if (t.rank != static_cast<int>(letters.size())) {
-    fail(std::string(name) + " must be " + pattern + ", got shape " + shape_text(t));
+    fail(std::string(name) + " must be " + pattern() + ", got shape " + shape_text(t));
   }
   if (std::find(dtypes.begin(), dtypes.end(), t.dtype) == dtypes.end()) {
     std::vector<std::string> names;
@@ -95,14 +98,15 @@ void Dims::check(const char* name, const Tensor& t, std::initializer_list<const 
     if (size < 0) fail(std::string(name) + " has a negative size in shape " + shape_text(t));
     if (std::isdigit(static_cast<unsigned char>(letter[0])) != 0) {
       if (size != std::atoi(letter))
-        fail(std::string(name) + " must be " + pattern + ", got " + shape_text(t));
+        fail(std::string(name) + " must be " + pattern() + ", got " + shape_text(t));
     } else if (const Bound* b = find(letter)) {
       if (b->size != size) {
-        fail(std::string(name) + " must be " + pattern + " with " + letter + "=" +
+        fail(std::string(name) + " must be " + pattern() + " with " + letter + "=" +
              std::to_string(b->size) + " as in " + b->owner + ", got shape " + shape_text(t));
       }
     } else {
-      bound_.push_back({letter, size, name});
+      if (letters_ == kMaxLetters) fail("more sizes than can be named");
+      bound_[letters_++] = {letter, size, name};
     }
   }
   if (t.data == 0 && count > 0) fail(std::string(name) + " has a null pointer");

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
-#include <vector>
 
 namespace vlakern {
 
@@ -25,7 +24,7 @@ struct Tensor {
 };
 
 // Binds letters to sizes across an op's arguments: the first tensor that names a letter sets it and
-// every later one must agree. A number is that size itself.
+// every later one must agree. A number is that size itself. Allocates nothing while all is well.
 class Dims {
  public:
   explicit Dims(const char* op) : op_(op) {}
@@ -48,7 +47,9 @@ class Dims {
   const Bound* find(const std::string& letter) const;
 
   const char* op_;
-  std::vector<Bound> bound_;
+  static constexpr int kMaxLetters = 12;
+  Bound bound_[kMaxLetters];
+  int letters_ = 0;
 };
 
 }  // namespace vlakern

@@ -69,9 +69,12 @@ Tensor Engine::layer_of(const Tensor& kv, std::int64_t layer, std::int64_t which
   return heads_of(rows, tokens, model_.sizes.groups, model_.sizes.head_dim);
 }
 
-QkvPrepParams Engine::prep_params(std::int64_t tokens, const Tensor& k, const Tensor& v) const {
+QkvPrepParams& Engine::prep_params(std::int64_t tokens, const Tensor& k, const Tensor& v) const {
   const ModelSizes& s = model_.sizes;
-  QkvPrepParams p{};
+  thread_local QkvPrepParams p{};
+  p.experts.clear();
+  p.row_offset = 0;
+  p.plus_one = false;
   p.cos = at_.cos;
   p.sin = at_.sin;
   p.cos_stride = p.sin_stride = p.half = s.head_dim / 2;

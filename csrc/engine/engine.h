@@ -67,7 +67,8 @@ class Engine {
   void check_kv(const Tensor& kv, std::int64_t tokens) const;
   Tensor layer_of(const Tensor& kv, std::int64_t layer, std::int64_t which,
                   std::int64_t tokens) const;
-  QkvPrepParams prep_params(std::int64_t tokens, const Tensor& k, const Tensor& v) const;
+  // Its list of experts is empty; the memory is the calling thread's.
+  QkvPrepParams& prep_params(std::int64_t tokens, const Tensor& k, const Tensor& v) const;
   void embed_view(std::int64_t view) const;
   void connect(std::int64_t views) const;
   void check(const PrefixInput& in, std::int64_t views) const;

@@ -193,7 +193,7 @@ void Engine::action_layer(const IntegrateInput& in, std::int64_t i, bool first) 
       heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
   const Tensor v =
       heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
-  QkvPrepParams prep = prep_params(rows, k, v);
+  QkvPrepParams& prep = prep_params(rows, k, v);
   prep.experts.push_back(qkv_expert(layer, s, qkv, q, at_.rows, 0, rows));
   qkv_prep_cpu(prep, isa_, threads_);
   const std::int64_t cached = ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1];

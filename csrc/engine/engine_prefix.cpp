@@ -117,7 +117,7 @@ void Engine::prefix_layer(const PrefixInput& in, std::int64_t layer) const {
   qkv_half(calls, semantic, s, words, last, x, normed, qkv);
   qkv_half(calls, action, s, states, last, state_x, state_normed, state_qkv);
   const Tensor k = layer_of(in.kv, layer, 0, tokens), v = layer_of(in.kv, layer, 1, tokens);
-  QkvPrepParams prep = prep_params(tokens, k, v);
+  QkvPrepParams& prep = prep_params(tokens, k, v);
   prep.experts.push_back(qkv_expert(semantic, s, qkv, q, ints(in.semantic_rows), 0, words));
   prep.experts.push_back(
       qkv_expert(action, s, state_qkv, q.from(words), ints(in.action_rows), words, states));

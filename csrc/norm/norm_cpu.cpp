@@ -10,7 +10,7 @@ namespace vlakern {
 namespace {
 
 // Below this many bytes of traffic a second thread costs more than it saves.
-constexpr std::int64_t kBytesPerThread = 1 << 18;
+constexpr std::int64_t kBytesPerThread = 1 << 16;
 
 int choose_threads(const NormParams& p, int threads) {
   const int streams = p.residual.data == nullptr ? 2 : 4;

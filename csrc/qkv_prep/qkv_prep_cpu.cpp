@@ -10,7 +10,7 @@ namespace vlakern {
 namespace {
 
 // Below this many bytes of traffic a second thread costs more than it saves.
-constexpr std::int64_t kBytesPerThread = 1 << 18;
+constexpr std::int64_t kBytesPerThread = 1 << 16;
 
 // The memory may have changed since the call was bound, and a row outside leads out of memory.
 void check_rows(const QkvPrepParams& p) {
