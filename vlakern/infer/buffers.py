@@ -1,5 +1,8 @@
 """Every buffer that the CPU engine works in, allocated once."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +11,10 @@ from torch import Tensor
 from vlakern.errors import InputError
 from vlakern.ops import _native
 
-__all__ = ["Buffers", "Limits", "allocate"]
+__all__ = ["Buffers", "Limits", "arena", "room", "vacant"]
 
 LINE = 64  # bytes of a cache line
+MOST = 2**31 - 1  # rows are numbered in int32
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"an engine for {value} {name}; expected at least 1")
+            if not 1 <= value <= MOST:
+                raise InputError(f"an engine for {value} {name}; expected 1 to {MOST}")
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,38 @@ class Buffers:
         return self.arena.nbytes + self.kv.nbytes + self.x.nbytes
 
 
-def allocate(
-    arena_bytes: int, kv_shape: tuple[int, ...], dtype: torch.dtype, x_shape: tuple[int, ...]
-) -> Buffers:
-    """All buffers, their contents undefined.
+@contextmanager
+def room(size: int, what: str) -> Iterator[None]:
+    """Memory is asked for inside.
 
     Raises:
-        InputError: the memory is not there; says how much is needed and for what.
+        InputError: it is not there; says how much is needed and for what.
     """
-    kv_bytes = torch.empty(0, dtype=dtype).element_size()
-    for size in kv_shape:
-        kv_bytes *= size
     try:
-        space = torch.empty(arena_bytes + LINE, dtype=torch.uint8)
-        kv = torch.empty(kv_shape, dtype=dtype)
-        x = torch.empty(x_shape)
-    except RuntimeError as error:
+        yield
+    except (MemoryError, RuntimeError) as error:
         raise InputError(
-            f"the engine needs {arena_bytes / 1e6:.0f} MB for what its stages pass on and"
-            f" {kv_bytes / 1e6:.0f} MB for the keys and values of {kv_shape[2]} prefix tokens, and"
-            " they are not free; build it for fewer observations, rows or tokens"
+            f"the engine needs {size / 1e6:.0f} MB for {what}, and they are not free; build it for"
+            " fewer observations, rows or tokens"
         ) from error
+
+
+def vacant(shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
+    """A tensor, its content undefined.
+
+    Raises:
+        InputError: the memory is not there.
+    """
+    with room(math.prod(shape) * dtype.itemsize, what):
+        return torch.empty(shape, dtype=dtype)
+
+
+def arena(size: int) -> Tensor:
+    """uint8 ``[size]`` that begins on a cache line, its content undefined.
+
+    Raises:
+        InputError: the memory is not there.
+    """
+    space = vacant((size + LINE,), torch.uint8, "what its stages pass on")
     _native.cpu_module().prefer_huge_pages(space.data_ptr(), space.nbytes)
-    arena = space[-space.data_ptr() % LINE :][:arena_bytes]
-    return Buffers(arena, kv, x)
+    return space[-space.data_ptr() % LINE :][:size]

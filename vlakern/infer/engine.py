@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import SOLVERS, Frozen
-from vlakern.infer.buffers import Limits
+from vlakern.infer.buffers import Limits, room
 from vlakern.infer.native_engine import NativeEngine
 from vlakern.infer.packing import PackedModel, pack_model
 from vlakern.infer.torch_engine import TorchEngine
@@ -163,7 +163,9 @@ class Engine:
         if isinstance(model, VLA):
             weights = model.state_dict()
             fp32 = model.embed_tokens.weight.dtype == torch.float32
-            model = pack_model(model.config, weights.__getitem__, "fp32" if fp32 else "bf16")
+            size = sum(weight.numel() for weight in weights.values()) * (4 if fp32 else 2)
+            with room(size, "packed weights"):
+                model = pack_model(model.config, weights.__getitem__, "fp32" if fp32 else "bf16")
         count = torch.get_num_threads() if threads is None else threads
         return NativeEngine(model, self.limits, steps=self.steps, solver=self.solver, threads=count)
 

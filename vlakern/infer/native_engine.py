@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlakern import env, ops
 from vlakern.flow.solver import Frozen
-from vlakern.infer.buffers import Limits, allocate
+from vlakern.infer.buffers import Buffers, Limits, arena, room, vacant
 from vlakern.infer.packing import (
     PackedModel,
     engine_numbers,
@@ -46,8 +46,15 @@ class NativeEngine:
         self.model, self.limits = model, limits
         self.steps, self.solver = steps, solver
         self.threads = threads
-        positions = limits.tokens + config.chunk
-        cos, sin = position_table(config, positions)
+        mot, positions = config.mot, limits.tokens + config.chunk
+        kv_shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
+        # First what grows most: absurd limits fail here, before anything is computed for them.
+        what = f"keys and values of {limits.tokens} prefix tokens"
+        kv = vacant(kv_shape, model.activation_dtype, what)
+        x_shape = (limits.rows, config.chunk, config.action_dim)
+        x = vacant(x_shape, torch.float32, f"{limits.rows} action chunks")
+        with room(4 * positions * mot.head_dim, f"the angles of {positions} positions"):
+            cos, sin = position_table(config, positions)
         times = time_table(model, steps, solver)
         tables = {"rope.cos": cos, "rope.sin": sin, "action_in.time": times}
         kept = {
@@ -66,10 +73,7 @@ class NativeEngine:
             threads,
         )
         sizes = (limits.views, limits.observations, limits.tokens, limits.rows)
-        mot = config.mot
-        kv_shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
-        x_shape = (limits.rows, config.chunk, config.action_dim)
-        self.buffers = allocate(facts.bytes(*sizes), kv_shape, model.activation_dtype, x_shape)
+        self.buffers = Buffers(arena(facts.bytes(*sizes)), kv, x)
         self._engine = native.Engine(facts, *sizes, self.buffers.arena.data_ptr())
 
     @property
