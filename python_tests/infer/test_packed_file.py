@@ -1,39 +1,193 @@
 """The file of packed weights: written once, mapped after that, and never trusted."""
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from vlakern.errors import CheckpointError
 from vlakern.infer.packed_file import read_packed, write_packed
+from vlakern.infer.packing import PackedModel
+
+LINE = 64
+
+
+def same(found: PackedModel, expected: PackedModel) -> bool:
+    """Bit for bit, with all facts."""
+    facts = ("n", "k", "kind", "gate", "has_bias", "layout", "isa")
+    return (
+        (found.config, found.dtype) == (expected.config, expected.dtype)
+        and found.tensors.keys() == expected.tensors.keys()
+        and found.matrices.keys() == expected.matrices.keys()
+        and all(torch.equal(found.tensors[k], v) for k, v in expected.tensors.items())
+        and all(
+            torch.equal(found.matrices[k].data, v.data)
+            and all(getattr(found.matrices[k], one) == getattr(v, one) for one in facts)
+            for k, v in expected.matrices.items()
+        )
+    )
+
+
+@pytest.fixture
+def path(lab: ModuleType, tmp_path: Path) -> Path:
+    """A packed file of the smallest network in bf16."""
+    network, path = lab.network("tiny"), tmp_path / "packed"
+    write_packed(path, "key", network.config, "bf16", network.state_dict().__getitem__)
+    return path
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_what_is_read_is_what_was_packed(lab: ModuleType, tmp_path: Path, dtype: str) -> None:
     """Every array bit for bit, with its facts; the arrays lie on cache lines."""
-    network, model = lab.network("tiny"), lab.packed("tiny", dtype)
-    path = tmp_path / "packed"
+    network, path = lab.network("metaworld-small"), tmp_path / "packed"
     write_packed(path, "key", network.config, dtype, network.state_dict().__getitem__)
     found = read_packed(path, "key")
-    assert (found.config, found.dtype) == (model.config, dtype)
-    assert found.tensors.keys() == model.tensors.keys()
-    assert found.matrices.keys() == model.matrices.keys()
-    for name, one in model.tensors.items():
-        assert torch.equal(found.tensors[name], one), name
-        assert found.tensors[name].data_ptr() % 64 == 0
-    for name, one in model.matrices.items():
-        other = found.matrices[name]
-        assert torch.equal(other.data, one.data), name
-        assert other.data.data_ptr() % 64 == 0
-        facts = ("n", "k", "kind", "gate", "has_bias", "layout", "isa")
-        assert [getattr(other, fact) for fact in facts] == [getattr(one, fact) for fact in facts]
+    assert same(found, lab.packed("metaworld-small", dtype))
+    arrays = [*found.tensors.values(), *(one.data for one in found.matrices.values())]
+    assert {one.data_ptr() % LINE for one in arrays} == {0}
+    assert os.listdir(tmp_path) == ["packed"]
 
 
-def test_another_key_is_stale(lab: ModuleType, tmp_path: Path) -> None:
+def test_another_key_is_stale(path: Path) -> None:
     """One sentence with the path."""
-    network, path = lab.network("tiny"), tmp_path / "packed"
-    write_packed(path, "key", network.config, "bf16", network.state_dict().__getitem__)
     with pytest.raises(CheckpointError, match="packed from other weights or by another version"):
         read_packed(path, "other")
+
+
+def test_pages_are_shared_until_written(path: Path) -> None:
+    """The mapping is private: what one process does to its weights is not in the file."""
+    content = path.read_bytes()
+    read_packed(path, "key").tensors["vision.place"].fill_(7)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 15, 16, 23, 24, 55, -1, -40, -1000])
+def test_a_flipped_byte_of_front_or_header_is_found(path: Path, at: int) -> None:
+    """In the magic, where the header is, its sum, or the header itself."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"not a whole file|damaged header"):
+        read_packed(path, "key")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 8, 63, 64, 1000, 0.5, 0.999])
+def test_a_truncated_file_is_found(path: Path, keep: float) -> None:
+    """Cut anywhere, or with something behind its end."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match="not a whole file of packed weights"):
+        read_packed(path, "key")
+    path.write_bytes(content + b"x")
+    with pytest.raises(CheckpointError, match="not a whole file of packed weights"):
+        read_packed(path, "key")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Another header, whose sum and place are right."""
+    content = path.read_bytes()
+    begin = int.from_bytes(content[8:16], "little")
+    header = json.loads(content[begin:])
+    text = json.dumps(change(header) or header).encode()
+    seal(path, content, begin, text)
+
+
+def seal(path: Path, content: bytes, begin: int, text: bytes) -> None:
+    sizes = begin.to_bytes(8, "little") + len(text).to_bytes(8, "little")
+    front = content[:8] + sizes + hashlib.sha256(text).digest()
+    path.write_bytes(front.ljust(LINE, b"\0") + content[LINE:begin] + text)
+
+
+NAME, DTYPE, SHAPE, OFFSET, MATRIX = range(5)
+
+
+def array(field: int, value: Any, which: str = "embed") -> Callable[[dict[str, Any]], None]:
+    """Changes one field of one array's entry."""
+
+    def change(header: dict[str, Any]) -> None:
+        entry = next(one for one in header["arrays"] if one[NAME] == which)
+        entry[field] = value
+
+    return change
+
+
+def fact(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Changes one fact of a matrix."""
+
+    def change(header: dict[str, Any]) -> None:
+        entry = next(one for one in header["arrays"] if one[NAME] == "connector.0")
+        entry[MATRIX][name] = value
+
+    return change
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a list for a header": lambda h: [1],
+    "no arrays": lambda h: h.pop("arrays") and None,
+    "arrays of another kind": lambda h: h.update(arrays={"a": 1}),
+    "an entry that is a number": lambda h: h["arrays"].append(3),
+    "an entry that is short": lambda h: h["arrays"][0].pop() and None,
+    "no dtype": lambda h: h.pop("dtype") and None,
+    "another dtype": lambda h: h.update(dtype="fp4"),
+    "a dtype that is a list": lambda h: h.update(dtype=["bf16"]),
+    "no config": lambda h: h.pop("config") and None,
+    "a config without vision": lambda h: h["config"].pop("vision") and None,
+    "a name that is a list": array(NAME, ["embed"]),
+    "an attribute for a dtype": array(DTYPE, "__class__"),
+    "a function for a dtype": array(DTYPE, "load"),
+    "a dtype of its own": array(DTYPE, "float64"),
+    "a dtype that is a number": array(DTYPE, 3),
+    "a negative side": array(SHAPE, [-512, -64]),
+    "one negative side": array(SHAPE, [-512, 64]),
+    "a fractional side": array(SHAPE, [512.0, 64]),
+    "a side that is true": array(SHAPE, [True, 64]),
+    "a large side": array(SHAPE, [1 << 40, 64]),
+    "sides beyond 64 bits": array(SHAPE, [1 << 47] * 9),
+    "a shape that is a number": array(SHAPE, 512),
+    "an offset before the file": array(OFFSET, -64),
+    "an offset behind the file": array(OFFSET, 1 << 40),
+    "an offset between lines": array(OFFSET, 65),
+    "an offset that is a word": array(OFFSET, "64"),
+    "facts that are a list": array(MATRIX, [1], "connector.0"),
+    "another fact": fact("data", 3),
+    "the layout as a fact": fact("layout", 1),
+    "negative rows": fact("n", -64),
+    "fractional rows": fact("k", 1.5),
+    "a kind of its own": fact("kind", "fp4"),
+    "a kind that is a list": fact("kind", ["bf16"]),
+    "a gate that is a number": fact("gate", 1),
+    "a matrix of floats": array(DTYPE, "float32", "connector.0"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_header_is_refused(path: Path, case: str) -> None:
+    """One sentence that names the file; nothing outside the file is read."""
+    rewrite(path, HOSTILE[case])
+    with pytest.raises(CheckpointError) as error:
+        read_packed(path, "key")
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000])
+def test_a_header_that_is_not_json_is_refused(path: Path, text: bytes) -> None:
+    """Nothing, half of something, no text, too deep, too long a number."""
+    content = path.read_bytes()
+    seal(path, content, int.from_bytes(content[8:16], "little"), text)
+    with pytest.raises(CheckpointError, match="damaged header"):
+        read_packed(path, "key")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    """Nothing there, a directory, a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    for one in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(CheckpointError, match="is not there"):
+            read_packed(one, "key")

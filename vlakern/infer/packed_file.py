@@ -1,11 +1,12 @@
 """Packed weights in a file that processes map and share.
 
-Layout: a line with the magic and where the JSON header is, the arrays, each beginning a cache line,
-and the header. A file whose key differs from what is asked for is stale and is written again.
+Layout: a line with the magic, where the JSON header is and its SHA-256, the arrays, each beginning a
+cache line, and the header. A file whose key differs from what is asked for is stale and is written again.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from vlakern import env
-from vlakern.errors import CheckpointError
+from vlakern.errors import CheckpointError, ConfigError
 from vlakern.files import write_file
 from vlakern.infer.packing import DTYPES, PackedModel, Weights, pack_arrays, pack_model
 from vlakern.models.config import VLAConfig
 from vlakern.ops.linear import PackedLinear
 from vlakern.ops.linear.packed import ISA, LAYOUT
+from vlakern.ops.linear.reference import KINDS
 from vlakern.records import from_dict, to_dict
 
 __all__ = ["cache_path", "cached_model", "read_packed", "weights_key", "write_packed"]
@@ -31,6 +33,8 @@ MAGIC = b"VLAKPACK"
 FORMAT = 1
 LINE = 64
 MOST_HEADER = 16 << 20
+FACTS = ("n", "k", "kind", "gate", "has_bias")  # of a matrix
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32}
 SMALL = 64 << 20  # bytes of weights below which packing is faster than finding a file
 
 
@@ -134,7 +138,7 @@ class _Writer:
         facts, tensor = None, one
         if isinstance(one, PackedLinear):
             tensor = one.data
-            facts = {key: getattr(one, key) for key in ("n", "k", "kind", "gate", "has_bias")}
+            facts = {key: getattr(one, key) for key in FACTS}
         assert isinstance(tensor, Tensor)
         self._file.write(bytes(-self._file.tell() % LINE))
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -151,56 +155,87 @@ class _Writer:
         text = json.dumps({**header, "arrays": entries}).encode()
         self._file.write(text)
         self._file.seek(0)
-        self._file.write(MAGIC + begin.to_bytes(8, "little") + len(text).to_bytes(8, "little"))
+        sizes = begin.to_bytes(8, "little") + len(text).to_bytes(8, "little")
+        self._file.write(MAGIC + sizes + hashlib.sha256(text).digest())
 
 
 def read_packed(path: Path, key: str) -> PackedModel:
     """Maps a packed file; its pages are read when they are used.
 
     Raises:
-        CheckpointError: it is not there, truncated, or packed from something else.
+        CheckpointError: it is not there, damaged, or packed from something else.
     """
     header = _header(path)
     if header.get("key") != key:
         raise CheckpointError(f"{path} was packed from other weights or by another version")
-    memory = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    if header.get("dtype") not in DTYPES:
+        raise CheckpointError(f"{path} holds weights of dtype {header.get('dtype')!r}")
+    try:
+        config = from_dict(VLAConfig, header.get("config"), str(path))
+        memory = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    except (ConfigError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     matrices: dict[str, PackedLinear] = {}
     tensors: dict[str, Tensor] = {}
-    for name, dtype, shape, offset, facts in header["arrays"]:
-        kind = getattr(torch, dtype)
-        count = kind.itemsize
-        for size in shape:
-            count *= size
-        if offset < 0 or offset + count > memory.numel():
-            raise CheckpointError(f"{path} is truncated: {name} lies outside of it")
-        array = memory[offset : offset + count].view(kind).view(shape)
-        if facts is None:
-            tensors[name] = array
+    for found in header["arrays"]:
+        entry = _entry(path, found)
+        array = _array(path, entry, memory)
+        if entry.matrix is None:
+            tensors[entry.name] = array
         else:
-            matrices[name] = PackedLinear(array, **facts)
-    if header["dtype"] not in DTYPES:
-        raise CheckpointError(f"{path} holds weights of dtype {header['dtype']!r}")
-    config = from_dict(VLAConfig, header["config"], str(path))
+            matrices[entry.name] = PackedLinear(array, **entry.matrix)
     return PackedModel(config, header["dtype"], matrices, tensors)
+
+
+def _entry(path: Path, found: Any) -> _Entry:
+    """One line of the header, which anyone may have written."""
+    if isinstance(found, list) and len(found) == 5:
+        name, dtype, shape, offset, facts = found
+        known = isinstance(name, str) and isinstance(dtype, str) and dtype in STORED
+        counts = isinstance(shape, list) and all(_is_count(one) for one in [*shape, offset])
+        if known and counts and offset % LINE == 0 and (facts is None or _are_facts(facts)):
+            return _Entry(name, dtype, tuple(shape), offset, facts)
+    raise CheckpointError(f"{path} has a damaged header: {str(found)[:80]} is no array")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _are_facts(facts: Any) -> bool:
+    if not isinstance(facts, dict) or set(facts) != set(FACTS):
+        return False
+    counts = _is_count(facts["n"]) and _is_count(facts["k"]) and facts["kind"] in tuple(KINDS)
+    return counts and type(facts["gate"]) is type(facts["has_bias"]) is bool
+
+
+def _array(path: Path, entry: _Entry, memory: Tensor) -> Tensor:
+    """A view of the mapped file."""
+    kind = STORED[entry.dtype]
+    end = entry.offset + math.prod(entry.shape) * kind.itemsize
+    if end > memory.numel() or (entry.matrix is not None and kind != torch.int32):
+        raise CheckpointError(f"{path} is damaged: {entry.name} does not lie within it")
+    return memory[entry.offset : end].view(kind).view(entry.shape)
 
 
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not there")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        front = file.read(LINE)
-        begin, length = (
-            int.from_bytes(front[8:16], "little"),
-            int.from_bytes(front[16:24], "little"),
-        )
-        if front[:8] != MAGIC or length > MOST_HEADER or begin + length != size:
-            raise CheckpointError(f"{path} is not a whole file of packed weights")
-        file.seek(begin)
-        text = file.read(length)
+    try:
+        with path.open("rb") as file:
+            front, size = file.read(LINE), os.fstat(file.fileno()).st_size
+            begin, length = (int.from_bytes(front[i : i + 8], "little") for i in (8, 16))
+            if front[:8] != MAGIC or length > MOST_HEADER or begin + length != size:
+                raise CheckpointError(f"{path} is not a whole file of packed weights")
+            file.seek(begin)
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if hashlib.sha256(text).digest() != front[24:56]:
+        raise CheckpointError(f"{path} has a damaged header")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):
         raise CheckpointError(f"{path} has a damaged header")
