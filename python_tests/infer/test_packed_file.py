@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlakern.errors import CheckpointError
-from vlakern.infer.packed_file import read_packed, write_packed
+from vlakern.infer import packed_file
+from vlakern.infer.packed_file import cache_path, cached_model, read_packed, write_packed
 from vlakern.infer.packing import PackedModel
 
 LINE = 64
@@ -191,3 +193,172 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for one in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(CheckpointError, match="is not there"):
             read_packed(one, "key")
+
+
+@pytest.fixture
+def policy(lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with weights that are not small any more, and a cache elsewhere."""
+    monkeypatch.setattr(packed_file, "SMALL", 0)
+    monkeypatch.setenv("VLAKERN_CACHE", str(tmp_path / "cache"))
+    directory = tmp_path / "policy"
+    directory.mkdir()
+    save_file(lab.network("tiny").state_dict(), directory / "model.safetensors")
+    return directory
+
+
+def cached(lab: ModuleType, policy: Path, dtype: str = "bf16") -> tuple[PackedModel, list[str]]:
+    """The model, and what was packed for it."""
+    network, heard = lab.network("tiny"), []
+    weights = network.state_dict().__getitem__
+    file = policy / "model.safetensors"
+    return cached_model(policy, network.config, dtype, file, weights, heard.append), heard
+
+
+def test_weights_are_packed_once(lab: ModuleType, policy: Path) -> None:
+    """The second call maps the file beside the policy and packs nothing."""
+    expected = lab.packed("tiny", "bf16")
+    first, heard = cached(lab, policy)
+    assert len(heard) == len(expected.matrices) + len(expected.tensors)
+    second, nothing = cached(lab, policy)
+    assert nothing == []
+    assert same(first, expected)
+    assert same(second, expected)
+    assert [one.suffix for one in (policy / "packed").iterdir()] == [".vlakern"]
+
+
+def test_each_dtype_has_its_file(lab: ModuleType, policy: Path) -> None:
+    """One does not replace the other."""
+    for dtype in ("bf16", "int8", "fp32"):
+        assert cached(lab, policy, dtype)[1] != []
+    for dtype in ("bf16", "int8", "fp32"):
+        found, heard = cached(lab, policy, dtype)
+        assert (found.dtype, heard) == (dtype, [])
+
+
+@pytest.mark.parametrize("change", ["size", "time", "header"])
+def test_weights_that_changed_are_packed_again(lab: ModuleType, policy: Path, change: str) -> None:
+    """Other bytes, another time of change, other names: each makes the packed file stale."""
+    file = policy / "model.safetensors"
+    cached(lab, policy)
+    status, content = file.stat(), bytearray(file.read_bytes())
+    if change == "size":
+        file.write_bytes(content + b"\0")
+    elif change == "header":
+        content[20] ^= 1
+        file.write_bytes(content)
+    later = status.st_mtime_ns + (change == "time")
+    os.utime(file, ns=(status.st_atime_ns, later))
+    assert cached(lab, policy)[1] != []
+    assert cached(lab, policy)[1] == []
+    assert len(list((policy / "packed").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "magic", "header", "config", "directory"])
+def test_a_damaged_file_is_replaced(lab: ModuleType, policy: Path, damage: str) -> None:
+    """The weights are there, so nothing is lost: the file is written again."""
+    cached(lab, policy)
+    (path,) = (policy / "packed").iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[:-10])
+    elif damage == "magic":
+        path.write_bytes(b"PK" + content[2:])
+    elif damage == "header":
+        path.write_bytes(content[:-9] + b"\0" * 9)
+    elif damage == "config":
+        rewrite(path, lambda header: header.update(config={"vision": 1}))
+    else:
+        path.write_bytes(b"")
+    found, heard = cached(lab, policy)
+    assert heard != []
+    assert same(found, lab.packed("tiny", "bf16"))
+    assert cached(lab, policy)[1] == []
+
+
+def test_a_mapped_file_outlives_its_replacement(lab: ModuleType, policy: Path) -> None:
+    """A process that runs on the old file keeps it when another writes the new one."""
+    found, _ = cached(lab, policy)
+    os.utime(policy / "model.safetensors", ns=(1, 1))
+    cached(lab, policy)
+    (policy / "packed" / cache_path(policy, "bf16", "k").name).unlink()
+    assert same(found, lab.packed("tiny", "bf16"))
+
+
+def test_a_directory_that_cannot_be_written_uses_the_cache(
+    lab: ModuleType, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is in VLAKERN_CACHE, named by its key, and is found there again."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found, heard = cached(lab, policy)
+    assert heard != []
+    assert cached(lab, policy)[1] == []
+    assert same(found, lab.packed("tiny", "bf16"))
+    assert not (policy / "packed").exists()
+    assert len(list((policy.parent / "cache" / "packed").iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(28, "full")])
+def test_where_nothing_can_be_written_weights_are_packed_in_memory(
+    lab: ModuleType, policy: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, caplog: Any
+) -> None:
+    """A full disk or a read-only home costs the file, not the policy; a warning says so."""
+
+    def fail(path: Path, fill: object) -> None:
+        raise error
+
+    monkeypatch.setattr(packed_file, "write_file", fail)
+    found, heard = cached(lab, policy)
+    assert heard != []
+    assert same(found, lab.packed("tiny", "bf16"))
+    assert "packed weights could not be written" in caplog.text
+
+
+def test_a_crash_while_writing_leaves_nothing(lab: ModuleType, policy: Path) -> None:
+    """An error in the middle: no file, whole or half, and the next call writes it."""
+    network = lab.network("tiny")
+    states, count = network.state_dict(), 0
+
+    def stops(name: str) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count > 30:
+            raise KeyboardInterrupt
+        return states[name]
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_model(policy, network.config, "bf16", policy / "model.safetensors", stops)
+    assert list((policy / "packed").iterdir()) == []
+    assert same(cached(lab, policy)[0], lab.packed("tiny", "bf16"))
+
+
+def test_weights_that_are_not_finite_are_not_written(lab: ModuleType, policy: Path) -> None:
+    """The tensor is named, and no file is left."""
+    network = lab.network("tiny")
+    states = dict(network.state_dict())
+    states["mot.action.layers.1.o_proj.weight"] = torch.full((48, 64), float("inf"))
+    file = policy / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"'mot.action.layers.1.o_proj.weight' holds values"):
+        cached_model(policy, network.config, "bf16", file, states.__getitem__)
+    assert list((policy / "packed").iterdir()) == []
+
+
+def test_small_models_write_nothing(
+    lab: ModuleType, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are packed in memory every time, faster than a file is found."""
+    monkeypatch.setattr(packed_file, "SMALL", 64 << 20)
+    for _ in range(2):
+        found, heard = cached(lab, policy)
+        assert heard != []
+        assert same(found, lab.packed("tiny", "bf16"))
+    assert [one.name for one in policy.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's /proc")
+def test_processes_share_the_pages(path: Path) -> None:
+    """Reading every weight makes no page of the mapping private to the process."""
+    model = read_packed(path, "key")
+    assert all(int(one.data.sum()) is not None for one in model.matrices.values())
+    blocks = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1:]
+    private = [line.split()[1] for line in blocks[0].splitlines() if "Private_Dirty" in line]
+    assert private[0] == "0"

@@ -1,11 +1,13 @@
 """Packed weights in a file that processes map and share.
 
-Layout: a line with the magic, where the JSON header is and its SHA-256, the arrays, each beginning a
-cache line, and the header. A file whose key differs from what is asked for is stale and is written again.
+Layout: a line with the magic, where the JSON header is and its SHA-256, the arrays, each of which
+begins a cache line, and the header. A file whose key differs from what is asked for is stale and is
+written again.
 """
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -28,6 +30,8 @@ from vlakern.ops.linear.reference import KINDS
 from vlakern.records import from_dict, to_dict
 
 __all__ = ["cache_path", "cached_model", "read_packed", "weights_key", "write_packed"]
+
+log = logging.getLogger("vlakern.infer")
 
 MAGIC = b"VLAKPACK"
 FORMAT = 1
@@ -86,8 +90,9 @@ def cached_model(
 ) -> PackedModel:
     """The packed weights of a policy directory, from a file that is written if it is not there.
 
-    Small models are packed in memory. A damaged or stale file is replaced, and said so by
-    ``seen`` alone: the weights it came from are there.
+    Small models are packed in memory, and so are all where no file can be written, with a warning.
+    A damaged or stale file is replaced, and said so by ``seen`` alone: the weights it came from are
+    there.
 
     Raises:
         CheckpointError: a weight is not finite.
@@ -99,7 +104,12 @@ def cached_model(
     try:
         return read_packed(path, key)
     except CheckpointError:
+        pass
+    try:
         write_packed(path, key, config, dtype, weights, seen)
+    except OSError as error:
+        log.warning("packed weights could not be written to be used again: %s", error)
+        return pack_model(config, weights, dtype, seen)
     return read_packed(path, key)
 
 
