@@ -1,6 +1,8 @@
 """The engine where the machine fails: memory that is not there, a process that was forked."""
 
+import dataclasses
 import os
+import re
 import resource
 import select
 import signal
@@ -58,7 +60,7 @@ def test_a_forked_child_has_an_engine_of_its_own(lab: ModuleType) -> None:
     assert torch.equal(engine.integrate(engine.prefill(scene.batch()), scene.noise()), before)
 
 
-@pytest.mark.parametrize("observations", [1 << 23, 1 << 24])
+@pytest.mark.parametrize("observations", [8_000_000, 12_000_000])
 def test_absurd_limits_are_refused_at_once(lab: ModuleType, observations: int) -> None:
     """One sentence that says how much is needed and for what; the next engine works."""
     model = lab.packed("tiny", "bf16")
@@ -95,3 +97,55 @@ def test_a_process_with_little_memory_is_told(lab: ModuleType, spare: int) -> No
     assert found.startswith("the engine needs "), found
     assert found.endswith("build it for fewer observations, rows or tokens")
     assert "\n" not in found
+
+
+def foreign(lab: ModuleType, name: str, change: Callable[[Any], Any] | None) -> Engine:
+    """An engine of weights that are another's in one array; None leaves the array out."""
+    model = lab.packed("tiny", "fp32")
+    both = {"tensors": dict(model.tensors), "matrices": dict(model.matrices)}
+    arrays: dict[str, Any] = next(one for one in both.values() if name in one)
+    found = arrays.pop(name)
+    if change is not None:
+        arrays[name] = change(found)
+    return Engine(dataclasses.replace(model, **both))
+
+
+def test_weights_that_lack_an_array_are_named(lab: ModuleType) -> None:
+    """Each array there is, left out in turn."""
+    model = lab.packed("tiny", "fp32")
+    for name in (*model.tensors, *model.matrices):
+        with pytest.raises(InputError, match=re.escape(name)):
+            foreign(lab, name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("action_in.time_weight", lambda t: t[:-1]),
+        ("action_in.time_bias", lambda t: t[:-1]),
+        ("action_in.time_weight", lambda t: t.double()),
+        ("vision.place", lambda t: t[:-1]),
+        ("vision.place", lambda t: t[:, :-1]),
+        ("vision.place", lambda t: t.double()),
+        ("embed", lambda t: t[:, :-2]),
+        ("embed", lambda t: t.half()),
+        ("semantic.0.q_norm", lambda t: t[:-1]),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, n=m.n - 16)),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, k=m.k + 1)),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, data=m.data[: m.data.numel() // 2])),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, data=m.data.view(torch.float32))),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, kind="bf16")),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, kind="fp4")),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, gate=True)),
+        ("action.1.gate_up", lambda m: dataclasses.replace(m, gate=False)),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, layout=7)),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, isa="n8")),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    lab: ModuleType, name: str, change: Callable[[Any], Any]
+) -> None:
+    """Another shape, dtype, kind or layout than the model's sizes and this build ask for."""
+    with pytest.raises(InputError, match=re.escape(name)) as error:
+        foreign(lab, name, change)
+    assert "\n" not in str(error.value)

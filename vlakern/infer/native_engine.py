@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlakern import env, ops
+from vlakern.errors import InputError
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Buffers, Limits, arena, room, vacant
 from vlakern.infer.packing import (
@@ -23,6 +24,8 @@ from vlakern.models.sequence import Batch
 from vlakern.ops import _native
 from vlakern.ops.image_prep.reference import rows_of_patches
 from vlakern.ops.linear import PackedLinear
+from vlakern.ops.linear.packed import ISA, LAYOUT
+from vlakern.ops.linear.reference import KINDS
 
 __all__ = ["NativeEngine"]
 
@@ -66,8 +69,8 @@ class NativeEngine:
         facts = native.EngineModel(
             {name: float(value) for name, value in engine_numbers(config, steps).items()},
             {"solver": solver},
-            {name: _native.view(tensor) for name, tensor in self._tensors.items()},
-            {name: _packed(one) for name, one in model.matrices.items()},
+            {name: _tensor(name, one) for name, one in self._tensors.items()},
+            {name: _packed(name, one) for name, one in model.matrices.items()},
             "fp32" if model.dtype == "fp32" else "bf16",
             env.cpu_isa(),
             threads,
@@ -170,9 +173,27 @@ class NativeEngine:
         return self.buffers.arena[begin : begin + size].view(dtype)
 
 
-def _packed(weights: PackedLinear) -> tuple[object, ...]:
+def _tensor(name: str, tensor: Tensor) -> View | None:
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(f"{name} is {tensor.dtype}, expected fp32 or bf16; pack the weights again")
+    return _native.view(tensor)
+
+
+def _packed(name: str, weights: PackedLinear) -> tuple[object, ...]:
+    known = (weights.layout, weights.isa) == (LAYOUT, ISA) and weights.kind in KINDS
+    if not known or weights.gate != name.endswith(".gate_up") or not _is_whole(weights):
+        raise InputError(
+            f"{name} is not packed as {weights.kind} in layout {LAYOUT} for {ISA}; pack the weights"
+            " again"
+        )
     views: Sequence[View | None] = [_native.view(one) for one in weights.sections()]
     return (*views, weights.n, weights.k, weights.kind)
+
+
+def _is_whole(weights: PackedLinear) -> bool:
+    """The flat tensor has the length that follows from its facts."""
+    scales = weights.rows if weights.kind == "int8" else 0
+    return weights.data.numel() == weights.rows * weights.steps + scales + weights.n
 
 
 def _frozen(frozen: Frozen | None) -> tuple[Tensor | None, Tensor | None]:

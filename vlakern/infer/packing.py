@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlakern.errors import CheckpointError, Unsupported
+from vlakern.errors import CheckpointError, InputError, Unsupported
 from vlakern.flow.solver import evaluation_times
 from vlakern.models.config import VLAConfig
 from vlakern.models.mot import rotary
@@ -215,12 +215,24 @@ def time_table(model: PackedModel, steps: int, solver: str) -> Tensor:
     """What flow time adds to the first action product: a row per evaluation, last that of τ = 1.
 
     ``[evaluations + 1, M]`` fp32.
+
+    Raises:
+        InputError: naming a tensor that is missing or does not fit the model's sizes.
     """
     tau = torch.cat([evaluation_times(steps, solver), torch.ones(1)])
     width = model.config.mot.action.hidden
     embedded = time_embedding(tau, width, model.config.time)
-    rows = _product(embedded, model.tensors["action_in.time_weight"].T)
-    return (rows + model.tensors["action_in.time_bias"]).contiguous()
+    weight = _of_shape(model, "action_in.time_weight", (width, width))
+    bias = _of_shape(model, "action_in.time_bias", (width,))
+    return (_product(embedded, weight.T) + bias).contiguous()
+
+
+def _of_shape(model: PackedModel, name: str, shape: tuple[int, ...]) -> Tensor:
+    found = model.tensors.get(name)
+    if found is None or found.shape != shape or found.dtype != torch.float32:
+        what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+        raise InputError(f"the weights hold {what} as {name}, expected fp32 {list(shape)}")
+    return found
 
 
 def position_table(config: VLAConfig, positions: int) -> tuple[Tensor, Tensor]:
