@@ -86,7 +86,8 @@ def test_a_process_with_little_memory_is_told(lab: ModuleType, spare: int) -> No
     model: Any = lab.packed("tiny", "fp32")
 
     def build() -> str:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_now() + (spare << 20),) * 2)
+        most = memory_now() + (spare << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         try:
             Engine(model, max_batch=3000, threads=1)
         except InputError as error:
