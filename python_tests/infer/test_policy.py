@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def test_without_a_seed_every_call_draws_its_own(policy: Policy) -> None:
     one, two = policy.act(look()), policy.act(look())
     assert one.info["seed"] != two.info["seed"]
     assert np.array_equal(policy.act(look(), seed=one.info["seed"]).actions, one.actions)
+
+
+def test_threads_that_act_at_once_take_turns(policy: Policy) -> None:
+    """Each sees its own images, words and noise: the bits of calls one after the other."""
+    looks = [look(0), look(1, words="open", views=("front",))]
+    expected = [policy.act(one, seed=i).actions for i, one in enumerate(looks)]
+
+    def act(i: int) -> bool:
+        return np.array_equal(policy.act(looks[i % 2], seed=i % 2).actions, expected[i % 2])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(act, range(60)))
 
 
 def test_global_generators_neither_matter_nor_move(policy: Policy) -> None:

@@ -4,6 +4,7 @@ Dimension letters: B observations, V views, S image side or state width, H chunk
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -114,6 +115,7 @@ class Policy:
         self._records = records
         self._model = model
         self._engine: Engine | None = None
+        self._turn = threading.Lock()  # of threads at the engine, for all stages of a call
         # Slots that the robot lacks start at 0 and stay there, if the model was trained that way.
         self._slot_mask: Tensor | None = None
         if records.config.unused_slots == "zero":
@@ -162,14 +164,8 @@ class Policy:
             images = [image for o in observations for image in self._images(o)]
             batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
-            engine = self._engine_for(batch)
-            engine.prepare(images)
-        with clock.stage("vision"):
-            engine.vision(len(images))
-        with clock.stage("prefix"):
-            prefix = engine.prefix(batch)
-        with clock.stage("ode"):
-            x_BHA = engine.integrate(prefix, noise_BHA, slot_mask=self._slot_mask)
+        with self._turn:
+            x_BHA = self._run(clock, images, batch, noise_BHA)
         with clock.stage("postprocess"):
             actions_BHN = self.space.decode(x_BHA.cpu(), np.stack(states_BS))
         latency = clock.finish()
@@ -177,6 +173,20 @@ class Policy:
             ActionChunk(actions, latency, {"seed": seed})
             for actions, seed in zip(actions_BHN, seeds, strict=True)
         ]
+
+    def _run(
+        self, clock: "_Clock", images: Sequence[np.ndarray], batch: Batch, noise_BHA: Tensor
+    ) -> Tensor:
+        """Actions ``[B, H, A]`` of the model."""
+        with clock.stage("preprocess"):
+            engine = self._engine_for(batch)
+            engine.prepare(images)
+        with clock.stage("vision"):
+            engine.vision(len(images))
+        with clock.stage("prefix"):
+            prefix = engine.prefix(batch)
+        with clock.stage("ode"):
+            return engine.integrate(prefix, noise_BHA, slot_mask=self._slot_mask)
 
     def _prompts(
         self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]
@@ -269,7 +279,8 @@ class _Clock:
         yield
         if self._device.startswith("cuda"):
             torch.cuda.synchronize()
-        self._stages[name] = (time.perf_counter() - begin) * 1e3
+        took = (time.perf_counter() - begin) * 1e3
+        self._stages[name] = self._stages.get(name, 0.0) + took
 
     def finish(self) -> dict[str, float]:
         return {**self._stages, "total": (time.perf_counter() - self._begin) * 1e3}
