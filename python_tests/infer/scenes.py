@@ -67,6 +67,7 @@ CONFIGS = {
 
 
 @cache
+@torch.inference_mode(False)
 def network(name: str) -> VLA:
     """An fp32 network with weights of no special value; they depend on the name alone."""
     rng, model = generator(f"weights of {name}"), VLA(CONFIGS[name]()).eval()
@@ -85,12 +86,14 @@ def network(name: str) -> VLA:
 
 
 @cache
+@torch.inference_mode(False)
 def network_as(name: str, dtype: torch.dtype) -> VLA:
     """That network in another dtype."""
     return copy.deepcopy(network(name)).to(dtype)
 
 
 @cache
+@torch.inference_mode(False)
 def packed(name: str, dtype: str) -> PackedModel:
     weights = network(name).state_dict()
     return pack_model(network(name).config, weights.__getitem__, dtype)

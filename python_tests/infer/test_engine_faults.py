@@ -26,11 +26,11 @@ def in_child(run: Callable[[], str]) -> str:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        found = ""
         try:
-            os.write(write, run().encode())
-        except BaseException:
-            os.write(write, traceback.format_exc().encode()[-4000:])
+            found = run()
         finally:
+            os.write(write, (found or traceback.format_exc()).encode())
             os._exit(0)
     os.close(write)
     ready, _, _ = select.select([read], [], [], PATIENCE)
