@@ -11,13 +11,15 @@ namespace {
 
 std::string text(std::int64_t n) { return std::to_string(n); }
 
+enum class Bias { kNo, kYes };
+
 // Reads weights by name for one instruction set and number of threads.
 class Reader {
  public:
   Reader(const EngineWeights& weights, Isa isa, int threads)
       : weights_(weights), isa_(isa), threads_(threads) {}
 
-  Matrix matrix(const std::string& name, std::int64_t n, std::int64_t k,
+  Matrix matrix(const std::string& name, std::int64_t n, std::int64_t k, Bias bias,
                 const char* activation = "none") const {
     const auto found = weights_.matrices.find(name);
     if (found == weights_.matrices.end()) fail("the weights lack the matrix " + name);
@@ -34,6 +36,9 @@ class Reader {
       fail(name + ": int8 weights, and they alone, have scales");
     }
     if (w.w_scale) p.w_scale = floats(name + "'s scales", *w.w_scale, p.pairs * kPair);
+    if (w.bias.has_value() != (bias == Bias::kYes)) {
+      fail(name + (w.bias ? " has a bias, expected none" : " lacks its bias"));
+    }
     if (w.bias) p.bias = floats(name + "'s bias", *w.bias, n);
     return p;
   }
@@ -94,15 +99,15 @@ ExpertLayer expert_layer(const Reader& read, const std::string& name, const Mode
   ExpertLayer layer;
   const bool kv_only = last && prefix_only;
   const std::int64_t kv = 2 * s.kv_width();
-  layer.qkv = kv_only ? read.matrix(name + ".kv", kv, e.hidden)
-                      : read.matrix(name + ".qkv", s.qkv_width(), e.hidden);
-  if (last) layer.kv = kv_only ? layer.qkv : read.matrix(name + ".kv", kv, e.hidden);
+  layer.qkv = kv_only ? read.matrix(name + ".kv", kv, e.hidden, Bias::kNo)
+                      : read.matrix(name + ".qkv", s.qkv_width(), e.hidden, Bias::kNo);
+  if (last) layer.kv = kv_only ? layer.qkv : read.matrix(name + ".kv", kv, e.hidden, Bias::kNo);
   layer.q_norm = read.head_norm(name + ".q_norm", s.head_dim);
   layer.k_norm = read.head_norm(name + ".k_norm", s.head_dim);
   if (kv_only) return layer;
-  layer.o = read.matrix(name + ".o", e.hidden, s.q_width());
-  layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, "silu_gate");
-  layer.down = read.matrix(name + ".down", e.hidden, e.mlp);
+  layer.o = read.matrix(name + ".o", e.hidden, s.q_width(), Bias::kNo);
+  layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, Bias::kNo, "silu_gate");
+  layer.down = read.matrix(name + ".down", e.hidden, e.mlp, Bias::kNo);
   return layer;
 }
 
@@ -111,21 +116,22 @@ void read_vision(const Reader& read, EngineModel& m) {
   std::int64_t channels = 3;
   for (std::size_t i = 0; i < v.stem.size(); ++i) {
     m.stem.push_back(read.matrix("vision.stem." + text(static_cast<std::int64_t>(i)), v.stem[i],
-                                 9 * channels, "relu"));
+                                 9 * channels, Bias::kYes, "relu"));
     channels = v.stem[i];
   }
-  m.patch = read.matrix("vision.patch", v.hidden, channels * v.patch_side() * v.patch_side());
+  m.patch =
+      read.matrix("vision.patch", v.hidden, channels * v.patch_side() * v.patch_side(), Bias::kYes);
   m.place = read.table("vision.place", v.hidden, v.rows());
   for (std::int64_t i = 0; i < v.layers; ++i) {
     const std::string name = "vision." + text(i);
-    m.vision.push_back({read.matrix(name + ".qkv", 3 * v.hidden, v.hidden),
-                        read.matrix(name + ".proj", v.hidden, v.hidden),
-                        read.matrix(name + ".fc1", v.mlp, v.hidden, "gelu_erf"),
-                        read.matrix(name + ".fc2", v.hidden, v.mlp)});
+    m.vision.push_back({read.matrix(name + ".qkv", 3 * v.hidden, v.hidden, Bias::kYes),
+                        read.matrix(name + ".proj", v.hidden, v.hidden, Bias::kYes),
+                        read.matrix(name + ".fc1", v.mlp, v.hidden, Bias::kYes, "gelu_erf"),
+                        read.matrix(name + ".fc2", v.hidden, v.mlp, Bias::kYes)});
   }
   const std::int64_t out = m.sizes.semantic.hidden;
-  m.connector[0] = read.matrix("connector.0", out, v.joined(), "gelu_erf");
-  m.connector[1] = read.matrix("connector.1", out, out);
+  m.connector[0] = read.matrix("connector.0", out, v.joined(), Bias::kYes, "gelu_erf");
+  m.connector[1] = read.matrix("connector.1", out, out, Bias::kYes);
 }
 
 std::int64_t evaluations(const ModelSizes& s) { return s.steps * (s.solver == "euler" ? 1 : 2); }
@@ -214,12 +220,12 @@ EngineModel engine_model(const ModelSizes& s, const EngineWeights& weights,
     m.action.push_back(expert_layer(read, "action." + text(i), s, s.action, last, false));
   }
   const std::int64_t hidden = s.action.hidden;
-  m.state[0] = read.matrix("state.0", hidden, s.state, "relu");
-  m.state[1] = read.matrix("state.1", hidden, hidden);
-  m.action_in_first = read.matrix("action_in.first", hidden, s.slots, "silu");
-  m.action_in_last = read.matrix("action_in.last", hidden, hidden);
-  m.action_out_first = read.matrix("action_out.first", hidden, hidden, "relu");
-  m.action_out_last = read.matrix("action_out.last", s.slots, hidden);
+  m.state[0] = read.matrix("state.0", hidden, s.state, Bias::kYes, "relu");
+  m.state[1] = read.matrix("state.1", hidden, hidden, Bias::kYes);
+  m.action_in_first = read.matrix("action_in.first", hidden, s.slots, Bias::kNo, "silu");
+  m.action_in_last = read.matrix("action_in.last", hidden, hidden, Bias::kYes);
+  m.action_out_first = read.matrix("action_out.first", hidden, hidden, Bias::kYes, "relu");
+  m.action_out_last = read.matrix("action_out.last", s.slots, hidden, Bias::kYes);
   m.evaluations = evaluations(s);
   m.times = read.table("action_in.time", hidden, m.evaluations + 1);
   m.cos = read.table("rope.cos", s.head_dim / 2, s.chunk + 1, &m.positions);

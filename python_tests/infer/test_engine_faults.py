@@ -136,6 +136,8 @@ def test_weights_that_lack_an_array_are_named(lab: ModuleType) -> None:
         ("action.1.qkv", lambda m: dataclasses.replace(m, data=m.data[: m.data.numel() // 2])),
         ("action.1.qkv", lambda m: dataclasses.replace(m, data=m.data.view(torch.float32))),
         ("action.1.qkv", lambda m: dataclasses.replace(m, kind="bf16")),
+        ("action.1.qkv", lambda m: dataclasses.replace(m, has_bias=True)),
+        ("state.0", lambda m: dataclasses.replace(m, has_bias=False)),
         ("action.1.qkv", lambda m: dataclasses.replace(m, kind="fp4")),
         ("action.1.qkv", lambda m: dataclasses.replace(m, gate=True)),
         ("action.1.gate_up", lambda m: dataclasses.replace(m, gate=False)),
