@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_shared_attention import rectangle
+from shared_attention_baselines import rectangle
 from torch import Tensor
 
 from vlakern import ops
