@@ -313,6 +313,28 @@ def test_another_documents_nan_stays_there(backend: str, isa: str, dtype: torch.
 
 @dtypes
 @every_way
+def test_nan_that_nobody_sees(backend: str, isa: str, dtype: torch.dtype) -> None:
+    """Rows beyond the largest kv_end, as in a cache half filled, change nothing, nor gradients."""
+    given = make(Case("", 4, 2, 8, ((1,) * 40,)), generator("unseen"), dtype)
+    given = dataclasses.replace(
+        given, who=dataclasses.replace(given.who, kv_end=given.who.kv_end.clamp(max=5))
+    )
+    spoilt = cast(given, dtype)
+    spoilt.k_SGD[5:] = math.nan
+    spoilt.v_SGD[5:] = math.nan
+    weights = [torch.ones(40, 4, 8), torch.ones(40, 4)]
+    assert torch.equal(run(spoilt, backend)[0], run(given, backend)[0])
+    leaves = [[x.requires_grad_() for x in tensors(one)] for one in (given, spoilt)]
+    found = []
+    for one, own in zip((given, spoilt), leaves, strict=True):
+        out, lse = run(replaced(one, own), backend)
+        found.append(torch.autograd.grad((weights[0] * out).sum() + (weights[1] * lse).sum(), own))
+    for clean, other in zip(*found, strict=True):
+        assert torch.equal(clean, other)
+
+
+@dtypes
+@every_way
 def test_shared_prefix_equals_copies_of_it(backend: str, isa: str, dtype: torch.dtype) -> None:
     """prefix_index that repeats one prefix gives what as many copies of it give."""
     given = make(SHARED, generator("copies"), dtype)

@@ -19,6 +19,10 @@ CHANGES: dict[str, tuple[dict[str, Tensor], str]] = {
     "negative": ({"kv_end": torch.tensor([1, 2, -1, 1, 2])}, "leaves the keys of its document"),
     "back": ({"kv_end": torch.tensor([1, 3, 2, 1, 2])}, "kv_end decreases within a document"),
     "few": ({"kv_end": torch.tensor([1, 2])}, "2 entries of kv_end for 5 queries"),
+    "wraps": (
+        {"kv_end": torch.tensor([1, 2, 2**32 + 3, 1, 2])},
+        "kv_end holds numbers beyond int32",
+    ),
     "floats": ({"kv_end": torch.ones(5)}, "kv_end must be integers of one dimension"),
     "fewer keys": ({"cu_k": torch.tensor([0, 3, 4])}, "leaves the keys of its document"),
     "not from 0": ({"cu_k": torch.tensor([1, 3, 5])}, "cu_k must start with 0 and never decrease"),
@@ -73,6 +77,10 @@ def bad(**changes: Any) -> dict[str, Any]:
 THREE, WIDE = torch.zeros(3, 3, 8), torch.zeros(3, 2, 16)
 BAD = {
     "heads": (bad(k=THREE, v=THREE), "do not fit; expected floating"),
+    "no width": (
+        bad(q=torch.zeros(3, 4, 0), k=torch.zeros(3, 2, 0), v=torch.zeros(3, 2, 0)),
+        "D, the width of a head, must be at least 1, got 0",
+    ),
     "width": (bad(k=WIDE, v=WIDE), "do not fit; expected floating"),
     "integers": (bad(q=torch.zeros(3, 4, 8, dtype=torch.int32)), "do not fit; expected floating"),
     "q rows": (bad(q=torch.zeros(4, 4, 8)), r"q must be \[3, 4, 8\], as cu_q counts"),

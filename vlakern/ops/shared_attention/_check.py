@@ -108,6 +108,8 @@ def check(
             f" {list(v.shape)} do not fit; expected floating [T, H, D] and twice [S, G, D] with H a"
             " multiple of G"
         )
+    if q.shape[2] == 0:
+        raise InputError("shared_attention: D, the width of a head, must be at least 1, got 0")
     given = [x is not None for x in (prefix_k, prefix_v, who.cu_prefix)]
     if any(given) and not all(given):
         raise InputError(

@@ -125,6 +125,11 @@ def _check_tensor(name: str, given: Tensor) -> None:
         raise InputError(
             f"{name} must be integers of one dimension, found {given.dtype} {list(given.shape)}"
         )
+    limits = torch.iinfo(torch.int32)
+    if given.dtype == torch.int64 and not bool(
+        ((given >= limits.min) & (given <= limits.max)).all()
+    ):
+        raise InputError(f"{name} holds numbers beyond int32; split the batch")
 
 
 def _counts(name: str, cu: Tensor) -> "np.ndarray":

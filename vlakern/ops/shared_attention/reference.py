@@ -22,8 +22,8 @@ class Document(NamedTuple):
     """Where one document's tokens are."""
 
     queries: Tensor  # int64 [Q], rows of q, out and lse
-    own: slice  # rows of k and v
-    cached: slice  # rows of prefix_k and prefix_v
+    own: slice  # rows of k and v that somebody sees
+    cached: slice  # rows of prefix_k and prefix_v that somebody sees
     visible_QK: Tensor  # bool
 
 
@@ -38,10 +38,10 @@ def documents(who: KvEnd, rows: Tensor | None) -> Iterator[Document]:
     index = [0] * (len(cu_q) - 1) if who.prefix_index is None else who.prefix_index.tolist()
     joint_T = torch.arange(who.queries, device=who.cu_q.device) if rows is None else rows.long()
     for r, prefix in enumerate(index):
-        cached = slice(cu_p[prefix], cu_p[prefix + 1])
-        own = slice(cu_k[r], cu_k[r + 1])
-        keys = cached.stop - cached.start + own.stop - own.start
         end_Q = who.kv_end[cu_q[r] : cu_q[r + 1]]
+        keys = int(end_Q.max()) if len(end_Q) else 0  # what nobody sees may hold NaN
+        cached = slice(cu_p[prefix], min(cu_p[prefix + 1], cu_p[prefix] + keys))
+        own = slice(cu_k[r], cu_k[r] + keys - (cached.stop - cached.start))
         visible_QK = torch.arange(keys, device=end_Q.device) < end_Q[:, None]
         yield Document(joint_T[cu_q[r] : cu_q[r + 1]], own, cached, visible_QK)
 
