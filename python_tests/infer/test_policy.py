@@ -180,6 +180,28 @@ def test_a_missing_camera_is_a_dropped_view(policy: Policy) -> None:
     assert np.array_equal(policy.act(turned, seed=0).actions, both)
 
 
+def test_candidates_are_the_chunks_of_their_seeds(policy: Policy, directory: Path) -> None:
+    """Several chunks from one prefix, each to the last bit what its seed gives alone."""
+    seeds = [5, 6, 2**62]
+    fresh = load(directory, device="cpu")
+    for one in (policy, fresh):
+        found = one.act_candidates(look(), 3, seeds)
+        assert [chunk.info["seed"] for chunk in found] == seeds
+        for chunk, seed in zip(found, seeds, strict=True):
+            assert np.array_equal(chunk.actions, policy.act(look(), seed).actions)
+    drawn = policy.act_candidates(look(), 2)
+    assert not np.array_equal(drawn[0].actions, drawn[1].actions)
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(0, None), (-1, None), (2, [1]), (1, [-1])])
+def test_candidates_that_cannot_be_are_refused(
+    policy: Policy, n: int, seeds: list[int] | None
+) -> None:
+    """None at all, or other seeds than candidates."""
+    with pytest.raises(InputError):
+        policy.act_candidates(look(), n, seeds)
+
+
 def test_actions_are_in_native_units(policy: Policy) -> None:
     """The chunk is the decoded end of the flow: mean plus std times the normalised value."""
     records = policy._records

@@ -91,9 +91,12 @@ class NativeEngine:
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:
         """Camera images to the patches of the first views."""
-        side, dtype = self.model.config.vision.image_size, self.model.activation_dtype
+        side = self.model.config.vision.image_size
         for slot, image in zip(self.patches(len(images)), images, strict=True):
-            slot.copy_(ops.image_prep(image, size=side, patch=self.patch, dtype=dtype)[0])
+            # A bound call reads memory that it may keep: mirrored or locked images are copied.
+            plain = image.flags.writeable and min(image.strides) >= 0
+            seen = image if plain else image.copy()
+            ops.image_prep_out(seen, out=slot[None], size=side, patch=self.patch)
 
     def take_pixels(self, pixels_V3SS: Tensor) -> None:
         """Normalised pixels to the patches of the first views."""
