@@ -19,9 +19,9 @@ observation = vlakern.Observation(
     instruction="push the puck to the goal",
 )
 
-for _ in range(2):  # the first calls build the engine
-    one = policy.act(observation, seed=0)
-    chunks = policy.act_candidates(observation, CANDIDATES, seeds=range(CANDIDATES))
+policy.act_candidates(observation, CANDIDATES)  # the first call builds the engine
+one = policy.act(observation, seed=0)
+chunks = policy.act_candidates(observation, CANDIDATES, seeds=range(CANDIDATES))
 actions = np.stack([chunk.actions for chunk in chunks])  # [candidates, chunk, actions]
 
 spread = actions.std(axis=0)  # large where the policy hesitates
