@@ -37,15 +37,13 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
 
 
-def check(case: Case, inputs: dict[str, Any], backend: str, unit: float = 0.0) -> Tensor:
-    """The rule; ``unit`` is the least scale: of few numbers all may be exact by luck."""
+def check(case: Case, inputs: dict[str, Any], backend: str) -> Tensor:
+    """The rule, in poisoned memory."""
     with poisoned_allocations():
         y = ops.action_embed(**op_arguments(case, inputs), backend=backend)
     exact = plain_encoder(case, inputs, torch.float64)
     plain = plain_encoder(case, inputs, case.dtype)
-    wide = [torch.cat([one.flatten(), one.new_tensor([unit])]) for one in (y, exact, plain)]
-    assert y.shape == exact.shape
-    assert_accurate(wide[0], wide[1], wide[2], "tokens")
+    assert_accurate(y, exact, plain, "tokens")
     return y
 
 
@@ -70,7 +68,7 @@ def test_fuzz(fuzz: range) -> None:
             pick.choice((1, 2)),
         )
         try:
-            check(case, make_inputs(case, generator(f"embed {seed}")), "cpu", unit=4.0)
+            check(case, make_inputs(case, generator(f"embed {seed}")), "cpu")
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {case!r}: {error}") from error
 

@@ -36,8 +36,8 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
 
 
-def check(case: Case, inputs: dict[str, Any], backend: str, unit: float = 0.0) -> Tensor:
-    """The rule; ``unit`` is the least scale: of few numbers all may be exact by luck."""
+def check(case: Case, inputs: dict[str, Any], backend: str) -> Tensor:
+    """The rule, in poisoned memory."""
     with poisoned_allocations():
         y = ops.action_unembed(**op_arguments(case, inputs), out_dtype=case.dtype, backend=backend)
     options = inputs["norm"].options if inputs["norm"] else {}
@@ -45,9 +45,7 @@ def check(case: Case, inputs: dict[str, Any], backend: str, unit: float = 0.0) -
     given = [inputs[name] for name in names]
     exact = action_unembed_reference(inputs["h"].double(), *given, **options)
     plain = plain_decoder(inputs, case.dtype)
-    wide = [torch.cat([one.flatten(), one.new_tensor([unit])]) for one in (y, exact, plain)]
-    assert y.shape == exact.shape
-    assert_accurate(wide[0], wide[1], wide[2], "velocities")
+    assert_accurate(y, exact, plain, "velocities")
     return y
 
 
@@ -72,7 +70,7 @@ def test_fuzz(fuzz: range) -> None:
             pick.random() < 0.5,
         )
         try:
-            check(case, make_inputs(case, generator(f"unembed {seed}")), "cpu", unit=4.0)
+            check(case, make_inputs(case, generator(f"unembed {seed}")), "cpu")
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {case!r}: {error}") from error
 

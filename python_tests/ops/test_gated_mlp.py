@@ -13,13 +13,14 @@ from vlakern.ops.gated_mlp import mlp_workspace_bytes
 from vlakern.ops.gated_mlp.cases import (
     CASES,
     Case,
+    draw_case,
     exact_gated_mlp,
     make_inputs,
     plain_gated_mlp,
 )
 from vlakern.ops.linear import pack_linear
 from vlakern.ops.linear.cases import exact_linear, plain_linear
-from vlakern.testing import assert_accurate, poison, poisoned_allocations
+from vlakern.testing import assert_accurate, generator, poison, poisoned_allocations
 
 ISAS: list[str] = _native.native_info()["isas"]
 WAYS = [("reference", ""), *(("cpu", isa) for isa in ISAS)]
@@ -36,10 +37,7 @@ def forced_isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLAKERN_CPU_ISA", call.params["isa"])
 
 
-@every_case
-@every_way
-def test_values(backend: str, isa: str, case: Case, rng: torch.Generator) -> None:
-    """Values obey the accuracy rule, in memory that was poisoned."""
+def check_values(case: Case, rng: torch.Generator, backend: str) -> None:
     gate_up, down, inputs = make_inputs(case, rng)
     with poisoned_allocations():
         found = ops.gated_mlp(gate_up=gate_up, down=down, **inputs, backend=backend)
@@ -47,13 +45,33 @@ def test_values(backend: str, isa: str, case: Case, rng: torch.Generator) -> Non
         # Beside a tie h is quantised one way or the other, so the second product takes the op's h.
         x, act = inputs["x"], inputs["activation"]
         h = ops.linear(x, gate_up, activation=act, out_dtype=torch.float32, backend=backend)
-        rest = {"x": h, "residual": inputs["residual"], "activation": "none"}
+        rest = {"x": h, "residual": inputs.get("residual"), "activation": "none"}
         exact = exact_linear(down, rest)
         plain = plain_linear(down, down.unpack(), **rest, out_dtype=case.dtype)
     else:
         exact = exact_gated_mlp(gate_up, down, inputs)
         plain = plain_gated_mlp(gate_up, down, **inputs)
     assert_accurate(found, exact, plain, str(case))
+
+
+@every_case
+@every_way
+def test_values(backend: str, isa: str, case: Case, rng: torch.Generator) -> None:
+    """Values obey the accuracy rule, in memory that was poisoned."""
+    check_values(case, rng, backend)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_fuzz(isa: str, fuzz: range) -> None:
+    """Random cases obey the rule; a failure names the seed that repeats it."""
+    for number in fuzz:
+        seed = f"gated_mlp {number}"
+        rng = generator(seed)
+        case = draw_case(rng)
+        try:
+            check_values(case, rng, "cpu")
+        except AssertionError as error:
+            raise AssertionError(f"{isa}: rng = generator({seed!r}); {case!r}: {error}") from error
 
 
 def test_is_the_two_products(rng: torch.Generator) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlakern.testing.compare import assert_accurate, largest_error
+from vlakern.testing.tolerances import ROUNDING, ROUNDINGS
 
 EXACT = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
 PLAIN = EXACT.float() + 1e-4
@@ -25,12 +26,14 @@ def test_a_documented_gradient_may_have_three_times() -> None:
         assert_accurate(EXACT.float() + 3.1e-4, EXACT, PLAIN, "g", "documented gradient")
 
 
-def test_one_rounding_is_allowed_when_plain_is_exact() -> None:
-    """Luck of plain PyTorch does not fail a result that is rounded well."""
-    exact = EXACT.float()
-    assert_accurate(torch.nextafter(exact, 2 * exact), EXACT, exact)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_few_roundings_are_allowed_when_plain_is_exact(dtype: torch.dtype) -> None:
+    """Luck of plain PyTorch does not fail a result that is rounded well, and no other passes."""
+    powers = torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
+    exact, least = powers.to(dtype), ROUNDINGS[dtype] * ROUNDING[dtype]
+    assert_accurate((powers * (1 + 2 * least)).to(dtype), powers, exact)
     with pytest.raises(AssertionError, match="plain PyTorch by 0"):
-        assert_accurate(exact * (1 + 2**-20), EXACT, exact)
+        assert_accurate((powers * (1 + 4 * least)).to(dtype), powers, exact)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vlakern.testing.tolerances import FACTOR, ROUNDING
+from vlakern.testing.tolerances import FACTOR, ROUNDING, ROUNDINGS
 
 __all__ = ["assert_accurate", "largest_error"]
 
@@ -37,7 +37,8 @@ def assert_accurate(
         raise AssertionError(f"{what} has {bad} of {found.numel()} elements that are not finite")
     error, allowed = largest_error(found, exact), largest_error(plain, exact)
     scale = float(exact.abs().max()) if exact.numel() else 0.0
-    limit = FACTOR[kind] * max(allowed, ROUNDING[found.dtype] * scale)
+    luck = ROUNDINGS[found.dtype] * ROUNDING[found.dtype] * scale
+    limit = FACTOR[kind] * max(allowed, luck)
     if error > limit:
         raise AssertionError(
             f"{what} is off by {error:.3e}, plain PyTorch by {allowed:.3e}; "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlakern.ops.gated_mlp.reference import gated_mlp_reference
+from vlakern.ops.linear.cases import KIND_BYTES
 from vlakern.ops.linear.packed import PackedLinear, pack_linear
 from vlakern.ops.linear.reference import KINDS, activate
 
@@ -19,6 +20,7 @@ __all__ = [
     "CASES",
     "REDUCED",
     "Case",
+    "draw_case",
     "exact_gated_mlp",
     "make_inputs",
     "operations",
@@ -81,6 +83,22 @@ BENCH = (
     Case(220, 2048, 6144, 2048),
     *(Case(m, 1024, 3072, 1024, "int8") for m in (17, 50)),
 )
+
+
+def draw_case(generator: torch.Generator) -> Case:
+    """A random small case."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    def pick(*choices: Any) -> Any:
+        return choices[draw(0, len(choices) - 1)]
+
+    m, k = pick(draw(0, 4), draw(5, 70)), pick(draw(1, 9), draw(10, 200))
+    f, n = pick(draw(1, 9), draw(10, 150)), draw(1, 80)
+    kind, activation = pick(*KIND_BYTES), pick("silu_gate", "gelu_tanh_gate")
+    bias, residual = pick(False, True), pick(False, True)
+    return Case(m, k, f, n, kind, pick(F32, BF16), activation, bias, residual)
 
 
 def make_inputs(
