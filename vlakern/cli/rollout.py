@@ -33,7 +33,7 @@ class Args:
     device: str = "auto"
     """Device of the policy: auto, cpu, cuda, cuda:1."""
     dtype: str = "auto"
-    """Number format of the policy: auto, fp32, bf16."""
+    """Number format of the policy: auto, fp32, bf16, int8 (CPU)."""
     seed: int = 0
     """First scene seed and root of the policy's noise; below 1,000,000 (training has the rest)."""
     batch: int = 5
