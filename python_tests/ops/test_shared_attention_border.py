@@ -121,6 +121,17 @@ def test_bad_outputs() -> None:
             ops.shared_attention_out(**arguments, **wrong)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_outputs_have_memory_of_their_own(name: str) -> None:
+    """What is read while it is written would give wrong numbers from some size on."""
+    given = bad(k=torch.zeros(3, 4, 8), v=torch.zeros(3, 4, 8))
+    with pytest.raises(InputError, match=f"out shares memory with {name}"):
+        ops.shared_attention_out(**given, out=given[name], lse=torch.empty(3, 4))
+    both = torch.empty(3, 4, 9)
+    with pytest.raises(InputError, match="out and lse share memory"):
+        ops.shared_attention_out(**given, out=both[:, :, :8], lse=both[:, :, 8])
+
+
 @pytest.mark.parametrize("backend", [name for name in NAMES if name != "reference"])
 def test_refuses_fp64(backend: str) -> None:
     """Only the definition takes fp64; auto finds it, a name is refused."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from vlakern.errors import InputError
 from vlakern.ops._dispatch import Key
 
 __all__ = [
+    "check_index",
     "eager_function",
     "key_for",
     "processors",
@@ -19,6 +21,14 @@ __all__ = [
     "stream_of",
     "wants_gradients",
 ]
+
+
+def check_index(what: str, index: Tensor, most: int) -> None:
+    """Raises InputError unless all of ``index`` lies in ``[0, most)``; waits for a GPU."""
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
+        raise InputError(
+            f"{what} must be in [0, {most}), found {int(index.min())} to {int(index.max())}"
+        )
 
 
 @cache

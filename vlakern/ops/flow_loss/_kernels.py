@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlakern import env
 from vlakern.ops import _native
+from vlakern.ops._torch import check_index
 from vlakern.ops.flow_loss._check import Loss, Mix, Source
 from vlakern.ops.flow_loss.reference import (
     LAWS,
@@ -94,6 +95,8 @@ def _mix(t: Mix) -> None:
 
 
 def _loss(t: Loss) -> None:
+    if t.group is not None:
+        check_index("flow_loss: group", t.group, len(t.coefficients))
     loss, coefficients = flow_loss_reference(
         t.velocity, *t.source, t.mask, t.group, t.weights, len(t.coefficients)
     )

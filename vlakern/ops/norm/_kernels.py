@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlakern import env
 from vlakern.ops import _native
+from vlakern.ops._torch import check_index
 from vlakern.ops.norm._check import MODULATIONS, Tensors
 from vlakern.ops.norm.reference import norm_gradients, norm_reference
 
@@ -94,6 +95,10 @@ def reference() -> Kernels:
 def _reference(t: Tensors, kind: str, eps: float) -> None:
     named = t._asdict()
     x, y_out, h_out = named.pop("x"), named.pop("y"), named.pop("h")
+    vectors = (t.scale, t.shift, t.gate)
+    groups = next((len(one) for one in vectors if one is not None), 1)
+    if t.row_group is not None:
+        check_index("norm: row_group", t.row_group, groups)
     y, h = norm_reference(x, **named, kind=kind, eps=eps)
     y_out.copy_(y)
     if h_out is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlakern import env
 from vlakern.ops import _native
+from vlakern.ops._torch import check_index
 from vlakern.ops.qkv_prep._check import Call
 from vlakern.ops.qkv_prep.reference import (
     Gradients,
@@ -107,6 +108,7 @@ def _reference(
 ) -> None:
     for expert, q_out in zip(call.experts, q_outs, strict=True):
         at = expert.rows.long()
+        check_index("qkv_prep: rows", at, len(call.cos))
         q_weights, k_weights = (
             [] if w is None else [w] for w in (expert.q_weight, expert.k_weight)
         )

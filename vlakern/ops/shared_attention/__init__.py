@@ -22,6 +22,7 @@ from vlakern.ops.shared_attention._check import (
     Kernels,
     check,
     check_adjacent,
+    check_apart,
     check_outputs,
 )
 from vlakern.ops.shared_attention.kv_end import KvEnd
@@ -151,6 +152,7 @@ def shared_attention_out(
     """
     check(q, k, v, who, prefix_k, prefix_v, rows, scale)
     check_outputs(q, out, lse)
+    check_apart(out, lse, q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, rows=rows)
     check_adjacent(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
     factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     once = None if packed is None else packed.data

@@ -14,7 +14,15 @@ from torch import Tensor
 from vlakern.errors import InputError
 from vlakern.ops.shared_attention.kv_end import KvEnd
 
-__all__ = ["Forward", "Gradients", "Kernels", "check", "check_adjacent", "check_outputs"]
+__all__ = [
+    "Forward",
+    "Gradients",
+    "Kernels",
+    "check",
+    "check_adjacent",
+    "check_apart",
+    "check_outputs",
+]
 
 STATES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -143,6 +151,33 @@ def check_outputs(q: Tensor, out: Tensor, lse: Tensor) -> None:
     _device("lse", lse, q)
     if lse.dtype != torch.promote_types(q.dtype, torch.float32):
         raise InputError(f"shared_attention: lse must be torch.float32, got {lse.dtype}")
+
+
+def check_apart(out: Tensor, lse: Tensor, **inputs: Tensor | None) -> None:
+    """Raises InputError for outputs in memory that is still read while they are written."""
+    for name, tensor in inputs.items():
+        for written, one in (("out", out), ("lse", lse)):
+            if tensor is not None and _overlap(one, tensor):
+                raise InputError(
+                    f"shared_attention: {written} shares memory with {name}, which is read while it"
+                    " is written; give it memory of its own"
+                )
+    if _overlap(out, lse):
+        raise InputError("shared_attention: out and lse share memory; give each its own")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the ranges of addresses of two tensors meet."""
+    (a_first, a_end), (b_first, b_end) = _range(a), _range(b)
+    return a_first < b_end and b_first < a_end
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (last + 1) * tensor.element_size()
 
 
 def check_adjacent(**tensors: Tensor | None) -> None:
