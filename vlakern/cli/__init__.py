@@ -8,12 +8,18 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from vlakern import __version__
-from vlakern.cli import collect, doctor, rollout, train
+from vlakern.cli import bench, collect, doctor, rollout, train
 from vlakern.errors import VlakernError
 
 __all__ = ["VERBS", "main"]
 
-VERBS = {"doctor": doctor, "collect": collect, "train": train, "rollout": rollout}
+VERBS = {
+    "doctor": doctor,
+    "bench": bench,
+    "collect": collect,
+    "train": train,
+    "rollout": rollout,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,206 @@
+"""The variants that are timed against each other, all over the same weights and calls.
+
+Dimension letters: V views, S image side, N action chunks, H chunk, A slots, C positions of all
+chunks of an observation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vlakern import ops
+from vlakern.bench.torch_model import TorchModel, make_plan
+from vlakern.bench.workload import Call, Workload
+from vlakern.errors import InputError, Unsupported
+from vlakern.flow.solver import integrate
+from vlakern.infer.engine import Engine, Prefix
+from vlakern.infer.packing import PackedModel
+from vlakern.models.vla import VLA
+
+__all__ = ["ALIASES", "VARIANTS", "Contender", "Place", "Variant", "make", "variant_of"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Form = Literal["eager", "compile", "frozen", "uncached"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how vlakern's engine runs."""
+
+    device: str = "cpu"
+    backend: Literal["auto", "native", "torch"] = "auto"
+    threads: int = 1
+
+
+class Contender(Protocol):
+    """The stages of one call, in this order; each returns when its work is done."""
+
+    def prepare(self, work: Workload) -> None: ...
+    def vision(self) -> None: ...
+    def prefix(self, call: Call) -> None: ...
+    def ode(self, call: Call) -> Tensor: ...
+
+
+class EngineContender:
+    """vlakern's own engine."""
+
+    def __init__(self, work: Workload, dtype: str, place: Place) -> None:
+        shape = work.shape
+        on_cpu = place.device == "cpu" and place.backend != "torch"
+        model = work.packed(dtype) if on_cpu else _network(work, dtype, place.device)
+        self.weights_bytes = model.nbytes if isinstance(model, PackedModel) else None
+        self._views = len(work.images)
+        self._candidates = shape.candidates
+        self.engine = Engine(
+            model,
+            max_batch=shape.batch,
+            max_candidates=shape.candidates,
+            max_views=shape.views,
+            max_prefix=shape.prefix,
+            steps=work.config.steps,
+            threads=place.threads,
+            backend=place.backend,
+        )
+        self._prefix: Prefix | None = None
+
+    def prepare(self, work: Workload) -> None:
+        self.engine.prepare(work.images)
+
+    def vision(self) -> None:
+        self.engine.vision(self._views)
+
+    def prefix(self, call: Call) -> None:
+        self._prefix = self.engine.prefix(call.batch)
+
+    def ode(self, call: Call) -> Tensor:
+        assert self._prefix is not None
+        return self.engine.integrate(self._prefix, call.noise_NHA, n=self._candidates).cpu()
+
+
+def _network(work: Workload, dtype: str, device: str) -> VLA:
+    if dtype not in DTYPES:
+        raise Unsupported(f"dtype {dtype!r} needs the CPU engine; use bf16 or fp32")
+    with torch.device("meta"):
+        model = VLA(work.config)
+    named = {name: work.weights(name).to(device, DTYPES[dtype]) for name in model.state_dict()}
+    model.load_state_dict(named, assign=True)
+    return model
+
+
+class TorchContender:
+    """The PyTorch baseline: eager, through the compiler, or with whole documents every time."""
+
+    def __init__(self, work: Workload, dtype: str, device: str, form: Form) -> None:
+        self.model = TorchModel(work.config, work.weights, DTYPES[dtype]).to(device)
+        self.plan = make_plan(work, DTYPES[dtype], device)
+        self._device, self._form = device, form
+        self._observations = work.shape.batch
+        self._cache = self.model.cache(self.plan, self._observations, device)
+        self._side = work.config.vision.image_size
+        self._steps, self._solver = work.config.steps, work.config.solver
+        wrap = _compiler(form)
+        self._vision, self._into_cache = wrap(self.model.vision), wrap(self._fill)
+        self._velocity, self._whole = wrap(self.model.velocity), wrap(self.model.uncached)
+        self._pixels = self._views = torch.empty(0)
+        self._rows: tuple[Tensor, Tensor] | None = None
+
+    def prepare(self, work: Workload) -> None:
+        pixels = ops.image_prep(work.images, size=self._side, dtype=self.model.dtype)
+        self._pixels = pixels.to(self._device)
+
+    @torch.no_grad()
+    def vision(self) -> None:
+        self._views = self._vision(self._pixels)
+
+    @torch.no_grad()
+    def prefix(self, call: Call) -> None:
+        semantic, state = self.model.embed(call.batch, self._views)
+        if self._form == "uncached":
+            self._rows = semantic, state
+        else:
+            self._into_cache(semantic, state)
+
+    @torch.no_grad()
+    def ode(self, call: Call) -> Tensor:
+        noise, evaluation = call.noise_NHA, iter(self.model.times)
+
+        def velocity(x_NHA: Tensor, tau: Tensor) -> Tensor:
+            x_RCA = x_NHA.view(self._observations, -1, x_NHA.shape[-1]).to(self._device)
+            return self._at(x_RCA, next(evaluation)).view(x_NHA.shape).to(noise.device)
+
+        return integrate(velocity, noise, steps=self._steps, solver=self._solver)
+
+    def _at(self, x_RCA: Tensor, time_M: Tensor) -> Tensor:
+        if self._rows is None:
+            return self._velocity(x_RCA, time_M, self._cache, self.plan)
+        return self._whole(*self._rows, x_RCA, time_M, self.plan)
+
+    def _fill(self, semantic: Tensor, state: Tensor) -> None:
+        self.model.fill(self._cache, self.model.prefix(semantic, state, self.plan))
+
+
+def _compiler(form: Form) -> Callable[[Any], Any]:
+    if form in ("eager", "uncached"):
+        return lambda call: call
+    options: dict[str, str | int | bool | Callable] = {"freezing": form == "frozen"}
+    return lambda call: torch.compile(call, fullgraph=True, options=options)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name on the command line.
+
+    Attributes:
+        dtype: of its weights.
+        make: builds it.
+        packages: that it needs besides vlakern's own.
+    """
+
+    name: str
+    dtype: str
+    make: Callable[[Workload, str, Place], Contender]
+    packages: tuple[str, ...] = ()
+
+
+def _torch(form: Form) -> Callable[[Workload, str, Place], Contender]:
+    return lambda work, dtype, place: TorchContender(work, dtype, place.device, form)
+
+
+_ALL = (
+    *(Variant(f"vlakern-{dtype}", dtype, EngineContender) for dtype in ("bf16", "fp32", "int8")),
+    Variant("torch-eager-bf16", "bf16", _torch("eager")),
+    Variant("torch-eager-fp32", "fp32", _torch("eager")),
+    Variant("torch-compile-bf16", "bf16", _torch("compile")),
+    Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
+    Variant("uncached-bf16", "bf16", _torch("uncached")),
+)
+VARIANTS = {one.name: one for one in _ALL}
+ALIASES = {one.name.removesuffix("-bf16"): one.name for one in _ALL if one.name.endswith("-bf16")}
+
+
+def variant_of(name: str) -> Variant:
+    """The variant called ``name``, with or without ``-bf16``.
+
+    Raises:
+        InputError: there is none, or a package that it needs is not installed.
+    """
+    name = ALIASES.get(name, name)
+    if name not in VARIANTS:
+        raise InputError(f"no variant {name!r}; expected some of {', '.join(VARIANTS)}")
+    variant = VARIANTS[name]
+    for package in variant.packages:
+        if find_spec(package) is None:
+            raise InputError(
+                f"{name} needs the package {package!r}, which is not installed; run:"
+                f" pip install {package}"
+            )
+    return variant
+
+
+def make(variant: Variant, work: Workload, place: Place) -> Contender:
+    """Builds a variant over a workload."""
+    return variant.make(work, variant.dtype, place)

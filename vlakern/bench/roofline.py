@@ -1,0 +1,185 @@
+"""What a call costs at least: operations and bytes per stage, and the time a machine needs.
+
+Only what the mathematics needs is counted: the last layer of the prefix makes keys and values
+alone, actions run through folded products, weights are read once per call and those of the ODE once
+per evaluation, candidates share their observation's keys. Activations, norms and biases are free.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vlakern.flow.solver import SOLVERS
+from vlakern.models.config import VLAConfig
+
+__all__ = ["STAGES", "Shape", "Work", "floors_ms", "work"]
+
+STAGES = ("vision", "prefix", "ode")
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+PASSED_ON = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16"}  # between products, and in attention
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of one call.
+
+    Attributes:
+        views: images per observation.
+        prefix: tokens per observation before the actions, its images and state included.
+        batch: observations.
+        candidates: action chunks per observation.
+    """
+
+    views: int
+    prefix: int
+    batch: int = 1
+    candidates: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage needs.
+
+    Attributes:
+        products: operations of the large products, in the dtype of the weights.
+        others: operations of attention and of the small products, in the dtype that is passed on.
+        bytes: weights, keys and values that must come from memory, and those that must go there.
+    """
+
+    products: float = 0.0
+    others: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.products + other.products, self.others + other.others, self.bytes + other.bytes
+        )
+
+    def times(self, count: int) -> "Work":
+        """The same thing ``count`` times."""
+        return Work(self.products * count, self.others * count, self.bytes * count)
+
+    @property
+    def operations(self) -> float:
+        """All of them; a multiplication and an addition are two."""
+        return self.products + self.others
+
+
+def work(config: VLAConfig, shape: Shape, dtype: str) -> dict[str, Work]:
+    """Per stage of :data:`STAGES`, for weights of ``fp32``, ``bf16`` or ``int8``."""
+    return {
+        "vision": _vision(config, shape, dtype),
+        "prefix": _prefix(config, shape, dtype),
+        "ode": _ode(config, shape, dtype),
+    }
+
+
+def floors_ms(
+    config: VLAConfig, shape: Shape, dtype: str, peaks: Mapping[str, float], bandwidth: float
+) -> dict[str, float]:
+    """The shortest time [ms] of each stage, and their sum as ``total``.
+
+    Args:
+        peaks: operations per second of each dtype that the stages compute in.
+        bandwidth: bytes per second.
+    """
+    floors = {}
+    for stage, one in work(config, shape, dtype).items():
+        computing = one.products / peaks[dtype] + one.others / peaks[PASSED_ON[dtype]]
+        floors[stage] = max(computing, one.bytes / bandwidth) * 1e3
+    return {**floors, "total": sum(floors.values())}
+
+
+def _product(rows: int, k: int, n: int, dtype: str) -> Work:
+    """``rows`` times a large weight ``[n, k]``; int8 has a scale of four bytes per row."""
+    scales = 4 * n if dtype == "int8" else 0
+    return Work(products=2.0 * rows * k * n, bytes=float(BYTES[dtype] * k * n + scales))
+
+
+def _small(rows: int, k: int, n: int, dtype: str) -> Work:
+    """``rows`` times a weight ``[n, k]`` that is never quantised."""
+    one = PASSED_ON[dtype]
+    return Work(others=2.0 * rows * k * n, bytes=float(BYTES[one] * k * n))
+
+
+def _vision(config: VLAConfig, shape: Shape, dtype: str) -> Work:
+    tower = config.vision
+    views = shape.batch * shape.views
+    patches = views * tower.grid**2
+    tokens = tower.grid**2 + int(tower.class_token)
+    rows, width = views * tokens, tower.hidden
+    total, planes, side = Work(), 3, tower.image_size
+    for out in tower.stem:
+        side //= 2
+        total += _small(views * side**2, 9 * planes, out, dtype)
+        planes = out
+    kernel = tower.patch_size // 2 ** len(tower.stem)
+    total += _small(patches, planes * kernel**2, width, dtype)
+    block = _product(rows, width, 4 * width, dtype) + _product(rows, width, 2 * tower.mlp, dtype)
+    block += Work(others=4.0 * views * tokens**2 * width)
+    total += block.times(tower.layers)
+    joined, out = width * tower.pixel_shuffle**2, config.mot.semantic.hidden
+    made = views * tower.tokens
+    return total + _product(made, joined, out, dtype) + _product(made, out, out, dtype)
+
+
+def _layer(config: VLAConfig, width: int, mlp: int, rows: int, dtype: str) -> Work:
+    """All products of one layer of one expert."""
+    mot = config.mot
+    heads = (2 * mot.q_heads + 2 * mot.kv_heads) * mot.head_dim
+    return _product(rows, width, heads, dtype) + _product(rows, width, 3 * mlp, dtype)
+
+
+def _keys_values(config: VLAConfig, rows: int, width: int, dtype: str) -> Work:
+    """The products of one layer that a later attention needs."""
+    return _product(rows, width, 2 * config.mot.kv_heads * config.mot.head_dim, dtype)
+
+
+def _cache_bytes(config: VLAConfig, rows: int, dtype: str) -> float:
+    """Of the keys and values of one layer."""
+    mot = config.mot
+    return 2.0 * rows * mot.kv_heads * mot.head_dim * BYTES[PASSED_ON[dtype]]
+
+
+def _prefix(config: VLAConfig, shape: Shape, dtype: str) -> Work:
+    mot, batch = config.mot, shape.batch
+    states = batch
+    tokens = batch * shape.prefix - states
+    trunk, expert = mot.semantic, mot.action
+    pairs = batch * _pairs(shape.prefix, config.mask.prefix == "causal")
+    if config.mask.prefix == "full" and config.mask.state == "block":
+        pairs -= batch * (shape.prefix - 1)  # earlier tokens do not see the state, the last one
+    layer = _layer(config, trunk.hidden, trunk.mlp, tokens, dtype)
+    layer += _layer(config, expert.hidden, expert.mlp, states, dtype)
+    layer += Work(others=4.0 * pairs * mot.q_heads * mot.head_dim)
+    total = layer.times(mot.layers - 1)
+    total += _keys_values(config, tokens, trunk.hidden, dtype)
+    total += _keys_values(config, states, expert.hidden, dtype)
+    written = mot.layers * _cache_bytes(config, batch * shape.prefix, dtype)
+    text = tokens - batch * shape.views * config.vision.tokens
+    gathered = text * trunk.hidden * BYTES[PASSED_ON[dtype]]
+    state = _small(states, config.state_dim, expert.hidden, dtype)
+    state += _small(states, expert.hidden, expert.hidden, dtype)
+    return total + state + Work(bytes=written + gathered)
+
+
+def _ode(config: VLAConfig, shape: Shape, dtype: str) -> Work:
+    mot, expert = config.mot, config.mot.action
+    chunks = shape.batch * shape.candidates
+    rows = chunks * config.chunk
+    causal = config.mask.actions == "causal"
+    pairs = chunks * (config.chunk * shape.prefix + _pairs(config.chunk, causal))
+    layer = _layer(config, expert.hidden, expert.mlp, rows, dtype)
+    layer += Work(
+        others=4.0 * pairs * mot.q_heads * mot.head_dim,
+        bytes=_cache_bytes(config, shape.batch * shape.prefix, dtype),
+    )
+    total = layer.times(mot.layers)
+    total += _small(rows, config.action_dim, expert.hidden, dtype)
+    total += _small(rows, expert.hidden, expert.hidden, dtype).times(2)
+    total += _small(rows, expert.hidden, config.action_dim, dtype)
+    return total.times(config.steps * len(SOLVERS[config.solver]))
+
+
+def _pairs(tokens: int, causal: bool) -> int:
+    """Of a query and a key that it sees, among ``tokens`` tokens."""
+    return tokens * (tokens + 1) // 2 if causal else tokens**2

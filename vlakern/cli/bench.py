@@ -1,0 +1,225 @@
+"""``vlakern bench``: latency per stage, how far it is from the limit, and from other forms."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+import vlakern
+from vlakern.cli._common import Progress, check_json, check_writable, console, machine, write_report
+from vlakern.errors import InputError
+
+if TYPE_CHECKING:
+    from vlakern.bench.latency import BenchConfig, BenchResult, VariantResult
+    from vlakern.bench.machine import Limits
+
+__all__ = ["Args", "run"]
+
+
+@dataclass
+class Args:
+    """Measure latency per stage, with the physical limit and other forms beside it."""
+
+    preset: str | None = None
+    """A model with random weights: rethink-2b (default), rethink-2b-wide, metaworld-small, tiny."""
+    policy: str | None = None
+    """A policy directory, or the name of a policy that ships, instead of a preset."""
+    views: int | None = None
+    """Camera images per observation; 2, or what the policy has if that is less."""
+    prompt_tokens: int = 67
+    """Tokens of the instruction; 67 gives rethink-2b with 2 views a prefix of 220 tokens."""
+    chunk: int | None = None
+    """Actions per prediction; the model's by default."""
+    steps: int | None = None
+    """ODE steps; the model's by default."""
+    batch: int = 1
+    """Observations per call."""
+    candidates: int = 1
+    """Action chunks per observation, from one shared prefix."""
+    dtype: Literal["bf16", "fp32", "int8"] = "bf16"
+    """Number format of the large products."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda."""
+    backend: Literal["auto", "native", "torch"] = "auto"
+    """What runs vlakern's stages: the CPU engine, or the network's own modules."""
+    runs: int = 100
+    """Calls of each variant that count, after two that do not."""
+    threads: int | None = None
+    """CPU threads; torch's number by default."""
+    against: str = ""
+    """Variants to compare with, separated by commas, each in turn with vlakern: torch-eager,
+    torch-compile, torch-frozen, uncached, openvino, onnxruntime, vlakern-int8, ..."""
+    cold: bool = True
+    """Measure cold start and peak memory in a fresh process."""
+    seed: int = 0
+    """Of the weights, images, words and noise."""
+    machine: bool = False
+    """Measure only what this machine can do at most."""
+    json: Path | None = None
+    """File for the results as JSON."""
+    plot: Path | None = None
+    """PNG file for a histogram of latency and the stages as bars."""
+
+
+def run(args: Args) -> int:
+    """Measures, prints the tables and returns 0."""
+    _check(args)
+    if args.machine:
+        return _machine(args)
+    from vlakern.bench.latency import run as measure
+
+    config = _config(args)
+    with Progress(_stops(config), "bench") as bar:
+        result = measure(config, lambda what: bar.update(1, what))
+    _show(result)
+    if args.plot is not None:
+        from vlakern.bench.report import write_plot
+
+        write_plot(args.plot, result)
+        print(f"plot: {args.plot}")
+    if args.json is not None:
+        write_report(args.json, result.settings, result.payload())
+    return 0
+
+
+def _check(args: Args) -> None:
+    if args.preset is not None and args.policy is not None:
+        raise InputError(f"found --preset {args.preset} and --policy {args.policy}; name one")
+    check_json(args.json)
+    if args.plot is not None:
+        if args.plot.suffix != ".png":
+            raise InputError(f"--plot {args.plot} does not end in .png; a PNG file is written")
+        check_writable(args.plot)
+
+
+def _config(args: Args) -> "BenchConfig":
+    from vlakern.bench.latency import BenchConfig
+
+    preset = args.preset or (None if args.policy else "rethink-2b")
+    return BenchConfig(
+        preset=preset,
+        policy=args.policy,
+        views=args.views,
+        prompt_tokens=args.prompt_tokens,
+        chunk=args.chunk,
+        steps=args.steps,
+        batch=args.batch,
+        candidates=args.candidates,
+        dtype=args.dtype,
+        device=_device(args.device),
+        backend=args.backend,
+        runs=args.runs,
+        threads=args.threads,
+        against=tuple(name for name in args.against.split(",") if name),
+        cold=args.cold,
+        seed=args.seed,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stops(config: "BenchConfig") -> int:
+    """How often ``run`` says what begins."""
+    pairs = len(config.against)
+    return 3 + 2 * pairs + (pairs == 0) + config.cold
+
+
+def _machine(args: Args) -> int:
+    import torch
+
+    from vlakern.bench.machine import measure
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"--threads is {args.threads}, expected at least 1")
+        torch.set_num_threads(args.threads)
+    device = _device(args.device)
+    limits = measure(("fp32", "bf16", "int8"), device)
+    out = console()
+    out.print(_limits_table(limits))
+    out.print(escape(limits.how), soft_wrap=True)
+    if args.json is not None:
+        settings = {"device": device, "threads": torch.get_num_threads()}
+        write_report(args.json, settings, {"limits": vars(limits)})
+    return 0
+
+
+def _limits_table(limits: "Limits") -> Table:
+    table = Table(title="limits of this machine", title_justify="left")
+    table.add_column("what")
+    table.add_column("limit", justify="right", no_wrap=True)
+    table.add_row("memory", f"{limits.bandwidth / 1e9:.1f} GB/s")
+    for name, peak in limits.peaks.items():
+        table.add_row(name, f"{peak / 1e9:.0f} GFLOP/s" if peak else "not known")
+    return table
+
+
+def _show(result: "BenchResult") -> None:
+    out = console()
+    for name, one in result.variants.items():
+        out.print(_stage_table(name, one))
+        out.print(_notes(one), soft_wrap=True)
+    if result.ratios:
+        out.print(_ratio_table(result))
+    if result.limits is not None:
+        peaks = [f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in result.limits.peaks.items()]
+        roofs = ", ".join([f"memory {result.limits.bandwidth / 1e9:.1f} GB/s", *peaks])
+        out.print(f"limits: {roofs} ({result.limits.how})", soft_wrap=True)
+    facts = machine()
+    versions = {"vlakern": vlakern.__version__, "torch": facts.get("torch", "-")}
+    words = {**result.settings, **versions, "cpu": facts["cpu"]}
+    out.print(escape(", ".join(f"{key} {value}" for key, value in words.items())), soft_wrap=True)
+
+
+def _stage_table(name: str, one: "VariantResult") -> Table:
+    table = Table(title=escape(f"{name} [ms]"), title_justify="left")
+    table.add_column("stage")
+    for column in ("p50", "p95", "p99", "max", "p99-p50", "floor", "of floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage, times in one.stages.items():
+        if stage == "total":
+            table.add_section()
+        floor, share = "-", "-"
+        if times.floor_ms is not None:
+            floor, share = f"{times.floor_ms:.2f}", f"{100 * times.floor_ms / times.p50_ms:.0f} %"
+        shown = (times.p50_ms, times.p95_ms, times.p99_ms, times.max_ms)
+        spread = times.p99_ms - times.p50_ms
+        table.add_row(stage, *(f"{ms:.2f}" for ms in (*shown, spread)), floor, share)
+    return table
+
+
+def _notes(one: "VariantResult") -> str:
+    """What stands below a table: spread, error, cold start and memory."""
+    total = one.stages["total"]
+    runs = len(one.samples_ms["total"])
+    spread = 100 * (total.p99_ms - total.p50_ms) / total.p50_ms
+    cold = "not measured" if one.cold_start_s is None else f"{one.cold_start_s:.2f} s"
+    memory = "not measured"
+    if one.peak_memory_bytes is not None:
+        memory = f"{one.peak_memory_bytes / 1e9:.2f} GB"
+        if one.weights_bytes:
+            memory += f" ({one.peak_memory_bytes / one.weights_bytes:.2f}x the weights)"
+    return (
+        f"{runs} calls, p99-p50 is {spread:.1f} % of p50; error against fp32 {one.error:.1e};"
+        f" cold start {cold}; peak memory {memory}"
+    )
+
+
+def _ratio_table(result: "BenchResult") -> Table:
+    main = next(iter(result.variants))
+    table = Table(title=f"times the p50 of {main}, measured in turn", title_justify="left")
+    table.add_column("variant")
+    stages = ("vision", "prefix", "ode", "total")
+    for stage in stages:
+        table.add_column(stage, justify="right", no_wrap=True)
+    for name, ratio in result.ratios.items():
+        table.add_row(name, *(f"{ratio[stage]:.2f}" for stage in stages))
+    return table
