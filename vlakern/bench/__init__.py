@@ -1,3 +1,3 @@
 """Measuring latency honestly: stages, floors, and baselines in one run."""
 
-__all__: list[str] = []
+__all__ = []

@@ -19,6 +19,7 @@ from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import integrate
 from vlakern.infer.engine import Engine, Prefix
 from vlakern.infer.packing import PackedModel
+from vlakern.models.config import Solver
 from vlakern.models.vla import VLA
 
 __all__ = ["ALIASES", "VARIANTS", "Contender", "Place", "Variant", "make", "variant_of"]
@@ -101,7 +102,8 @@ class TorchContender:
         self._observations = work.shape.batch
         self._cache = self.model.cache(self.plan, self._observations, device)
         self._side = work.config.vision.image_size
-        self._steps, self._solver = work.config.steps, work.config.solver
+        self._steps = work.config.steps
+        self._solver: Solver = work.config.solver
         wrap = _compiler(form)
         self._vision, self._into_cache = wrap(self.model.vision), wrap(self._fill)
         self._velocity, self._whole = wrap(self.model.velocity), wrap(self.model.uncached)

@@ -178,8 +178,12 @@ def _at_least_one(name: str, value: int) -> None:
 
 
 def _variants(config: BenchConfig) -> tuple[Variant, list[Variant]]:
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise Unsupported(f"--device {config.device} was asked for, but torch sees no NVIDIA GPU")
+    kind, _, index = config.device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise Unsupported(f"--device {config.device} is not known; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise Unsupported(f"--device {config.device} is not there; torch sees {found} NVIDIA GPUs")
     if config.threads is not None:
         _at_least_one("threads", config.threads)
     first = variant_of(f"vlakern-{config.dtype}")

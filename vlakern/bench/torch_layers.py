@@ -9,8 +9,8 @@ Dimension letters: R observations, V views, N patches, E rows, Q queries, H head
 heads, D head dim, M width.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -142,16 +142,11 @@ def mean_square(h: Tensor) -> Tensor:
     return torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
 
 
-class Lazy(Sequence[L]):
+class Lazy(Generic[L]):
     """Layers that are built when they are asked for, so that a reference fits in memory."""
 
     def __init__(self, count: int, make: Callable[[int], L]) -> None:
         self._count, self._make = count, make
 
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> L:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._make(index)
+    def __iter__(self) -> Iterator[L]:
+        return map(self._make, range(self._count))

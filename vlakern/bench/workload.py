@@ -132,7 +132,7 @@ class PresetSource(Source):
 
     def __init__(self, name: str, seed: int) -> None:
         self.config = preset(name)
-        self.weights = self.drawn = RandomWeights(self.config, seed)
+        self._random = self.weights = self.drawn = RandomWeights(self.config, seed)
         self.state_width = self.config.state_dim
         draw = np.random.default_rng(seed)
         self._scale = draw.uniform(0.5, 2.0, self.config.action_dim).astype(np.float32)
@@ -150,7 +150,7 @@ class PresetSource(Source):
         return actions
 
     def packed(self, dtype: str) -> PackedModel:
-        return packed_random(self.config, self.weights, dtype)
+        return packed_random(self.config, self._random, dtype)
 
 
 class PolicySource(Source):

@@ -1,0 +1,25 @@
+"""Cold start and memory of a process of its own."""
+
+import pytest
+
+from vlakern.bench.child import measure
+from vlakern.bench.latency import BenchConfig
+from vlakern.errors import VlakernError
+from vlakern.ops import _native
+
+
+@pytest.mark.skipif(_native.missing() is not None, reason="no native module")
+def test_a_process_of_its_own() -> None:
+    """Import to first action takes a while; Python, torch and the weights need some memory."""
+    config = BenchConfig(preset="tiny", threads=1, prompt_tokens=5, against=("torch-eager",))
+    found = measure(config)
+    assert 0.1 < found.cold_start_s < 120
+    assert 5e7 < found.peak_memory_bytes < 2e9
+    assert found.weights_bytes is not None
+    assert found.weights_bytes < 1e7
+
+
+def test_a_process_that_fails() -> None:
+    """Its last line is the reason."""
+    with pytest.raises(VlakernError, match="no preset 'huge'"):
+        measure(BenchConfig(preset="huge"))

@@ -1,0 +1,104 @@
+"""Counts of operations and bytes, derived by hand from the shapes of the paper's model."""
+
+from dataclasses import replace
+
+import pytest
+
+from vlakern.bench.roofline import Shape, floors_ms, work
+from vlakern.models.presets import preset
+
+RETHINK = preset("rethink-2b")
+CALL = Shape(views=2, prefix=220)
+
+
+def test_vision_of_two_views() -> None:
+    """257 tokens a view; 12,582,912 weights a block; 327 GFLOP with patches and connector."""
+    blocks = 24 * (2 * 514 * 12_582_912 + 2 * 4 * 257**2 * 1024)
+    patches, connector = 2 * 512 * 588 * 1024, 2 * 128 * 12_582_912
+    found = work(RETHINK, CALL, "bf16")["vision"]
+    assert found.operations == blocks + patches + connector == 327_269_154_816
+    assert found.bytes == 2 * (24 * 12_582_912 + 588 * 1024 + 12_582_912)
+
+
+def test_prefix_of_220_tokens() -> None:
+    """219 rows of the trunk and one of the expert; keys and values alone in the last layer."""
+    trunk = 27 * 2 * 219 * 50_331_648 + 2 * 219 * 2048 * 2048
+    state = 27 * 2 * 15_728_640 + 2 * 1024 * 2048 + 2 * (200 * 1024 + 1024**2)
+    attention = 27 * 4 * (220 * 221 // 2) * 16 * 128
+    found = work(RETHINK, CALL, "bf16")["prefix"]
+    assert found.operations == trunk + state + attention == 603_292_205_056
+    weights = 27 * (50_331_648 + 15_728_640) + 2048 * 2048 + 1024 * 2048 + 200 * 1024 + 1024**2
+    cache, words = 28 * 220 * 2 * 1024, 91 * 2048
+    assert found.bytes == 2 * (weights + cache + words)
+
+
+def test_ode_of_four_steps() -> None:
+    """16 rows, each weight once per step, every key and value once per step."""
+    layer = 2 * 16 * 15_728_640 + 4 * (16 * 220 + 16 * 17 // 2) * 16 * 128
+    edges = 2 * 16 * (2 * 200 * 1024 + 2 * 1024**2)
+    found = work(RETHINK, CALL, "bf16")["ode"]
+    assert found.operations == 4 * (28 * layer + edges) == 60_046_704_640
+    weights = 28 * 15_728_640 + 2 * 200 * 1024 + 2 * 1024**2
+    assert found.bytes == 4 * 2 * (weights + 28 * 220 * 2 * 1024)
+
+
+def test_seventeen_rows_need_64_gflop() -> None:
+    """With the state among the actions the expert needs what others report: 63.6 GFLOP."""
+    found = work(replace(RETHINK, chunk=17), CALL, "bf16")["ode"]
+    assert found.operations == pytest.approx(63.6e9, rel=0.01)
+
+
+def test_candidates_share_weights_and_keys() -> None:
+    """Eight candidates are eight times the operations and not one byte more."""
+    one, eight = (work(RETHINK, replace(CALL, candidates=n), "bf16")["ode"] for n in (1, 8))
+    assert eight.operations == 8 * one.operations
+    assert eight.bytes == one.bytes
+
+
+def test_robots_share_weights_alone() -> None:
+    """Eight observations have eight times the operations and keys, and the same weights."""
+    one, eight = (work(RETHINK, replace(CALL, batch=n), "bf16") for n in (1, 8))
+    cache = 4 * 28 * 220 * 2 * 1024 * 2
+    assert {stage: eight[stage].operations / one[stage].operations for stage in one} == {
+        "vision": 8,
+        "prefix": 8,
+        "ode": 8,
+    }
+    assert eight["ode"].bytes - one["ode"].bytes == 7 * cache
+    assert eight["vision"].bytes == one["vision"].bytes
+
+
+def test_int8_counts_large_products_apart() -> None:
+    """Attention and the small products of int8 run at the rate of bf16, with bf16 weights."""
+    found = work(RETHINK, CALL, "int8")["ode"]
+    assert found.products == 4 * 28 * 2 * 16 * 15_728_640
+    assert found.others == work(RETHINK, CALL, "bf16")["ode"].operations - found.products
+
+
+def test_midpoint_evaluates_twice_a_step() -> None:
+    """A solver of two stages doubles the ODE and nothing else."""
+    euler, midpoint = (
+        work(replace(RETHINK, solver=one), CALL, "bf16") for one in ("euler", "midpoint")
+    )
+    assert midpoint["ode"] == euler["ode"].times(2)
+    assert midpoint["prefix"] == euler["prefix"]
+
+
+def test_full_prefix_sees_all_but_the_state() -> None:
+    """With a state block the other tokens see one key less than with an inline state."""
+    small = preset("metaworld-small")
+    inline = replace(small, mask=replace(small.mask, state="inline"))
+    call = Shape(views=2, prefix=14)
+    fewer = work(inline, call, "fp32")["prefix"].others - work(small, call, "fp32")["prefix"].others
+    assert fewer == 3 * 4 * 13 * 4 * 64
+
+
+def test_floor_is_the_larger_of_computing_and_reading() -> None:
+    """A stage is bound by arithmetic on a slow processor, by memory on a fast one."""
+    slow = floors_ms(RETHINK, CALL, "bf16", {"bf16": 1e9}, 1e15)
+    fast = floors_ms(RETHINK, CALL, "bf16", {"bf16": 1e18}, 1e9)
+    needed = work(RETHINK, CALL, "bf16")
+    for stage, one in needed.items():
+        assert slow[stage] == pytest.approx(one.operations / 1e6)
+        assert fast[stage] == pytest.approx(one.bytes / 1e6)
+    assert slow["total"] == pytest.approx(sum(slow[stage] for stage in needed))
