@@ -1,123 +1,99 @@
 """Speed of action_embed with cold weights; nothing is printed while the op is wrong.
 
-A table and JSON lines: ``python benchmarks/ops/bench_action_embed.py [--json FILE]``. Under
-pytest-benchmark: ``pytest benchmarks/ops/bench_action_embed.py``. Compares the bound call of an
-engine with the unfolded encoder in eager PyTorch, bf16 and fp32, time's embedding given.
+A table and JSON lines: ``python benchmarks/ops/bench_action_embed.py [--threads 1 2] [--json
+FILE]``; how it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Compares the
+bound call of an engine with the unfolded encoder, time's embedding given. Under pytest-benchmark:
+``pytest benchmarks/ops/bench_action_embed.py``.
 """
 
-import argparse
-import json
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.action_embed import BoundEmbed
-from vlakern.ops.action_embed.cases import (
-    BENCH,
-    Case,
-    Encoder,
-    make_inputs,
-    op_arguments,
-    plain_encoder,
-)
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.ops.action_embed.cases import BENCH, Case, make_inputs, op_arguments, plain_encoder
+from vlakern.ops.linear import PackedLinear
+from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.testing import assert_accurate, generator
 
-COLD = 128 << 20  # bytes written between runs
-
-bandwidth = cache(copy_bandwidth)
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import Layer, compare, main
+from rivals import QUICK
 
 
-@dataclass(frozen=True)
-class Row:
-    """One case; times are medians of interleaved runs, weights out of the caches."""
+class Plain(nn.Module):
+    """The unfolded encoder in plain PyTorch."""
 
-    op: str
-    case: str
-    microseconds: float
-    gflops: float
-    gigabytes_per_second: float
-    fraction_of_copy_bandwidth: float
-    eager_bf16_over_vlakern: float
-    eager_fp32_over_vlakern: float
+    def __init__(self, case: Case):
+        super().__init__()
+        m = case.width
+        self.first = nn.Linear(case.slots, m)
+        self.second, self.third = nn.Linear(2 * m, m), nn.Linear(m, m)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        z = self.first(x)
+        if embedding is None:
+            return z
+        both = torch.cat([z, embedding.expand_as(z)], -1)
+        return self.third(nn.functional.silu(self.second(both)))
 
 
 def bind(case: Case, inputs: dict[str, Any]) -> BoundEmbed:
-    """The call of an engine."""
+    """The call of an engine, on its own copy of the weights."""
     given = op_arguments(case, inputs)
     x = given.pop("x").flatten(0, 1)
     if case.time != "shared":
         given["time"] = given["time"].expand(*inputs["x"].shape[:2], case.width).flatten(0, 1)
+    for name, one in given.items():
+        if isinstance(one, PackedLinear):
+            given[name] = replace(one, data=cold_copy(one.data))
     out = torch.empty((x.shape[0], case.width), dtype=case.dtype)
     return ops.action_embed_out(x, **given, out=out)
 
 
-def cost(case: Case) -> tuple[float, float]:
-    """Operations, and bytes: weights, x and y once."""
+def make_layer(case: Case) -> Layer:
+    """Everything that is timed for one case."""
+    inputs = make_inputs(case, generator(str(case)))
+
+    def check() -> None:
+        y, exact = bind(case, inputs).tensors.y, plain_encoder(case, inputs, torch.float64)
+        assert_accurate(y, exact, plain_encoder(case, inputs, case.dtype), str(case))
+
+    def ours() -> Callable[[], object]:
+        return bind(case, inputs)
+
     rows, size = case.rows * case.positions, case.dtype.itemsize
     weights = case.slots * case.width + (case.layers - 1) * case.width**2
-    return 2 * rows * weights, size * (weights + rows * (case.slots + case.width))
-
-
-def measure(case: Case, repeats: int) -> Row:
-    """Checks, then times one case."""
-    inputs = make_inputs(case, generator(str(case)))
-    call, exact = bind(case, inputs), plain_encoder(case, inputs, torch.float64)
-    assert_accurate(call.tensors.y, exact, plain_encoder(case, inputs, case.dtype), str(case))
-    cold = torch.zeros(COLD, dtype=torch.uint8)
-    contenders: dict[str, Callable[[], object]] = {"vlakern": call}
-    for dtype in (torch.bfloat16, torch.float32):
-        n: Encoder = inputs["encoder"]
-        cast = Encoder(**{name: one.to(dtype) for name, one in vars(n).items()})
-        given = inputs | {"encoder": cast, "embedding": inputs["embedding"].to(dtype)}
-        contenders[str(dtype)] = lambda given=given, dtype=dtype: plain_encoder(case, given, dtype)
-    with torch.no_grad():
-        timings = interleave(contenders, repeats, before_each=lambda: cold.add_(1))
-    seconds = timings["vlakern"].median
-    operations, moved = cost(case)
-    return Row(
+    embedding = inputs["embedding"]
+    return Layer(
         "action_embed",
         str(case),
-        seconds * 1e6,
-        operations / seconds / 1e9,
-        moved / seconds / 1e9,
-        moved / seconds / bandwidth(),
-        timings["torch.bfloat16"].median / seconds,
-        timings["torch.float32"].median / seconds,
+        case.kind,
+        check,
+        ours,
+        Plain(case),
+        (inputs["x"], embedding) if case.layers > 1 else (inputs["x"],),
+        weights,
+        2 * rows * weights,
+        size * (weights + rows * (case.slots + case.width)),
     )
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_action_embed(benchmark: Any, case: Case) -> None:
     """One row of pytest-benchmark's table."""
-    benchmark.extra_info.update(asdict(measure(case, repeats=10)))
-    benchmark(bind(case, make_inputs(case, generator(str(case)))))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
-    print(f"copy {bandwidth() / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    print(f"{'us':>9} {'GFLOP/s':>8} {'GB/s':>6} {'of copy':>8} {'x bf16':>7} {'x fp32':>7}  case")
-    for case in BENCH:
-        row = measure(case, args.repeats)
-        print(
-            f"{row.microseconds:9.1f} {row.gflops:8.1f} {row.gigabytes_per_second:6.1f} "
-            f"{row.fraction_of_copy_bandwidth:8.2f} {row.eager_bf16_over_vlakern:7.1f} "
-            f"{row.eager_fp32_over_vlakern:7.1f}  {case}"
-        )
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+    layer = make_layer(case)
+    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
+    benchmark(layer.ours())
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])

@@ -1,20 +1,20 @@
 """Speed of action_unembed with cold weights; nothing is printed while the op is wrong.
 
-A table and JSON lines: ``python benchmarks/ops/bench_action_unembed.py [--json FILE]``. Under
-pytest-benchmark: ``pytest benchmarks/ops/bench_action_unembed.py``. Compares the bound call of an
-engine with eager PyTorch, bf16 and fp32.
+A table and JSON lines: ``python benchmarks/ops/bench_action_unembed.py [--threads 1 2] [--json
+FILE]``; how it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Under
+pytest-benchmark: ``pytest benchmarks/ops/bench_action_unembed.py``.
 """
 
-import argparse
-import json
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.action_unembed import BoundUnembed
@@ -25,112 +25,76 @@ from vlakern.ops.action_unembed.cases import (
     op_arguments,
     plain_decoder,
 )
-from vlakern.testing import assert_accurate, generator, interleave
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.ops.linear import PackedLinear
+from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.testing import assert_accurate, generator
 
-COLD = 128 << 20  # bytes written between runs
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import Layer, compare, main
+from rivals import QUICK
 
-bandwidth = cache(copy_bandwidth)
 
+class Plain(nn.Module):
+    """The decoder in plain PyTorch."""
 
-@dataclass(frozen=True)
-class Row:
-    """One case; times are medians of interleaved runs, weights out of the caches."""
+    def __init__(self, case: Case):
+        super().__init__()
+        assert not case.norm.startswith("layer")
+        assert not case.adaptive
+        self.norm = nn.RMSNorm(case.width, 1e-6) if case.norm else nn.Identity()
+        wide = nn.Linear(case.width, case.hidden) if case.hidden else nn.Identity()
+        self.hidden, self.relu = wide, nn.ReLU() if case.hidden else nn.Identity()
+        self.last = nn.Linear(case.hidden or case.width, case.slots)
 
-    op: str
-    case: str
-    microseconds: float
-    gflops: float
-    gigabytes_per_second: float
-    fraction_of_copy_bandwidth: float
-    eager_bf16_over_vlakern: float
-    eager_fp32_over_vlakern: float
+    def forward(self, h: Tensor) -> Tensor:
+        return self.last(self.relu(self.hidden(self.norm(h))))
 
 
 def bind(case: Case, inputs: dict[str, Any]) -> BoundUnembed:
-    """The call of an engine."""
+    """The call of an engine, on its own copy of the weights."""
+    given = op_arguments(case, inputs)
+    for name, one in given.items():
+        if isinstance(one, PackedLinear):
+            given[name] = replace(one, data=cold_copy(one.data))
     out = torch.empty((case.rows, case.slots), dtype=case.dtype)
-    return ops.action_unembed_out(**op_arguments(case, inputs), out=out)
+    return ops.action_unembed_out(**given, out=out)
 
 
-def cost(case: Case) -> tuple[float, float]:
-    """Operations, and bytes: weights, h and y once."""
+def make_layer(case: Case) -> Layer:
+    """Everything that is timed for one case."""
+    inputs = make_inputs(case, generator(str(case)))
+
+    def check() -> None:
+        y, exact = bind(case, inputs).tensors.y, plain_decoder(inputs, torch.float64)
+        assert_accurate(y, exact, plain_decoder(inputs, case.dtype), str(case))
+
+    def ours() -> Callable[[], object]:
+        return bind(case, inputs)
+
     weights = case.width * case.slots
     if case.hidden:
         weights = case.width * case.hidden + case.hidden * case.slots
-    return 2 * case.rows * weights, case.dtype.itemsize * (
-        weights + case.rows * (case.width + case.slots)
-    )
-
-
-def eager(inputs: dict[str, Any], dtype: torch.dtype) -> Callable[[], object]:
-    """The same in plain PyTorch, weights cast before."""
-    given: dict[str, Any] = {
-        n: one.to(dtype) if torch.is_tensor(one) else one for n, one in inputs.items()
-    }
-    norm = given["norm"]
-
-    def run() -> object:
-        h = given["h"]
-        if norm is not None:
-            weight = 1 + norm.weight if norm.kind == "rms_plus_one" else norm.weight
-            h = torch.nn.functional.rms_norm(h, h.shape[1:], weight.to(dtype), norm.eps)
-        if given["w_hidden"] is not None:
-            h = torch.nn.functional.linear(h, given["w_hidden"], given["b_hidden"]).relu()
-        return torch.nn.functional.linear(h, given["w_out"], given["b_out"])
-
-    return run
-
-
-def measure(case: Case, repeats: int) -> Row:
-    """Checks, then times one case."""
-    inputs = make_inputs(case, generator(str(case)))
-    call, exact = bind(case, inputs), plain_decoder(inputs, torch.float64)
-    assert_accurate(call.tensors.y, exact, plain_decoder(inputs, case.dtype), str(case))
-    cold = torch.zeros(COLD, dtype=torch.uint8)
-    contenders: dict[str, Callable[[], object]] = {"vlakern": call}
-    contenders |= {str(one): eager(inputs, one) for one in (torch.bfloat16, torch.float32)}
-    with torch.no_grad():
-        timings = interleave(contenders, repeats, before_each=lambda: cold.add_(1))
-    seconds = timings["vlakern"].median
-    operations, moved = cost(case)
-    return Row(
+    return Layer(
         "action_unembed",
         str(case),
-        seconds * 1e6,
-        operations / seconds / 1e9,
-        moved / seconds / 1e9,
-        moved / seconds / bandwidth(),
-        timings["torch.bfloat16"].median / seconds,
-        timings["torch.float32"].median / seconds,
+        case.kind,
+        check,
+        ours,
+        Plain(case),
+        (inputs["h"],),
+        weights,
+        2 * case.rows * weights,
+        case.dtype.itemsize * (weights + case.rows * (case.width + case.slots)),
     )
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_action_unembed(benchmark: Any, case: Case) -> None:
     """One row of pytest-benchmark's table."""
-    benchmark.extra_info.update(asdict(measure(case, repeats=10)))
-    benchmark(bind(case, make_inputs(case, generator(str(case)))))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
-    print(f"copy {bandwidth() / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    print(f"{'us':>9} {'GFLOP/s':>8} {'GB/s':>6} {'of copy':>8} {'x bf16':>7} {'x fp32':>7}  case")
-    for case in BENCH:
-        row = measure(case, args.repeats)
-        print(
-            f"{row.microseconds:9.1f} {row.gflops:8.1f} {row.gigabytes_per_second:6.1f} "
-            f"{row.fraction_of_copy_bandwidth:8.2f} {row.eager_bf16_over_vlakern:7.1f} "
-            f"{row.eager_fp32_over_vlakern:7.1f}  {case}"
-        )
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+    layer = make_layer(case)
+    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
+    benchmark(layer.ours())
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])

@@ -1,26 +1,20 @@
 """Speed of gated_mlp with packed weights that no cache holds; nothing is printed while it is wrong.
 
-A table and JSON lines: ``python benchmarks/ops/bench_gated_mlp.py [--threads 2] [--json FILE]``.
-Every repeat runs each contender once on the next of many copies of its weights, and a plain reading
-of as many bytes; fractions and ratios are of medians, ``best`` of shortest times. ``of limit`` is
-the larger of memory's time and the registers' time over ours. Under pytest-benchmark:
+A table and JSON lines: ``python benchmarks/ops/bench_gated_mlp.py [--threads 1 2] [--json FILE]``;
+how it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Under pytest-benchmark:
 ``pytest benchmarks/ops/bench_gated_mlp.py``.
 """
 
-import argparse
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from itertools import cycle
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.gated_mlp.cases import (
@@ -32,181 +26,66 @@ from vlakern.ops.gated_mlp.cases import (
     plain_gated_mlp,
     traffic,
 )
-from vlakern.ops.linear import PackedLinear
-from vlakern.ops.linear.cases import KIND_BYTES
-from vlakern.ops.linear.limits import ROOM, ColdMemory, cold_copy, peak_rate
+from vlakern.ops.linear.limits import ColdMemory, cold_copy
 from vlakern.ops.linear.reference import activate
-from vlakern.testing import Timing, assert_accurate, generator, interleave
+from vlakern.testing import assert_accurate, generator
 
-Run = Callable[[], object]
-# So many passes that on a busy machine some have every core to themselves.
-peak = cache(lambda kind: peak_rate(kind, passes=300))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case; rates are of the median, ``best_`` ones of the shortest time."""
-
-    op: str
-    case: str
-    threads: int
-    load: float
-    microseconds: float
-    best_microseconds: float
-    gigabytes_per_second: float
-    gigaflops: float
-    of_bandwidth: float
-    best_of_bandwidth: float
-    of_peak: float
-    best_of_peak: float
-    of_limit: float
-    best_of_limit: float
-    over: dict[str, float]
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import Layer, compare, main
+from rivals import QUICK
 
 
-def check(gate_up: PackedLinear, down: PackedLinear, inputs: dict[str, Any], what: str) -> None:
-    """Raises AssertionError if the op is wrong on the very inputs that are timed."""
-    found = ops.gated_mlp(gate_up=gate_up, down=down, **inputs)
-    plain = plain_gated_mlp(gate_up, down, **inputs)
-    assert_accurate(found, exact_gated_mlp(gate_up, down, inputs), plain, what)
+class Plain(nn.Module):
+    """The layer in plain PyTorch."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.gate_up = nn.Linear(case.k, 2 * case.f, bias=False)
+        self.down = nn.Linear(case.f, case.n, bias=False)
+        self.activation = case.activation
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(activate(self.gate_up(x), self.activation)) + residual
 
 
-def take_turns(make: Callable[[], Run], bytes_each: int) -> Run:
-    """A call that runs the next of so many contenders that their weights fit no cache."""
-    turns: Iterator[Run] = cycle([make() for _ in range(max(2, -(-ROOM // bytes_each)))])
-    return lambda: next(turns)()
+def make_layer(case: Case) -> Layer:
+    """Everything that is timed for one case."""
+    gate_up, down, inputs = make_inputs(case, generator(str(case)))
 
+    def check() -> None:
+        found = ops.gated_mlp(gate_up=gate_up, down=down, **inputs)
+        plain = plain_gated_mlp(gate_up, down, **inputs)
+        assert_accurate(found, exact_gated_mlp(gate_up, down, inputs), plain, str(case))
 
-def contenders(
-    case: Case, gate_up: PackedLinear, down: PackedLinear, inputs: dict[str, Any]
-) -> dict[str, Run]:
-    """The op, and what torch offers for the same layer."""
-    x, residual, activation = inputs["x"], inputs["residual"], inputs["activation"]
-    shapes = ((2 * case.f, case.k), (case.n, case.f))
-    wide = [torch.randn(shape) / shape[1] ** 0.5 for shape in shapes]
-    size = sum(one.numel() for one in wide)
-
-    def ours() -> Run:
+    def ours() -> Callable[[], object]:
         out = torch.empty(case.m, case.n, dtype=case.dtype)
         weights = [replace(one, data=cold_copy(one.data)) for one in (gate_up, down)]
-        given = {"activation": activation, "residual": residual, "out": out}
-        return ops.gated_mlp_out(x, *weights, **given)
+        rest = {name: inputs[name] for name in ("activation", "residual")}
+        return ops.gated_mlp_out(inputs["x"], *weights, **rest, out=out)
 
-    def eager(dtype: torch.dtype) -> Callable[[], Run]:
-        def make() -> Run:
-            first, second = (one.to(dtype, copy=True) for one in wide)
-            rows, rest = x.to(dtype), residual.to(dtype)
-            linear = functional.linear
-            return lambda: linear(activate(linear(rows, first), activation), second) + rest
-
-        return make
-
-    def prepacked() -> Run:
-        reorder = torch.ops.mkldnn._reorder_linear_weight
-        first, second = (reorder(one.bfloat16(), case.m) for one in wide)
-        rows, rest = x.bfloat16(), residual.bfloat16()
-        plain = torch.ops.mkldnn._linear_pointwise
-        added = torch.ops.mkldnn._linear_pointwise.binary
-
-        def run() -> Tensor:
-            z = plain(rows, first, None, "none", [], "")
-            return added(activate(z, activation), rest, second, None, "add")
-
-        return run
-
-    runs = {
-        "vlakern": take_turns(ours, size * KIND_BYTES[case.kind]),
-        "eager bf16": take_turns(eager(torch.bfloat16), size * 2),
-        "eager fp32": take_turns(eager(torch.float32), size * 4),
-    }
-    if torch.backends.mkldnn.is_available():
-        runs["prepacked bf16"] = take_turns(prepacked, size * 2)
-    return runs
-
-
-def measure(case: Case, repeats: int, memory: ColdMemory) -> Row:
-    """Checks, then times one case."""
-    gate_up, down, inputs = make_inputs(case, generator(str(case)))
-    check(gate_up, down, inputs, str(case))
-    bytes_moved = traffic(case)
-    runs = contenders(case, gate_up, down, inputs)
-    runs["read"] = lambda: memory.read(bytes_moved)
-    times = interleave(runs, repeats)
-    fastest = peak(case.kind)
-    ours, read = times.pop("vlakern"), times.pop("read")
-    limits = [operations(case) / fastest if fastest else 0.0, read.median]
-    best_limits = [limits[0], read.best]
-    return Row(
+    given = (inputs["x"], inputs["residual"])
+    size = 2 * case.f * case.k + case.f * case.n
+    return Layer(
         "gated_mlp",
         str(case),
-        torch.get_num_threads(),
-        os.getloadavg()[0],
-        ours.median * 1e6,
-        ours.best * 1e6,
-        bytes_moved / ours.median / 1e9,
-        operations(case) / ours.median / 1e9,
-        read.median / ours.median,
-        read.best / ours.best,
-        limits[0] / ours.median,
-        limits[0] / ours.best,
-        max(limits) / ours.median,
-        max(best_limits) / ours.best,
-        {name: ratio(one, ours) for name, one in times.items()},
+        case.kind,
+        check,
+        ours,
+        Plain(case),
+        given,
+        size,
+        operations(case),
+        traffic(case),
     )
-
-
-def ratio(one: Timing, ours: Timing) -> float:
-    """How many times longer another takes."""
-    return one.median / ours.median
 
 
 @pytest.mark.parametrize("case", BENCH[:2], ids=str)
 def test_gated_mlp(benchmark: Any, case: Case) -> None:
     """One row of pytest-benchmark's table, with the fractions beside it."""
-    benchmark.extra_info.update(asdict(measure(case, 10, ColdMemory())))
-    gate_up, down, inputs = make_inputs(case, generator(str(case)))
-    benchmark(lambda: ops.gated_mlp(gate_up=gate_up, down=down, **inputs))
-
-
-HEAD = (
-    f"{'us':>8} {'GB/s':>6} {'GF/s':>6} {'of bw':>6} {'best':>5} {'of peak':>7} {'best':>5} "
-    f"{'of limit':>8} {'best':>5} {'x best':>6}  case"
-)
-
-
-def line(row: Any) -> str:
-    """One row for people."""
-    fastest = min(row.over, key=row.over.__getitem__)
-    return (
-        f"{row.microseconds:8.0f} {row.gigabytes_per_second:6.1f} {row.gigaflops:6.0f} "
-        f"{row.of_bandwidth:6.2f} {row.best_of_bandwidth:5.2f} {row.of_peak:7.2f} "
-        f"{row.best_of_peak:5.2f} {row.of_limit:8.2f} {row.best_of_limit:5.2f} "
-        f"{row.over[fastest]:6.2f}  {row.case} ({fastest})"
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    memory = ColdMemory()
-    best = max(memory.read(64 << 20) for _ in range(10))
-    peaks = ", ".join(f"{kind} {peak(kind) / 1e9:.0f} GFLOP/s" for kind in KIND_BYTES)
-    print(f"read {best / 1e9:.1f} GB/s, {peaks}, {args.threads} threads")
-    print(HEAD)
-    for case in BENCH:
-        if args.only not in str(case):
-            continue
-        row = measure(case, args.repeats, memory)
-        print(line(row), flush=True)
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+    layer = make_layer(case)
+    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
+    benchmark(layer.ours())
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])

@@ -24,7 +24,7 @@ from shared_attention_baselines import rectangle
 from torch import Tensor
 
 from vlakern import ops
-from vlakern.ops.linear.cases import BENCH as LINEAR
+from vlakern.ops.linear.cases import SHORT as LINEAR
 from vlakern.ops.shared_attention.cases import BENCH as ATTENTION
 from vlakern.ops.shared_attention.cases import Case, Inputs, make
 from vlakern.testing import generator, interleave_on

@@ -13,9 +13,9 @@ from vlakern.errors import InputError, Unsupported
 from vlakern.ops._dispatch import Key, refusals
 from vlakern.ops.linear import PackedLinear, pack_linear, workspace_bytes
 from vlakern.ops.linear.cases import (
-    BENCH,
     CASES,
     REDUCED,
+    SHORT,
     Case,
     exact_linear,
     make_inputs,
@@ -242,7 +242,7 @@ def test_plans() -> None:
     assert not plan_linear(Sizes(LARGE + 1, 2048, 2048, "fp8", False, H200)).library
 
 
-@pytest.mark.parametrize("case", [*CASES, *BENCH, *REDUCED], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *SHORT, *REDUCED], ids=str)
 @pytest.mark.parametrize("count", [1, 16, H200, 1000])
 def test_plans_cover_everything(case: Case, count: int) -> None:
     """Parts hold all of K, none is empty, parts only use what is idle, and memory suffices."""
@@ -292,7 +292,7 @@ def test_refuses() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [*REDUCED, *CASES, *BENCH], ids=str)
+@pytest.mark.parametrize("case", [*REDUCED, *CASES, *SHORT], ids=str)
 def test_gpu_values(case: Case) -> None:
     """On the GPU, too, values obey the rule."""
     check(case, "cuda")

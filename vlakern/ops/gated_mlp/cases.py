@@ -77,11 +77,21 @@ REDUCED = (
     Case(70, 64, 110, 40, "fp8", BF16, "gelu_tanh_gate"),
     Case(0, 8, 8, 8),
 )
-BENCH = (
-    *(Case(m, 1024, 3072, 1024) for m in (17, 50)),
-    *(Case(m, 1024, 4096, 1024, activation="gelu_tanh_gate") for m in (17, 51)),
-    Case(220, 2048, 6144, 2048),
-    *(Case(m, 1024, 3072, 1024, "int8") for m in (17, 50)),
+# (K, F, activation) of rethink-2b, its expert, the wide one, pi0 and its expert, SmolVLA and its
+LAYERS = (
+    (2048, 6144, "silu_gate"),
+    (1024, 3072, "silu_gate"),
+    (1024, 6144, "silu_gate"),
+    (2048, 16384, "gelu_tanh_gate"),
+    (1024, 4096, "gelu_tanh_gate"),
+    (960, 2560, "silu_gate"),
+    (720, 2048, "silu_gate"),
+)
+BENCH = tuple(
+    Case(m, k, f, k, kind, activation=activation)
+    for kind in ("bf16", "int8")
+    for k, f, activation in LAYERS
+    for m in (1, 17, 50, 220, 512)
 )
 
 

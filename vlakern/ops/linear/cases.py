@@ -25,6 +25,7 @@ __all__ = [
     "BENCH",
     "CASES",
     "REDUCED",
+    "SHORT",
     "Case",
     "draw_case",
     "exact_linear",
@@ -144,12 +145,37 @@ REDUCED = (
     Case(70, 20, 0, "fp8", F32, F32, parts=_parts(BIAS)),
 )
 
-ROWS = (1, 17, 50, 220)
+ROWS = (1, 17, 50, 220, 512)
+# (N, K) of query, key and value together, of their output, of gate and up together, and of down
+LAYERS = {
+    "rethink-2b": ((4096, 2048), (2048, 2048), (12288, 2048), (2048, 6144)),
+    "rethink-2b's and rethink-2b-wide's expert": (
+        (4096, 1024),
+        (1024, 2048),
+        (6144, 1024),
+        (1024, 3072),
+        (1024, 6144),
+    ),
+    "pi0 and pi0.5": ((2560, 2048), (32768, 2048), (2048, 16384)),
+    "their expert": ((2560, 1024), (8192, 1024), (1024, 4096)),
+    "SmolVLA": ((1600, 960), (960, 960), (5120, 960), (960, 2560)),
+    "its expert": ((1600, 720), (720, 960), (4096, 720), (720, 2048)),
+    "InternViT": ((3072, 1024), (1024, 1024), (4096, 1024)),
+    "SigLIP": ((3456, 1152), (1152, 1152), (4304, 1152), (1152, 4304)),
+    "others": ((2048, 1024),),
+}
 BENCH = tuple(
     Case(m, n, k, kind, parts=_parts(RESIDUAL))
     for kind in ("bf16", "int8")
-    for n, k in ((2048, 1024), (1024, 3072), (2048, 2048), (2048, 6144))
+    for shapes in LAYERS.values()
+    for n, k in shapes
     for m in ROWS
+)
+# One shape of every size.
+SHORT = tuple(
+    case
+    for case in BENCH
+    if (case.n, case.k) in ((2048, 1024), (1024, 3072), (2048, 2048), (2048, 6144)) and case.m < 512
 )
 
 
