@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import io
 import logging
 import tempfile
 import warnings
@@ -160,6 +159,7 @@ def openvino_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
     }
     if precision == "int8":
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = given[0].shape[-1]
@@ -181,30 +181,26 @@ def onnxruntime_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
 
     given = [one.float().contiguous() for one in inputs]
     names = [f"input{i}" for i in range(len(given))]
-    file = io.BytesIO()
-    with quietly():
+    with quietly(), tempfile.TemporaryDirectory() as folder:
+        wide, narrow = Path(folder, "wide.onnx"), Path(folder, "narrow.onnx")
         own = copy.deepcopy(module)
-        torch.onnx.export(own, tuple(given), file, input_names=names, dynamo=False)
+        torch.onnx.export(own, tuple(given), wide, input_names=names, dynamo=False)
+        if precision == "int8":
+            _quantise(wide, narrow)
+        model = (narrow if precision == "int8" else wide).read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
-    model: Any = file.getvalue()
-    if precision == "int8":
-        model = _quantised(model)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
     arrays = {name: one.numpy() for name, one in zip(names, given, strict=True)}
     return lambda: session.run(None, arrays)[0]
 
 
-def _quantised(model: bytes) -> bytes:
+def _quantise(wide: Path, narrow: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder:
-        wide, narrow = Path(folder, "wide.onnx"), Path(folder, "narrow.onnx")
-        wide.write_bytes(model)
-        with quietly():
-            quantize_dynamic(wide, narrow, weight_type=QuantType.QInt8, per_channel=True)
-        return narrow.read_bytes()
+    quantize_dynamic(wide, narrow, weight_type=QuantType.QInt8, per_channel=True)
 
 
 RIVALS = {
