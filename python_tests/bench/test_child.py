@@ -1,6 +1,7 @@
 """Cold start and memory of a process of its own."""
 
 import pytest
+import torch
 
 from vlakern.bench.child import measure
 from vlakern.bench.latency import BenchConfig
@@ -17,6 +18,14 @@ def test_a_process_of_its_own() -> None:
     assert 5e7 < found.peak_memory_bytes < 2e9
     assert found.weights_bytes is not None
     assert found.weights_bytes < 1e7
+
+
+@pytest.mark.skipif(_native.missing() is not None, reason="no native module")
+def test_memory_of_the_parent_does_not_count() -> None:
+    """A parent that holds 3 GB more does not make the process look larger."""
+    held = torch.ones(3 << 28)
+    found = measure(BenchConfig(preset="tiny", threads=1, prompt_tokens=5))
+    assert found.peak_memory_bytes < held.nbytes
 
 
 def test_a_process_that_fails() -> None:

@@ -41,9 +41,22 @@ def test_stages_floors_and_ratios() -> None:
 def test_ratios_are_of_the_calls_that_ran_in_turn() -> None:
     """The p50 of the other over the p50 of the first in the same pair."""
     result = run(replace(TINY, against=("uncached",)))
-    first, other = (one.samples_ms["ode"] for one in result.variants.values())
+    first, other = (one.samples_ms["total"] for one in result.variants.values())
     expected = np.median(other) / np.median(first)
-    assert result.ratios["uncached-bf16"]["ode"] == pytest.approx(float(expected))
+    assert result.ratios["uncached-bf16"]["total"] == pytest.approx(float(expected))
+
+
+@needs_native
+def test_stages_that_cannot_be_compared() -> None:
+    """Whole documents at every step have no prefix of their own: no ratio and no floor for it."""
+    result = run(replace(TINY, against=("uncached",)))
+    assert set(result.ratios["uncached-bf16"]) == NAMES - {"prefix", "ode"}
+    stages = result.variants["uncached-bf16"].stages
+    assert [stages[name].floor_ms is None for name in ("prefix", "ode", "total")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_payload_has_the_words_of_the_schema() -> None:

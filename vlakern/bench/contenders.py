@@ -160,12 +160,14 @@ class Variant:
         dtype: of its weights.
         make: builds it.
         packages: that it needs besides vlakern's own.
+        staged: whether it does in each stage what vlakern does there.
     """
 
     name: str
     dtype: str
     make: Callable[[Workload, str, Place], Contender]
     packages: tuple[str, ...] = ()
+    staged: bool = True
 
 
 def _torch(form: Form) -> Callable[[Workload, str, Place], Contender]:
@@ -178,7 +180,7 @@ _ALL = (
     Variant("torch-eager-fp32", "fp32", _torch("eager")),
     Variant("torch-compile-bf16", "bf16", _torch("compile")),
     Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
-    Variant("uncached-bf16", "bf16", _torch("uncached")),
+    Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
 )
 VARIANTS = {one.name: one for one in _ALL}
 ALIASES = {one.name.removesuffix("-bf16"): one.name for one in _ALL if one.name.endswith("-bf16")}

@@ -215,7 +215,7 @@ def _run(
         seen(f"time {first.name} and {other.name}")
         begin = len(samples[first.name].stages.get("total", ()))
         _interleave(pair, work, config, samples)
-        ratios[other.name] = _ratios(samples[other.name], samples[first.name], begin)
+        ratios[other.name] = _ratios(other, samples[other.name], samples[first.name], begin)
         del pair
         gc.collect()
     del main
@@ -280,12 +280,18 @@ def timed(
     return {**spent, "total": ends[-1] - begin}
 
 
-def _ratios(other: _Samples, first: _Samples, begin: int) -> dict[str, float]:
+def _ratios(variant: Variant, other: _Samples, first: _Samples, begin: int) -> dict[str, float]:
     """Medians of the calls that ran in turn, from ``begin`` on for the first."""
     return {
         stage: float(np.median(times) / np.median(first.stages[stage][begin:]))
         for stage, times in other.stages.items()
+        if _comparable(variant, stage)
     }
+
+
+def _comparable(variant: Variant, stage: str) -> bool:
+    """Whole documents at every step make the prefix a part of the ODE."""
+    return variant.staged or stage not in ("prefix", "ode")
 
 
 def _result(
@@ -294,6 +300,7 @@ def _result(
     floors: dict[str, float] = {}
     if limits is not None and limits.covers(variant.dtype):
         floors = floors_ms(work.config, work.shape, variant.dtype, limits.peaks, limits.bandwidth)
+    floors = {name: one for name, one in floors.items() if _comparable(variant, name)}
     stages = {name: stage_times(one, floors.get(name)) for name, one in samples.stages.items()}
     return VariantResult(stages, samples.stages, samples.error)
 

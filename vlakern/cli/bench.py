@@ -184,7 +184,7 @@ def _show(result: "BenchResult") -> None:
 
 def _stage_table(name: str, one: "VariantResult") -> Table:
     table = Table(title=escape(f"{name} [ms]"), title_justify="left")
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for column in ("p50", "p95", "p99", "max", "p99-p50", "floor", "of floor"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage, times in one.stages.items():
@@ -192,11 +192,15 @@ def _stage_table(name: str, one: "VariantResult") -> Table:
             table.add_section()
         floor, share = "-", "-"
         if times.floor_ms is not None:
-            floor, share = f"{times.floor_ms:.2f}", f"{100 * times.floor_ms / times.p50_ms:.0f} %"
+            floor, share = _ms(times.floor_ms), f"{100 * times.floor_ms / times.p50_ms:.0f} %"
         shown = (times.p50_ms, times.p95_ms, times.p99_ms, times.max_ms)
         spread = times.p99_ms - times.p50_ms
-        table.add_row(stage, *(f"{ms:.2f}" for ms in (*shown, spread)), floor, share)
+        table.add_row(stage, *map(_ms, (*shown, spread)), floor, share)
     return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _notes(one: "VariantResult") -> str:
@@ -224,5 +228,5 @@ def _ratio_table(result: "BenchResult") -> Table:
     for stage in stages:
         table.add_column(stage, justify="right", no_wrap=True)
     for name, ratio in result.ratios.items():
-        table.add_row(name, *(f"{ratio[stage]:.2f}" for stage in stages))
+        table.add_row(name, *(f"{ratio[one]:.2f}" if one in ratio else "-" for one in stages))
     return table
