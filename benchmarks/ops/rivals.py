@@ -141,14 +141,14 @@ def quietly() -> Iterator[None]:
 
 @cache
 def core() -> Any:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     return openvino.Core()
 
 
 def openvino_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
     """OpenVINO; int8 are its compressed weights with dynamic quantisation of whole rows."""
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     own = replaced(module, Quantised) if precision == "int8" else copy.deepcopy(module)
     given = [one.float().contiguous() for one in inputs]
@@ -177,7 +177,7 @@ def openvino_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
 
 def onnxruntime_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
     """onnxruntime, fp32 or its dynamic int8: it has no bf16 on a CPU."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     given = [one.float().contiguous() for one in inputs]
     names = [f"input{i}" for i in range(len(given))]
@@ -198,7 +198,10 @@ def onnxruntime_run(module: nn.Module, inputs: Inputs, precision: str) -> Run:
 
 
 def _quantise(wide: Path, narrow: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import (  # pyright: ignore[reportMissingImports]
+        QuantType,
+        quantize_dynamic,
+    )
 
     quantize_dynamic(wide, narrow, weight_type=QuantType.QInt8, per_channel=True)
 
