@@ -42,10 +42,12 @@ bool overlaps_itself(const Tensor& t) {
   for (int i = 0; i < t.rank; ++i) {
     if (t.shape[i] == 0) return false;
     if (t.shape[i] > 1) {
-      steps[count++] = {t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]};
+      const std::pair step{t.stride[i] < 0 ? -t.stride[i] : t.stride[i], t.shape[i]};
+      int at = count++;
+      for (; at > 0 && step < steps[at - 1]; --at) steps[at] = steps[at - 1];
+      steps[at] = step;
     }
   }
-  std::sort(steps, steps + count);
   std::int64_t reach = 0;
   for (int i = 0; i < count; ++i) {
     if (steps[i].first <= reach) return true;
