@@ -10,6 +10,16 @@
 namespace vlakern {
 namespace {
 
+// 2^(slope * score + shift).
+template <class Dot>
+inline typename Dot::Vec::Float probability(typename Dot::Vec::Float score, const Slope& slope,
+                                            typename Dot::Vec::Float shift) {
+  using Vec = typename Dot::Vec;
+  auto x = Vec::fma(score, Vec::splat(slope.high), shift);
+  if (Dot::kPair == 1) x = Vec::fma(score, Vec::splat(slope.low), x);
+  return vec_exp2<Vec>(x);
+}
+
 // The queries of one tile in every form that the products need, and what their rows share.
 template <class Dot>
 struct TileRows {
@@ -88,7 +98,7 @@ inline void weigh(const KeyBlock<Dot>& block, const TileRows<Dot>& rows, const L
   auto sum = zero, mean = zero;
   for (std::int64_t j = 0; j < block.count; ++j) {
     float* at = block.weights + j * lanes.stride + lane;
-    auto value = power<Dot>(Vec::load(at, kLanes), slope, shift);
+    auto value = probability<Dot>(Vec::load(at, kLanes), slope, shift);
     if (kMasked) {
       const auto key = Vec::splat(static_cast<float>(block.begin + j));
       value = Vec::select(Vec::less(key, seen), value, zero);

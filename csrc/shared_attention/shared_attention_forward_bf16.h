@@ -54,7 +54,7 @@ struct UnitRows {
       one.most = end[one.first + one.rows - 1];  // ends do not decrease
       most = one.most;
       std::fill_n(one.run.peak, 16, kNone);
-      std::fill_n(one.run.shift, 16, 0.0f);
+      std::fill_n(one.run.base, 16, 0.0f);
       std::fill_n(one.run.sum, 16, 0.0f);
     }
   }
@@ -240,7 +240,7 @@ inline void finish_tile(const UnitRows& rows, const Tile& tile, const UnitMemory
   for (std::int64_t r = 0; r < tile.rows; ++r) {
     const std::int64_t row = rows.row(tile.first + r), head = rows.head(tile.first + r);
     const float sum = tile.run.sum[r];
-    const bool saw = sum > 0;
+    const bool saw = sum != 0;  // NaN is an answer, too
     auto* out = row_of<bf16>(rows.p.out, row, head);
     if (tile.most == 0) {
       std::fill_n(out, rows.p.width, bf16{0});
@@ -248,9 +248,8 @@ inline void finish_tile(const UnitRows& rows, const Tile& tile, const UnitMemory
       write_row<VecAvx512Bf16>(out, sums + r * memory.sums_row, saw ? 1.0f / sum : 0.0f,
                                rows.p.width);
     }
-    // The shift as the weights saw it, so that its rounding cancels.
-    const double shift = double{-tile.run.shift[r]} * 0.69314718055994531;
-    const auto lse = static_cast<float>(shift + double{std::log(sum)});
+    const double peak = double{tile.run.base[r]} * double{rows.p.scale};
+    const auto lse = static_cast<float>(peak + double{std::log(sum)});
     *row_of<float>(rows.p.lse, row, head) = saw ? lse : kNone;
   }
 }

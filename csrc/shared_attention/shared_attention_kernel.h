@@ -28,13 +28,15 @@ struct Slope {
   }
 };
 
-// 2^(slope * score + shift).
+// 2^(slope * (score - base)). The difference first: a product with the slope would round away what
+// large scores differ by.
 template <class Dot>
 inline typename Dot::Vec::Float power(typename Dot::Vec::Float score, const Slope& slope,
-                                      typename Dot::Vec::Float shift) {
+                                      typename Dot::Vec::Float base) {
   using Vec = typename Dot::Vec;
-  auto x = Vec::fma(score, Vec::splat(slope.high), shift);
-  if (Dot::kPair == 1) x = Vec::fma(score, Vec::splat(slope.low), x);
+  const auto above = Vec::sub(score, base);
+  auto x = Vec::mul(above, Vec::splat(slope.high));
+  if (Dot::kPair == 1) x = Vec::fma(above, Vec::splat(slope.low), x);
   return vec_exp2<Vec>(x);
 }
 
@@ -208,11 +210,10 @@ inline void soften(const float* scores, std::int64_t stride, std::int64_t begin,
   // would become NaN times a scale of 0 or less another infinity.
   const auto none = Vec::splat(-kInfinity), zero = Vec::splat(0.0f);
   const auto base = Vec::select(Vec::less(none, peak), peak, zero);
-  const auto shift = Vec::sub(zero, Vec::mul(base, Vec::splat(slope.high)));
   auto sum = zero;
   const auto weight = [&](std::int64_t j) {
     const auto score = Vec::load(at + j * stride, kLanes);
-    const auto value = masked(j, power<Dot>(score, slope, shift), 0.0f);
+    const auto value = masked(j, power<Dot>(score, slope, base), 0.0f);
     sum = Vec::add(sum, value);
     return value;
   };
@@ -224,8 +225,7 @@ inline void soften(const float* scores, std::int64_t stride, std::int64_t begin,
   }
   const auto last = Vec::select(Vec::less(none, before), before, base);
   // Exactly 1 where the peak stays: how many blocks a row's tile has must not change its bits.
-  const auto last_shift = Vec::sub(zero, Vec::mul(last, Vec::splat(slope.high)));
-  const auto correction = vec_exp2<Vec>(Vec::sub(shift, last_shift));
+  const auto correction = power<Dot>(last, slope, base);
   const auto total = Vec::fma(Vec::load(run.sum + lane, kLanes), correction, sum);
   Vec::store(run.peak + lane, peak, kLanes);
   Vec::store(run.sum + lane, total, kLanes);
@@ -282,13 +282,12 @@ void attention_forward(const SharedAttentionParams& p, const AttentionTile& tile
     begin = end;
   }
   for (std::int64_t n = 0; n < lanes.count; ++n) {
-    const bool saw = run.sum[n] > 0;
+    const bool saw = run.sum[n] != 0;  // NaN is an answer, too
     const std::int64_t row = lanes.row(n), head = lanes.head(n);
     write_row<Vec>(row_of<T>(p.out, row, head), sums + n * wide, saw ? 1.0f / run.sum[n] : 0.0f,
                    p.width);
-    // The shift as the weights saw it, so that its rounding cancels.
-    const double shift = double{run.peak[n] * slope.high} * 0.69314718055994531;
-    const auto lse = static_cast<float>(shift + double{std::log(run.sum[n])});
+    const double peak = double{run.peak[n]} * double{p.scale};
+    const auto lse = static_cast<float>(peak + double{std::log(run.sum[n])});
     *row_of<float>(p.lse, row, head) = saw ? lse : -kInfinity;
   }
 }

@@ -122,7 +122,7 @@ struct Block {
 // The running softmax of the rows of a tile; one vector of each.
 struct Softmax {
   alignas(64) float peak[16];    // largest score
-  alignas(64) float shift[16];   // -slope * peak as the weights saw it
+  alignas(64) float base[16];    // the peak, or 0 where nothing was seen
   alignas(64) float sum[16];     // of the weights
   alignas(64) float factor[16];  // what the last block's peak made of all before
 };
@@ -148,8 +148,12 @@ inline __m512 row_peak(const float* scores, const Block& block, std::int64_t end
 
 // Weights of one row as bf16, zeros up to `most`, and their sum.
 inline float weigh_row(const float* scores, const Block& block, std::int64_t end, std::int64_t most,
-                       float high, float shift, char* weights) {
-  const __m512 slope = _mm512_set1_ps(high), base = _mm512_set1_ps(shift);
+                       float high, float base, char* weights) {
+  const __m512 slope = _mm512_set1_ps(high), peak = _mm512_set1_ps(base);
+  // The difference first: a product with the slope would round away what large scores differ by.
+  const auto weight = [&](const float* score) {
+    return power_of_two(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(score), peak), slope));
+  };
   __m512 even = _mm512_setzero_ps(), odd = even;
   for (int i = 0; i < block.parts; ++i) {
     const Part& part = block.part[i];
@@ -158,10 +162,8 @@ inline float weigh_row(const float* scores, const Block& block, std::int64_t end
     const std::int64_t seen = part.seen(end), all = part.seen(most);
     std::int64_t j = 0;
     const auto pair = [&](__mmask16 low_mask, __mmask16 high_mask) {
-      const __m512 low = _mm512_maskz_mov_ps(
-          low_mask, power_of_two(_mm512_fmadd_ps(_mm512_load_ps(at + j), slope, base)));
-      const __m512 top = _mm512_maskz_mov_ps(
-          high_mask, power_of_two(_mm512_fmadd_ps(_mm512_load_ps(at + j + 16), slope, base)));
+      const __m512 low = _mm512_maskz_mov_ps(low_mask, weight(at + j));
+      const __m512 top = _mm512_maskz_mov_ps(high_mask, weight(at + j + 16));
       even = _mm512_add_ps(even, low);
       odd = _mm512_add_ps(odd, top);
       _mm512_store_si512(to + 2 * j, (__m512i)_mm512_cvtne2ps_pbh(top, low));
@@ -185,18 +187,18 @@ inline void soften_tile(const float* scores, const Block& block, const std::int3
     top[r] = _mm512_reduce_max_ps(row_peak(scores + r * kScoreRow, block, end[r]));
   }
   Softmax& run = tile.run;
-  const __m512 before = _mm512_load_ps(run.shift), old = _mm512_load_ps(run.peak);
+  const __m512 before = _mm512_load_ps(run.base), old = _mm512_load_ps(run.peak);
   const __m512 peak = _mm512_max_ps(old, _mm512_load_ps(top));
-  // Rows that have seen nothing keep a shift of 0: an infinity would become NaN.
+  // Rows that have seen nothing keep a base of 0: an infinity would become NaN.
   const __mmask16 some = _mm512_cmp_ps_mask(peak, _mm512_set1_ps(kNone), _CMP_NEQ_UQ);
   const __mmask16 had = _mm512_cmp_ps_mask(old, _mm512_set1_ps(kNone), _CMP_NEQ_UQ);
-  const __m512 minus = _mm512_set1_ps(-high);
-  const __m512 shift = _mm512_maskz_mul_ps(some, peak, minus);
-  _mm512_store_ps(run.factor, power_of_two(_mm512_maskz_sub_ps(had, shift, before)));
-  _mm512_store_ps(run.shift, shift);
+  const __m512 base = _mm512_maskz_mov_ps(some, peak);
+  const __m512 fall = _mm512_maskz_sub_ps(had, before, base);
+  _mm512_store_ps(run.factor, power_of_two(_mm512_mul_ps(fall, _mm512_set1_ps(high))));
+  _mm512_store_ps(run.base, base);
   _mm512_store_ps(run.peak, peak);
   for (std::int64_t r = 0; r < tile.rows; ++r) {
-    sum[r] = weigh_row(scores + r * kScoreRow, block, end[r], tile.most, high, run.shift[r],
+    sum[r] = weigh_row(scores + r * kScoreRow, block, end[r], tile.most, high, run.base[r],
                        weights + r * kRowBytes);
   }
   const __m512 total =

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from vlakern import ops
 from vlakern.errors import InputError, Unsupported
+from vlakern.ops import _native
 from vlakern.ops._dispatch import backends_of
 from vlakern.ops.shared_attention import KvEnd
+from vlakern.testing import generator
 
 NAMES = [backend.name for backend in backends_of("shared_attention")]
 
@@ -185,3 +187,35 @@ def test_native_code_follows_no_wrong_index() -> None:
             torch.ops.vlakern.shared_attention(
                 torch.zeros(3, 4, 8), k, k, *given, *(None,) * 5, 3, 3, 0.3, True, "cpu"
             )
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="no native kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e3, 1e7, 1e14, 1e17])
+@pytest.mark.parametrize("isa", _native.native_info()["isas"])
+def test_scores_of_any_size_that_fp32_holds(
+    dtype: torch.dtype, size: float, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large scores decide for one key, as in the definition, instead of rounding to nothing."""
+    monkeypatch.setenv("VLAKERN_CPU_ISA", isa)
+    given = generator(f"large scores {size}")
+    q, k = (size * torch.randn(n, 2, 64, generator=given) for n in (3, 4))
+    v = torch.randn(4, 2, 64, generator=given)
+    who = KvEnd(torch.tensor([0, 3]), torch.tensor([0, 4]), torch.tensor([0, 2, 4]))
+    parts = [one.to(dtype) for one in (q, k, v)]
+    out, lse = ops.shared_attention(*parts, who, backend="cpu")
+    expected, expected_lse = ops.shared_attention(*parts, who, backend="reference")
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="no native kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_that_is_seen_stays_nan(dtype: torch.dtype) -> None:
+    """In the output and in the log-sum-exp of exactly the queries that see it."""
+    q, k, v = (torch.ones(3, 2, 64, dtype=dtype) for _ in range(3))
+    k[2] = torch.nan
+    who = KvEnd(torch.tensor([0, 3]), torch.tensor([0, 3]), torch.tensor([1, 2, 3]))
+    out, lse = ops.shared_attention(q, k, v, who, backend="cpu")
+    assert lse.isnan().any(1).tolist() == [False, False, True]
+    assert out.isnan().flatten(1).any(1).tolist() == [False, False, True]
