@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlakern import ops
+from vlakern.bench.openvino import OpenVinoContender
 from vlakern.bench.torch_model import TorchModel, make_plan
 from vlakern.bench.workload import Call, Workload
 from vlakern.errors import InputError, Unsupported
@@ -174,6 +175,10 @@ def _torch(form: Form) -> Callable[[Workload, str, Place], Contender]:
     return lambda work, dtype, place: TorchContender(work, dtype, place.device, form)
 
 
+def _openvino(work: Workload, dtype: str, place: Place) -> Contender:
+    return OpenVinoContender(work, dtype, place.device, place.threads)
+
+
 _ALL = (
     *(Variant(f"vlakern-{dtype}", dtype, EngineContender) for dtype in ("bf16", "fp32", "int8")),
     Variant("torch-eager-bf16", "bf16", _torch("eager")),
@@ -181,6 +186,7 @@ _ALL = (
     Variant("torch-compile-bf16", "bf16", _torch("compile")),
     Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
     Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
+    Variant("openvino-bf16", "bf16", _openvino, ("openvino",)),
 )
 VARIANTS = {one.name: one for one in _ALL}
 ALIASES = {one.name.removesuffix("-bf16"): one.name for one in _ALL if one.name.endswith("-bf16")}

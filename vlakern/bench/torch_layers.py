@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlakern.infer.packing import Weights
 from vlakern.models.config import MoTConfig, VisionConfig
 
-__all__ = ["Angles", "Block", "Layer", "Lazy", "Product", "attend", "normed"]
+__all__ = ["Angles", "Block", "Layer", "Lazy", "Product", "attend", "by_group", "normed"]
 
 Angles = tuple[Tensor, Tensor]
 L = TypeVar("L")
@@ -41,8 +41,13 @@ class Product(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """``[B, Q, D]`` of queries that hold their scale, keys and values; the mask is added."""
-    scores = q @ k.mT if mask is None else torch.baddbmm(mask, q, k.mT)
+    scores = q @ k.transpose(1, 2) if mask is None else torch.baddbmm(mask, q, k.transpose(1, 2))
     return scores.softmax(-1) @ v
+
+
+def by_group(x_RKGD: Tensor) -> Tensor:
+    """``[R · G, K, D]``, each head's rows together."""
+    return x_RKGD.transpose(1, 2).flatten(0, 1)
 
 
 class Block(nn.Module):
@@ -72,7 +77,7 @@ class Block(nn.Module):
         views, tokens, width = x_VNM.shape
         h = F.layer_norm(x_VNM, (width,), self.norm1.weight, self.norm1.bias, self.eps)
         heads = self.qkv(h).view(views, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = heads.contiguous().flatten(1, 2)
+        q, k, v = heads.contiguous().flatten(1, 2).unbind()
         out = attend(q, k, v, None).unflatten(0, (views, self.heads)).transpose(1, 2)
         x_VNM = x_VNM + self.proj(out.flatten(2))
         h = F.layer_norm(x_VNM, (width,), self.norm2.weight, self.norm2.bias, self.eps)

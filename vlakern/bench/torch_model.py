@@ -9,7 +9,7 @@ expert, K keys, G key-value heads, D head dim, M width, C positions of all chunk
 A slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlakern.bench.torch_layers import Angles, Block, Layer, Lazy, Product, attend, normed
+from vlakern.bench.torch_layers import (
+    Angles,
+    Block,
+    Layer,
+    Lazy,
+    Product,
+    attend,
+    by_group,
+    normed,
+)
 from vlakern.bench.workload import Workload
 from vlakern.flow.solver import evaluation_times
 from vlakern.infer.packing import Weights
@@ -170,9 +179,9 @@ class TorchModel(nn.Module):
             assert isinstance(conv, Product)
             x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
         side = self.patch.weight.shape[-1]
-        x = F.conv2d(x, self.patch.weight, self.patch.bias, stride=side).flatten(2).mT
+        x = F.conv2d(x, self.patch.weight, self.patch.bias, stride=side).flatten(2).transpose(1, 2)
         if self.first is not None:
-            x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.places
         for block in self.blocks:
             x = block(x)
@@ -248,14 +257,38 @@ class TorchModel(nn.Module):
         Args:
             time_M: the row of :attr:`times` of this evaluation.
         """
+
+        def keys_values(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            k_room, v_room = cache[2 * i], cache[2 * i + 1]
+            k_room[:, plan.prefix :], v_room[:, plan.prefix :] = k, v
+            return k_room, v_room
+
+        return self._actions(x_RCA, time_M, plan, keys_values)
+
+    def velocity_behind(
+        self, x_RCA: Tensor, time_M: Tensor, made: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """The same behind keys and values ``[R · G, T, D]`` that stay as they are."""
+
+        def keys_values(i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.cat([made[2 * i], k], dim=1), torch.cat([made[2 * i + 1], v], dim=1)
+
+        return self._actions(x_RCA, time_M, plan, keys_values)
+
+    def _actions(
+        self,
+        x_RCA: Tensor,
+        time_M: Tensor,
+        plan: Plan,
+        keys_values: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """dx/dτ; ``keys_values`` puts a layer's own keys and values behind the prefix's."""
         h = self.mix(F.silu(self.enter(x_RCA.to(self.dtype)) + time_M))
         for i, layer in enumerate(self.action):
             assert isinstance(layer, Layer)
             joint, v = layer.project(h, plan.actions)
-            k_room, v_room = cache[2 * i], cache[2 * i + 1]
-            k_room[:, plan.prefix :] = by_group(joint[:, :, layer.heads :])
-            v_room[:, plan.prefix :] = by_group(v)
-            h = layer.advance(h, self._attention(joint, k_room, v_room, plan.mask_CK))
+            k, v = keys_values(i, by_group(joint[:, :, layer.heads :]), by_group(v))
+            h = layer.advance(h, self._attention(joint, k, v, plan.mask_CK))
         return self._out(h)
 
     def uncached(
@@ -285,11 +318,6 @@ class TorchModel(nn.Module):
     def _out(self, h: Tensor) -> Tensor:
         first, last = self.leave
         return last(F.relu(first(normed(h, self.config.mot.norm_eps)))).float()
-
-
-def by_group(x_RKGD: Tensor) -> Tensor:
-    """``[R · G, K, D]``, each head's rows together."""
-    return x_RKGD.transpose(1, 2).flatten(0, 1)
 
 
 def place(a: Tensor, b: Tensor, at: int) -> Tensor:
