@@ -1,8 +1,9 @@
 """The baseline's network in OpenVINO, which computes in bf16 where the processor has it.
 
-Each stage is traced in fp32 and compiled by OpenVINO, which keeps what it was given: 16 GB for
-rethink-2b. Where memory is short, mapped weights of the other variant are read again at every call;
-compare its times with those of a run of its own. Dimension letters: C positions of all chunks of an observation.
+Each stage is traced in fp32 and compiled by OpenVINO, which keeps what it was given as well: 16 GB
+for rethink-2b.
+
+Dimension letters: C positions of all chunks of an observation.
 """
 
 import gc
