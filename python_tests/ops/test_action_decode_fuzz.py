@@ -1,6 +1,7 @@
 """action_decode on random cases."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_random_cases(fuzz: range) -> None:
         inputs = make_inputs(case, generator(f"action_decode {seed}"))
         with poisoned_allocations():
             found = ops.action_decode(**inputs, backend="cpu")
-        exact = {
+        exact: dict[str, Any] = {
             name: one.double() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
             for name, one in inputs.items()
         }

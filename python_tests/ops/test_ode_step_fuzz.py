@@ -1,6 +1,7 @@
 """ode_step on random cases, on every instruction set in turn."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_random_cases(fuzz: range, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VLAKERN_CPU_ISA", isa)
         with poisoned_allocations():
             x_next, tau_next = ops.ode_step(**inputs, backend="cpu")
-        exact = {
+        exact: dict[str, Any] = {
             name: one.double() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
             for name, one in inputs.items()
         }

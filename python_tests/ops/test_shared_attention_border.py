@@ -202,9 +202,9 @@ def test_scores_of_any_size_that_fp32_holds(
     q, k = (size * torch.randn(n, 2, 64, generator=given) for n in (3, 4))
     v = torch.randn(4, 2, 64, generator=given)
     who = KvEnd(torch.tensor([0, 3]), torch.tensor([0, 4]), torch.tensor([0, 2, 4]))
-    parts = [one.to(dtype) for one in (q, k, v)]
-    out, lse = ops.shared_attention(*parts, who, backend="cpu")
-    expected, expected_lse = ops.shared_attention(*parts, who, backend="reference")
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    out, lse = ops.shared_attention(q, k, v, who, backend="cpu")
+    expected, expected_lse = ops.shared_attention(q, k, v, who, backend="reference")
     assert torch.equal(out, expected)
     torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=0)
 
