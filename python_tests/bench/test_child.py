@@ -1,5 +1,7 @@
 """Cold start and memory of a process of its own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,3 +34,14 @@ def test_a_process_that_fails() -> None:
     """Its last line is the reason."""
     with pytest.raises(VlakernError, match="no preset 'huge'"):
         measure(BenchConfig(preset="huge"))
+
+
+@pytest.mark.skipif(_native.missing() is not None, reason="no native module")
+def test_a_checkout_in_the_working_directory_is_not_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a clone without a build of its own, where the installed package is measured."""
+    (tmp_path / "vlakern").mkdir()
+    (tmp_path / "vlakern" / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert measure(BenchConfig(preset="tiny", threads=1, prompt_tokens=5)).cold_start_s > 0

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,10 +42,16 @@ def measure(config: "BenchConfig") -> ChildResult:
     Raises:
         VlakernError: the process failed.
     """
-    words = json.dumps(asdict(replace(config, against=())))
-    run = subprocess.run(
-        [sys.executable, "-c", WORDS], input=words, capture_output=True, text=True, check=False
-    )
+    policy = config.policy
+    if policy is not None and Path(policy).is_dir():
+        policy = str(Path(policy).resolve())
+    words = json.dumps(asdict(replace(config, policy=policy, against=())))
+    command = [sys.executable, "-c", WORDS]
+    # Python looks for modules in the working directory first: a checkout there is not what runs.
+    with tempfile.TemporaryDirectory() as empty:
+        run = subprocess.run(
+            command, input=words, capture_output=True, text=True, check=False, cwd=empty
+        )
     if run.returncode != 0:
         last = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise VlakernError(f"the process that measures cold start failed: {last}")
