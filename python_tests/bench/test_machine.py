@@ -33,6 +33,17 @@ def test_a_floor_needs_every_peak() -> None:
     assert not limits.covers("int8")
 
 
+def test_two_measurements_give_the_best_of_both_and_their_difference() -> None:
+    """Also where a peak is not known in either."""
+    first = Limits(9e9, {"bf16": 4e11, "fp32": 2e11, "int8": 0.0}, "how")
+    later = Limits(1e10, {"bf16": 3e11, "fp32": 2e11, "int8": 0.0}, "how")
+    joined = first.joined(later)
+    assert joined.bandwidth == 1e10
+    assert joined.peaks == {"bf16": 4e11, "fp32": 2e11, "int8": 0.0}
+    assert joined.drift == pytest.approx(0.25)
+    assert joined == later.joined(first)
+
+
 def test_without_native_code_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says what is missing."""
     monkeypatch.setenv("VLAKERN_NO_NATIVE", "1")

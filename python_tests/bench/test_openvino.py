@@ -4,7 +4,7 @@ import pytest
 
 from vlakern.bench.accuracy import check, reference
 from vlakern.bench.contenders import VARIANTS, Place, make
-from vlakern.bench.openvino import OpenVinoContender
+from vlakern.bench.openvino import make_openvino
 from vlakern.bench.workload import PresetSource, Workload
 from vlakern.errors import Unsupported
 
@@ -23,4 +23,4 @@ def test_its_actions_are_those_of_the_network() -> None:
 def test_it_runs_on_cpus() -> None:
     """A GPU is refused before anything is built."""
     with pytest.raises(Unsupported, match="openvino is compared on CPUs"):
-        OpenVinoContender(work(), "bf16", "cuda", 1)
+        make_openvino(work(), "bf16", "cuda", 1)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vlakern import ops
-from vlakern.bench.openvino import OpenVinoContender
+from vlakern.bench.onnxruntime import make_onnxruntime
+from vlakern.bench.openvino import make_openvino
 from vlakern.bench.torch_model import TorchModel, make_plan
 from vlakern.bench.workload import Call, Workload
 from vlakern.errors import InputError, Unsupported
@@ -176,7 +177,11 @@ def _torch(form: Form) -> Callable[[Workload, str, Place], Contender]:
 
 
 def _openvino(work: Workload, dtype: str, place: Place) -> Contender:
-    return OpenVinoContender(work, dtype, place.device, place.threads)
+    return make_openvino(work, dtype, place.device, place.threads)
+
+
+def _onnxruntime(work: Workload, dtype: str, place: Place) -> Contender:
+    return make_onnxruntime(work, place.device, place.threads)
 
 
 _ALL = (
@@ -187,13 +192,15 @@ _ALL = (
     Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
     Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
     Variant("openvino-bf16", "bf16", _openvino, ("openvino",)),
+    Variant("onnxruntime-fp32", "fp32", _onnxruntime, ("onnx", "onnxruntime")),
 )
 VARIANTS = {one.name: one for one in _ALL}
 ALIASES = {one.name.removesuffix("-bf16"): one.name for one in _ALL if one.name.endswith("-bf16")}
+ALIASES["onnxruntime"] = "onnxruntime-fp32"
 
 
 def variant_of(name: str) -> Variant:
-    """The variant called ``name``, with or without ``-bf16``.
+    """The variant called ``name``, with or without its usual dtype.
 
     Raises:
         InputError: there is none, or a package that it needs is not installed.

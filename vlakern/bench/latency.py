@@ -83,7 +83,10 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The first variant is vlakern's; ``ratios`` are each other one's p50 over its."""
+    """The first variant is vlakern's; ``ratios`` are each other one's p50 over its.
+
+    ``limits`` are the best of before and after everything was timed.
+    """
 
     settings: dict[str, Any]
     variants: dict[str, VariantResult]
@@ -100,7 +103,8 @@ class BenchResult:
             }
             for name, one in self.variants.items()
         }
-        return {"variants": shown, "ratios": self.ratios}
+        limits = None if self.limits is None else vars(self.limits)
+        return {"variants": shown, "ratios": self.ratios, "limits": limits}
 
 
 @dataclass
@@ -220,6 +224,9 @@ def _run(
         gc.collect()
     del main
     gc.collect()
+    later = _limits([first, *others], place, seen)
+    if limits is not None and later is not None:
+        limits = limits.joined(later)
     results = {one.name: _result(samples[one.name], one, work, limits) for one in (first, *others)}
     if config.cold:
         seen("cold start")

@@ -27,11 +27,21 @@ class Limits:
         bandwidth: of reading memory [byte/s].
         peaks: operations per second in each dtype.
         how: what was measured, in words.
+        drift: largest relative difference between two measurements that were joined.
     """
 
     bandwidth: float
     peaks: dict[str, float]
     how: str
+    drift: float = 0.0
+
+    def joined(self, later: "Limits") -> "Limits":
+        """The best of both: a machine that was disturbed once must not make floors look near."""
+        pairs = [(self.bandwidth, later.bandwidth)]
+        pairs += [(peak, later.peaks[name]) for name, peak in self.peaks.items()]
+        drift = max(1.0 - min(pair) / max(pair) for pair in pairs if max(pair) > 0)
+        best = dict(zip(self.peaks, (max(pair) for pair in pairs[1:]), strict=True))
+        return Limits(max(pairs[0]), best, self.how, max(drift, self.drift, later.drift))
 
     def covers(self, dtype: str) -> bool:
         """Whether a floor for weights of ``dtype`` can be computed."""

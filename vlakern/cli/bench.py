@@ -50,7 +50,7 @@ class Args:
     """CPU threads; torch's number by default."""
     against: str = ""
     """Variants to compare with, separated by commas, each in turn with vlakern: torch-eager,
-    torch-compile, torch-frozen, uncached, openvino, vlakern-int8, ..."""
+    torch-compile, torch-frozen, uncached, openvino, onnxruntime, vlakern-int8, ..."""
     cold: bool = True
     """Measure cold start and peak memory in a fresh process."""
     seed: int = 0
@@ -132,7 +132,7 @@ def _device(name: str) -> str:
 def _stops(config: "BenchConfig") -> int:
     """How often ``run`` says what begins."""
     pairs = len(config.against)
-    return 3 + 2 * pairs + (pairs == 0) + config.cold
+    return 4 + 2 * pairs + (pairs == 0) + config.cold
 
 
 def _machine(args: Args) -> int:
@@ -175,7 +175,8 @@ def _show(result: "BenchResult") -> None:
     if result.limits is not None:
         peaks = [f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in result.limits.peaks.items()]
         roofs = ", ".join([f"memory {result.limits.bandwidth / 1e9:.1f} GB/s", *peaks])
-        out.print(f"limits: {roofs} ({result.limits.how})", soft_wrap=True)
+        drift = f"before and after, {100 * result.limits.drift:.1f} % apart"
+        out.print(f"limits: {roofs} ({result.limits.how}; {drift})", soft_wrap=True)
     facts = machine()
     versions = {"vlakern": vlakern.__version__, "torch": facts.get("torch", "-")}
     words = {**result.settings, **versions, "cpu": facts["cpu"]}
