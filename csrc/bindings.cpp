@@ -6,6 +6,7 @@
 #include "action_decode/action_decode_python.h"
 #include "action_embed/action_embed_python.h"
 #include "action_unembed/action_unembed_python.h"
+#include "common/checksum.h"
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
 #include "engine/engine_python.h"
@@ -29,6 +30,7 @@ NB_MODULE(_native, m) {
   m.def("isas", &vlakern::isas);
   m.def("selected_isa", &vlakern::selected_isa, nb::arg("forced") = "");
   m.def("default_threads", &vlakern::default_threads);
+  m.def("checksum", &vlakern::checksum, Unlocked());
   nb::class_<py::ActionDecode>(m, "ActionDecode")
       .def(nb::init<const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                     const Tensor&, const Tensor&, const Tensor&, const std::string&>())

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from vlakern.errors import CheckpointError
 from vlakern.infer import packed_file
 from vlakern.infer.packed_file import cache_path, cached_model, read_packed, write_packed
 from vlakern.infer.packing import PackedModel
+from vlakern.ops import _native
 
 LINE = 64
 
@@ -79,6 +81,38 @@ def test_a_flipped_byte_of_front_or_header_is_found(path: Path, at: int) -> None
         read_packed(path, "key")
 
 
+def test_every_flipped_bit_of_the_arrays_is_found(path: Path) -> None:
+    """Of 300 bits anywhere between front and header, and of the sum itself."""
+    content = path.read_bytes()
+    end, draw = int.from_bytes(content[8:16], "little"), np.random.default_rng(0)
+    bits = [8 * LINE, 8 * end - 1, *(8 * 56 + i for i in (0, 17, 63))]
+    bits += draw.integers(8 * LINE, 8 * end, 300).tolist()
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="its arrays are not those that were written"):
+            read_packed(path, "key")
+    path.write_bytes(content)
+    read_packed(path, "key")
+
+
+def test_the_sum_knows_order_and_length() -> None:
+    """Exchanged lines, exchanged megabytes and zeros behind the end change it; threads do not."""
+    checksum = _native.cpu_module().checksum
+    data = torch.randint(0, 256, (3 << 20,), dtype=torch.uint8)
+    whole = checksum(data.data_ptr(), data.nbytes, 1)
+    assert checksum(data.data_ptr(), data.nbytes, 2) == whole
+    for size in (64, 1 << 20):
+        other = data.clone()
+        other[:size], other[size : 2 * size] = data[size : 2 * size], data[:size]
+        assert checksum(other.data_ptr(), other.nbytes, 1) != whole
+    longer = torch.cat([data, torch.zeros(64, dtype=torch.uint8)])
+    sums = {checksum(longer.data_ptr(), len(data) + more, 1) for more in (0, 1, 8, 64)}
+    assert len(sums) == 4
+    assert whole in sums
+
+
 @pytest.mark.parametrize("keep", [0, 1, 8, 63, 64, 1000, 0.5, 0.999])
 def test_a_truncated_file_is_found(path: Path, keep: float) -> None:
     """Cut anywhere, or with something behind its end."""
@@ -103,7 +137,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def seal(path: Path, content: bytes, begin: int, text: bytes) -> None:
     sizes = begin.to_bytes(8, "little") + len(text).to_bytes(8, "little")
     front = content[:8] + sizes + hashlib.sha256(text).digest()
-    path.write_bytes(front.ljust(LINE, b"\0") + content[LINE:begin] + text)
+    path.write_bytes(front + content[56:begin] + text)
 
 
 NAME, DTYPE, SHAPE, OFFSET, MATRIX = range(5)
@@ -253,7 +287,7 @@ def test_weights_that_changed_are_packed_again(lab: ModuleType, policy: Path, ch
     assert len(list((policy / "packed").iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "magic", "header", "config", "directory"])
+@pytest.mark.parametrize("damage", ["truncated", "magic", "header", "config", "arrays", "empty"])
 def test_a_damaged_file_is_replaced(lab: ModuleType, policy: Path, damage: str) -> None:
     """The weights are there, so nothing is lost: the file is written again."""
     cached(lab, policy)
@@ -267,6 +301,9 @@ def test_a_damaged_file_is_replaced(lab: ModuleType, policy: Path, damage: str) 
         path.write_bytes(content[:-9] + b"\0" * 9)
     elif damage == "config":
         rewrite(path, lambda header: header.update(config={"vision": 1}))
+    elif damage == "arrays":
+        content[1000] ^= 1
+        path.write_bytes(content)
     else:
         path.write_bytes(b"")
     found, heard = cached(lab, policy)

@@ -1,8 +1,8 @@
 """Packed weights in a file that processes map and share.
 
-Layout: a line with the magic, where the JSON header is and its SHA-256, the arrays, each of which
-begins a cache line, and the header. A file whose key differs from what is asked for is stale and is
-written again.
+Layout: a line with the magic, where the JSON header is, its SHA-256 and a sum over the arrays; the
+arrays, each of which begins a cache line; and the header. A file whose key differs from what is
+asked for is stale and is written again.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from vlakern.errors import CheckpointError, ConfigError
 from vlakern.files import write_file
 from vlakern.infer.packing import DTYPES, PackedModel, Weights, pack_arrays, pack_model
 from vlakern.models.config import VLAConfig
+from vlakern.ops import _native
 from vlakern.ops.linear import PackedLinear
 from vlakern.ops.linear.packed import ISA, LAYOUT
 from vlakern.ops.linear.reference import KINDS
@@ -34,7 +35,8 @@ __all__ = ["cache_path", "cached_model", "read_packed", "weights_key", "write_pa
 log = logging.getLogger("vlakern.infer")
 
 MAGIC = b"VLAKPACK"
-FORMAT = 1
+SUM = 56  # where the sum over the arrays is
+FORMAT = 2
 LINE = 64
 MOST_HEADER = 16 << 20
 FACTS = ("n", "k", "kind", "gate", "has_bias")  # of a matrix
@@ -131,9 +133,20 @@ def write_packed(
                 writer.write(name, one)
                 if seen is not None:
                     seen(name)
-            writer.finish({"key": key, "dtype": dtype, "config": to_dict(config)})
+            end = writer.finish({"key": key, "dtype": dtype, "config": to_dict(config)})
+        memory = torch.from_file(str(temporary), size=end, dtype=torch.uint8)
+        with temporary.open("r+b") as file:
+            file.seek(SUM)
+            file.write(_sum(memory[LINE:]))
 
     write_file(path, fill)
+
+
+def _sum(arrays: Tensor) -> bytes:
+    """Over everything between front and header, at the speed of memory."""
+    threads = torch.get_num_threads()
+    found: int = _native.cpu_module().checksum(arrays.data_ptr(), arrays.nbytes, threads)
+    return found.to_bytes(8, "little")
 
 
 class _Writer:
@@ -157,7 +170,8 @@ class _Writer:
         flat = tensor.contiguous().view(-1).view(torch.uint8)
         self._file.write(flat.numpy().data)
 
-    def finish(self, header: dict[str, Any]) -> None:
+    def finish(self, header: dict[str, Any]) -> int:
+        """Returns where the arrays end."""
         entries = [
             [one.name, one.dtype, list(one.shape), one.offset, one.matrix] for one in self._entries
         ]
@@ -167,15 +181,16 @@ class _Writer:
         self._file.seek(0)
         sizes = begin.to_bytes(8, "little") + len(text).to_bytes(8, "little")
         self._file.write(MAGIC + sizes + hashlib.sha256(text).digest())
+        return begin
 
 
 def read_packed(path: Path, key: str) -> PackedModel:
-    """Maps a packed file; its pages are read when they are used.
+    """Maps a packed file and compares the sum over its arrays, which also brings its pages in.
 
     Raises:
         CheckpointError: it is not there, damaged, or packed from something else.
     """
-    header = _header(path)
+    header, end, total = _header(path)
     if header.get("key") != key:
         raise CheckpointError(f"{path} was packed from other weights or by another version")
     if header.get("dtype") not in DTYPES:
@@ -185,6 +200,8 @@ def read_packed(path: Path, key: str) -> PackedModel:
         memory = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
     except (ConfigError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if _sum(memory[LINE:end]) != total:
+        raise CheckpointError(f"{path} is damaged: its arrays are not those that were written")
     matrices: dict[str, PackedLinear] = {}
     tensors: dict[str, Tensor] = {}
     for found in header["arrays"]:
@@ -228,14 +245,16 @@ def _array(path: Path, entry: _Entry, memory: Tensor) -> Tensor:
     return memory[entry.offset : end].view(kind).view(entry.shape)
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> tuple[dict[str, Any], int, bytes]:
+    """The header, where the arrays end and the sum over them."""
     if not path.is_file():
         raise CheckpointError(f"{path} is not there")
     try:
         with path.open("rb") as file:
             front, size = file.read(LINE), os.fstat(file.fileno()).st_size
             begin, length = (int.from_bytes(front[i : i + 8], "little") for i in (8, 16))
-            if front[:8] != MAGIC or length > MOST_HEADER or begin + length != size:
+            whole = LINE <= begin and begin + length == size
+            if front[:8] != MAGIC or length > MOST_HEADER or not whole:
                 raise CheckpointError(f"{path} is not a whole file of packed weights")
             file.seek(begin)
             text = file.read(length)
@@ -249,4 +268,4 @@ def _header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):
         raise CheckpointError(f"{path} has a damaged header")
-    return header
+    return header, begin, front[SUM:LINE]
