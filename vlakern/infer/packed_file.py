@@ -253,7 +253,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int, bytes]:
         with path.open("rb") as file:
             front, size = file.read(LINE), os.fstat(file.fileno()).st_size
             begin, length = (int.from_bytes(front[i : i + 8], "little") for i in (8, 16))
-            whole = LINE <= begin and begin + length == size
+            whole = begin >= LINE and begin + length == size
             if front[:8] != MAGIC or length > MOST_HEADER or not whole:
                 raise CheckpointError(f"{path} is not a whole file of packed weights")
             file.seek(begin)
