@@ -60,7 +60,9 @@ class VisionTower(nn.Module):
         count = config.grid**2 + int(config.class_token)
         self.class_token = nn.Parameter(torch.zeros(config.hidden)) if config.class_token else None
         waves = _grid_waves(config.grid, config.hidden)
-        self.position = nn.Parameter(F.pad(waves, (0, 0, count - len(waves), 0)))
+        place = torch.zeros(count, config.hidden)
+        place[count - len(waves) :] = waves
+        self.position = nn.Parameter(place)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         joined = config.hidden * config.pixel_shuffle**2
         self.connector = nn.Sequential(
@@ -103,12 +105,15 @@ def _grid_waves(grid: int, width: int) -> Tensor:
 
     With random ones a tower trained from scratch takes long to say where it sees something.
     """
-    waves = width // 4
-    frequency = 100.0 ** -(torch.arange(waves) / waves)
-    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    angles = [place.flatten()[:, None] * frequency for place in (row, column)]
-    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return F.pad(table, (0, width - table.shape[1]))
+    waves, device = width // 4, torch.get_default_device()
+    # Not on the meta device: arithmetic there imports torch's compiler, which takes a second.
+    with torch.device("cpu"):
+        frequency = 100.0 ** -(torch.arange(waves) / waves)
+        row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+        angles = [place.flatten()[:, None] * frequency for place in (row, column)]
+        parts = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+        table = torch.cat(parts, dim=1)
+        return F.pad(table, (0, width - table.shape[1])).to(device)
 
 
 def _keep_signal(module: nn.Module) -> None:
@@ -118,6 +123,8 @@ def _keep_signal(module: nn.Module) -> None:
     defaults halve the signal in each convolution and drown the rest in biases, and a policy that
     cannot see at the start learns from state and words alone.
     """
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.is_meta:
+        return  # nothing to draw, and see _grid_waves
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif isinstance(module, nn.Linear):

@@ -73,7 +73,10 @@ class VLA(nn.Module):
         self.config = config
         semantic, width = config.mot.semantic.hidden, config.mot.action.hidden
         self.vision = VisionTower(config.vision, semantic)
-        self.embed_tokens = nn.Embedding(config.vocab_size, semantic)
+        # As nn.Embedding draws it, but for the meta device, see vision.py.
+        drawn = torch.empty(config.vocab_size, semantic)
+        drawn = drawn if drawn.is_meta else drawn.normal_()
+        self.embed_tokens = nn.Embedding.from_pretrained(drawn, freeze=False)
         self.mot = MoT(config.mot)
         self.state_encoder = nn.Sequential(
             nn.Linear(config.state_dim, width), nn.ReLU(), nn.Linear(width, width)
