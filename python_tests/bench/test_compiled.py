@@ -1,6 +1,7 @@
 """The baseline's stages handed over to a runtime, here to plain Python."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def test_three_stages_are_compiled_and_give_the_networks_actions() -> None:
         shapes.append(expected)
 
         # The contender takes the layers away again once a runtime has them.
-        traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
+        traced: Any = torch.jit.trace(module, tuple(inputs), check_trace=False)
 
         @torch.no_grad()
         def call(arrays: list[np.ndarray]) -> list[np.ndarray]:

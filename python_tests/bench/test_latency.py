@@ -62,7 +62,7 @@ def test_stages_that_cannot_be_compared() -> None:
 def test_payload_has_the_words_of_the_schema() -> None:
     """Stages by name with five times and a floor, cold start and memory null if not measured."""
     result = run(replace(TINY, backend="torch", dtype="fp32"))
-    assert set(result.payload()) == {"variants", "ratios"}
+    assert set(result.payload()) == {"variants", "ratios", "limits"}
     (one,) = result.payload()["variants"].values()
     assert set(one) == {"stages", "cold_start_s", "peak_memory_bytes"}
     assert set(one["stages"]["ode"]) == {
