@@ -30,6 +30,16 @@ def test_tables_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_floor_that_was_beaten_is_said() -> None:
+    """Two per cent more than the median is no measurement of a limit."""
+    from vlakern.bench.latency import VariantResult, stage_times
+    from vlakern.cli.bench import _beats_its_floor
+
+    for floor, beaten in ((9.0, False), (10.1, False), (10.5, True), (None, False)):
+        one = VariantResult({"ode": stage_times([10.0, 10.0], floor)}, {}, 0.0)
+        assert _beats_its_floor(one) is beaten
+
+
 @needs_native
 def test_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bandwidth and the peak of each number format."""

@@ -177,6 +177,9 @@ def _show(result: "BenchResult") -> None:
         roofs = ", ".join([f"memory {result.limits.bandwidth / 1e9:.1f} GB/s", *peaks])
         drift = f"before and after, {100 * result.limits.drift:.1f} % apart"
         out.print(f"limits: {roofs} ({result.limits.how}; {drift})", soft_wrap=True)
+    if any(_beats_its_floor(one) for one in result.variants.values()):
+        words = "a stage took less than its floor: the limits were measured while other work ran"
+        out.print(f"[yellow]{words}; floors and shares above are wrong[/]", soft_wrap=True)
     facts = machine()
     versions = {"vlakern": vlakern.__version__, "torch": facts.get("torch", "-")}
     words = {**result.settings, **versions, "cpu": facts["cpu"]}
@@ -198,6 +201,11 @@ def _stage_table(name: str, one: "VariantResult") -> Table:
         spread = times.p99_ms - times.p50_ms
         table.add_row(stage, *map(_ms, (*shown, spread)), floor, share)
     return table
+
+
+def _beats_its_floor(one: "VariantResult") -> bool:
+    """By more than what best and median may differ by."""
+    return any(t.floor_ms is not None and t.floor_ms > 1.02 * t.p50_ms for t in one.stages.values())
 
 
 def _ms(value: float) -> str:
