@@ -3,8 +3,8 @@
 A row says how long the op takes, its operations and bytes per second, which part that is of what
 the machine can do, and how many times longer each other contender of ``rivals.py`` takes. The limit
 is the larger of two times: that of the op's operations at the peak of the instruction named in
-``Entry.peak``, and that of reading and writing as many bytes as the op must, measured in the same
-turns (of small ones a multiple that memory's speed decides; on a GPU: at the bandwidth of a large
+``Entry.peak``, and that of reading and writing as many bytes as the op must, the best of the same
+turns (for small ones a part of the time of ``PROBE`` bytes; on a GPU at the bandwidth of a large
 copy). What is counted stands in the ``cases.py`` of each op.
 
 Contenders take turns. Before a turn one thread reads more than the caches hold, while everybody's
@@ -171,25 +171,24 @@ def contenders(
 
 def timings(
     entry: Entry, makers: Mapping[str, Callable[[], Run]], how: How
-) -> tuple[dict[str, Timing], dict[str, float]]:
-    """Times of everybody; ``memory`` and ``best memory`` [s] for the bytes of the op."""
+) -> tuple[dict[str, Timing], float]:
+    """Times of everybody, and the shortest time [s] for the bytes of the op."""
     if how.device != "cpu":
         calls = {name: make() for name, make in makers.items()}
         on_host = {name for name, one in entry.others.items() if one.on_host}
         floor = (entry.reads + entry.writes) / bandwidth(how.device)
         times = interleave_on(how.device, calls, how.repeats, on_host)
-        return times, {"memory": floor, "best memory": floor}
+        return times, floor
     count = 1 if how.warm else 2
     runs = {name: turns([make() for _ in range(count)]) for name, make in makers.items()}
     if how.warm:
-        return in_turns(runs, how.repeats, lambda: time.sleep(5e-3)), {}
+        return in_turns(runs, how.repeats, lambda: time.sleep(5e-3)), 0.0
     memory, lines = ColdMemory(), np.ones(CACHES // 8)
     times_more = max(1, -(-PROBE // (entry.reads + entry.writes)))
     reads, writes = (times_more * size for size in (entry.reads, entry.writes))
     runs["memory"] = lambda: (memory.read(reads), memory.write(writes))
     times = in_turns(runs, how.repeats, lines.sum)
-    moved = times.pop("memory")
-    return times, {"memory": moved.median / times_more, "best memory": moved.best / times_more}
+    return times, times.pop("memory").best / times_more
 
 
 def turns(calls: Sequence[Run]) -> Run:
@@ -204,12 +203,11 @@ def compare(entry: Entry, names: Sequence[str] = rivals.QUICK, how: How = How())
     others, absent = contenders(entry, names, how)
     passes = entry.plain.passes
     with torch.set_grad_enabled(passes != "forward"):
-        times, floors = timings(entry, {**entry.ours, **others}, how)
+        times, memory = timings(entry, {**entry.ours, **others}, how)
     threads = torch.get_num_threads()
     fastest = peak(entry.peak or entry.kind) if how.device == "cpu" else 0.0
     arithmetic = entry.operations / fastest if fastest else 0.0
-    memory, best_memory = floors.get("memory", 0.0), floors.get("best memory", 0.0)
-    rows = []
+    floor, rows = max(arithmetic, memory), []
     for way in entry.ours:
         ours = times[way]
         rows.append(
@@ -229,8 +227,8 @@ def compare(entry: Entry, names: Sequence[str] = rivals.QUICK, how: How = How())
                 memory / ours.median,
                 arithmetic / ours.median,
                 "peak" if arithmetic > memory else "memory",
-                max(arithmetic, memory) / ours.median,
-                max(arithmetic, best_memory) / ours.best,
+                floor / ours.median,
+                floor / ours.best,
                 {name: times[name].median / ours.median for name in others},
                 absent,
                 ours.clock,
