@@ -23,7 +23,7 @@ struct Layout {
   explicit Layout(const ImagePrepParams& p) {
     ring_row = round_up(4 * p.x.outputs + kImagePrepSlack);
     ring_rows = p.whole ? p.y.taps + kImagePrepTogether : 0;
-    packed_row = round_up(3 * p.x.inputs + 12 * p.groups + kImagePrepSlack);
+    packed_row = round_up(3 * p.x.inputs + 12 * p.groups + kImagePrepReach);
     levels = round_up(4 * p.s.width + kImagePrepSlack);
     pointers = round_up((p.y.taps + 3) * static_cast<std::int64_t>(sizeof(void*)));
     blended = p.whole ? 0 : round_up(4 * (3 * p.x.inputs + 16));
@@ -52,7 +52,7 @@ class Walk {
     values_ = reinterpret_cast<float*>(take(12 * layout.plane));
     // A window may read past its row, as long as that is still the image's next row.
     in_place_ = p.stride[3] == 1 && p.stride[2] == 3 && p.stride[1] >= 3 * p.x.inputs &&
-                3 * p.x.inputs >= 12 * p.groups + 4;
+                3 * p.x.inputs >= std::max(12 * p.groups + 4, kImagePrepReach);
   }
 
   // Output rows [begin, end) of view v.
