@@ -103,22 +103,20 @@ def prepacked(task: Task) -> Run:
 
 
 @lru_cache(maxsize=1)
-def inductor(module: nn.Module, frozen: bool) -> Callable[..., Any]:
-    """Compiled in bf16."""
-    config: Any = __import__("torch._inductor.config", fromlist=["config"])
+def inductor(module: nn.Module) -> Callable[..., Any]:
+    """Compiled in bf16, once it is called."""
     torch._dynamo.reset()
-    own = copy.deepcopy(module).bfloat16().eval()
-    with config.patch(freezing=frozen):
-        return torch.compile(own, fullgraph=True, dynamic=False, options={"freezing": frozen})
+    return torch.compile(copy.deepcopy(module).bfloat16().eval(), fullgraph=True, dynamic=False)
 
 
 def compiled(task: Task) -> Run:
     """torch.compile, with frozen weights but for gradients; once for a module without weights."""
+    config: Any = __import__("torch._inductor.config", fromlist=["config"])
     if any(True for _ in task.module.parameters()):
         inductor.cache_clear()
-    frozen = task.passes == "forward"
-    run = called(inductor(task.module, frozen), cast(task.inputs, BF16), task.passes)
-    run()
+    with config.patch(freezing=task.passes == "forward"):
+        run = called(inductor(task.module), cast(task.inputs, BF16), task.passes)
+        run()
     return run
 
 

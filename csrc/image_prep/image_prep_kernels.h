@@ -35,6 +35,7 @@ struct ImagePrepColumns {
                                 // every word four times, one for each channel and the fourth byte
   int groups;
   std::int64_t count;
+  std::int64_t ahead;  // bytes from a row to the one that is resized in its place next time
 };
 
 struct ImagePrepRow {

@@ -41,6 +41,7 @@ struct VnniPasses {
         w += 48 * table.groups;
         continue;
       }
+      for (const std::uint8_t* row : rows) __builtin_prefetch(row + begin + table.ahead);
       const __m128i four = _mm_sub_epi32(load_pixels(reinterpret_cast<const std::uint8_t*>(offset)),
                                          _mm_set1_epi32(offset[0]));
       const __m512i starts = _mm512_permutexvar_epi32(own, _mm512_castsi128_si512(four));
@@ -110,6 +111,7 @@ struct VnniPasses {
     const std::int32_t* offset = table.offset + x;
     __m512i low[4], middle[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
     for (__m512i& one : low) one = _mm512_set1_epi32(1 << (kImagePrepBits - 1));
+    for (const std::uint8_t* row : rows) __builtin_prefetch(row + offset[0] + table.ahead);
     for (int g = 0; g < table.groups; ++g, w += 48) {
       const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 16),
                     w2 = _mm512_loadu_si512(w + 32);

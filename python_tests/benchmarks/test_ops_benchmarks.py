@@ -169,6 +169,27 @@ def test_random_modules_are_checked_with_given_numbers() -> None:
     assert rivals.verdict(rivals.RIVALS["eager fp32"], replace(task, checked=None), "") != ""
 
 
+@pytest.mark.parametrize("passes", ["forward", "both"])
+def test_weights_are_frozen_while_compiling(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch compiles at the first call: until then freezing is on, but for gradients."""
+    config: Any = import_module("torch._inductor.config")
+    seen: list[bool] = []
+
+    def compiled(module: nn.Module, **words: Any) -> Callable[..., Any]:
+        def run(*given: Tensor) -> Any:
+            seen.append(config.freezing)
+            return module(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    rivals.inductor.cache_clear()
+    task = replace(entry_of().plain, passes=passes)
+    assert rivals.verdict(rivals.RIVALS[rivals.COMPILED], task, "") == ""
+    rivals.inductor.cache_clear()
+    assert seen[0] == (passes == "forward")
+
+
 class Failure(Exception):
     """What a stub raises for a graph that it does not know."""
 
