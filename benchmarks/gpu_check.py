@@ -217,7 +217,7 @@ def _speed_of(check: Check, op: Op, deadline: float) -> Result | None:
         return None
     rows = check.work / f"speed_{op.name}.jsonl"
     command = [check.python, str(op.benchmark), "--device", "cuda", "--json", str(rows)]
-    command += ["--backend", *check.backends[op.name]] if op.takes_backends else []
+    command += ["--backend", *check.backends[op.name]]
     result = check.runner.run(f"speed {op.name}", command, min(60.0, deadline - time.monotonic()))
     sanitizer = check.sanitized.get(op.name, "not run")
     found = read_rows(rows)

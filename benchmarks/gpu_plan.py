@@ -52,7 +52,6 @@ class Op:
     name: str
     benchmark: Path
     takes_device: bool
-    takes_backends: bool
     tests: tuple[Path, ...]
 
 
@@ -66,7 +65,7 @@ def find_ops(root: Path) -> dict[str, Op]:
         if mine and has_gpu_tests(path):
             tests[max(mine, key=len)].append(path)
     return {
-        name: Op(name, path, *_takes(path), tuple(tests[name]))
+        name: Op(name, path, _takes_device(path), tuple(tests[name]))
         for name, path in zip(names, benchmarks, strict=True)
     }
 
@@ -79,15 +78,14 @@ def has_gpu_tests(path: Path) -> bool:
     )
 
 
-def _takes(path: Path) -> tuple[bool, bool]:
-    """Whether a benchmark has an argument ``--device``, and whether ``--backend`` takes several."""
-    options: dict[str, bool] = {}
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
-            words = [one.value for one in node.args if isinstance(one, ast.Constant)]
-            several = any(word.arg == "nargs" for word in node.keywords)
-            options |= {str(word): several for word in words}
-    return "--device" in options, options.get("--backend", False)
+def _takes_device(path: Path) -> bool:
+    """Whether a benchmark says, in a keyword ``devices``, that it times on a GPU too."""
+    return any(
+        word.arg == "devices" and "cuda" in ast.literal_eval(word.value)
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+    )
 
 
 def build_command(python: str, root: Path, work: Path, capability: str) -> list[str]:

@@ -58,6 +58,7 @@ NB_MODULE(_native, m) {
   nb::class_<py::Linear>(m, "Linear").def(py::linear_init()).def("__call__", &py::Linear::run);
   m.def("peak_rate", &vlakern::peak_rate, Unlocked());
   m.def("read_rate", &vlakern::read_rate, Unlocked());
+  m.def("write_rate", &vlakern::write_rate, Unlocked());
   m.def("linear_workspace", py::linear_workspace_bytes());
   nb::class_<py::ActionEmbed>(m, "ActionEmbed")
       .def(py::action_embed_init())

@@ -8,7 +8,7 @@ bound call of an engine with the unfolded encoder, time's embedding given. Under
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,26 @@ from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.action_embed import BoundEmbed
-from vlakern.ops.action_embed.cases import BENCH, Case, make_inputs, op_arguments, plain_encoder
+from vlakern.ops.action_embed.cases import (
+    BENCH,
+    Case,
+    make_inputs,
+    op_arguments,
+    operations,
+    plain_encoder,
+    traffic,
+    written,
+)
 from vlakern.ops.linear import PackedLinear
-from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.ops.linear.limits import cold_copy
 from vlakern.testing import assert_accurate, generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contest import Layer, compare, main
-from rivals import QUICK
+from contest import Entry, How, main, under_pytest
+from plain import Plain
 
 
-class Plain(nn.Module):
+class Encoder(nn.Module):
     """The unfolded encoder in plain PyTorch."""
 
     def __init__(self, case: Case):
@@ -59,7 +68,7 @@ def bind(case: Case, inputs: dict[str, Any]) -> BoundEmbed:
     return ops.action_embed_out(x, **given, out=out)
 
 
-def make_layer(case: Case) -> Layer:
+def make_entry(case: Case, how: How) -> Entry:
     """Everything that is timed for one case."""
     inputs = make_inputs(case, generator(str(case)))
 
@@ -70,30 +79,18 @@ def make_layer(case: Case) -> Layer:
     def ours() -> Callable[[], object]:
         return bind(case, inputs)
 
-    rows, size = case.rows * case.positions, case.dtype.itemsize
-    weights = case.slots * case.width + (case.layers - 1) * case.width**2
-    embedding = inputs["embedding"]
-    return Layer(
-        "action_embed",
-        str(case),
-        case.kind,
-        check,
-        ours,
-        Plain(case),
-        (inputs["x"], embedding) if case.layers > 1 else (inputs["x"],),
-        weights,
-        2 * rows * weights,
-        size * (weights + rows * (case.slots + case.width)),
-    )
+    given = (inputs["x"], inputs["embedding"]) if case.layers > 1 else (inputs["x"],)
+    plain = Plain({"": Encoder(case)}, given)
+    moved, out = traffic(case), written(case)
+    counts = (operations(case), moved - out, out)
+    return Entry("action_embed", str(case), case.kind, check, {"vlakern": ours}, plain, *counts)
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_action_embed(benchmark: Any, case: Case) -> None:
-    """One row of pytest-benchmark's table."""
-    layer = make_layer(case)
-    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
-    benchmark(layer.ours())
+    """One row of pytest-benchmark's table, with the contest's beside it."""
+    under_pytest(benchmark, partial(make_entry, case))
 
 
 if __name__ == "__main__":
-    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])
+    main(str(__doc__), [(str(case), partial(make_entry, case)) for case in BENCH])

@@ -7,7 +7,7 @@ pytest-benchmark: ``pytest benchmarks/ops/bench_action_unembed.py``.
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,21 @@ from vlakern.ops.action_unembed.cases import (
     Case,
     make_inputs,
     op_arguments,
+    operations,
     plain_decoder,
+    traffic,
+    written,
 )
 from vlakern.ops.linear import PackedLinear
-from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.ops.linear.limits import cold_copy
 from vlakern.testing import assert_accurate, generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contest import Layer, compare, main
-from rivals import QUICK
+from contest import Entry, How, main, under_pytest
+from plain import Plain
 
 
-class Plain(nn.Module):
+class Decoder(nn.Module):
     """The decoder in plain PyTorch."""
 
     def __init__(self, case: Case):
@@ -60,7 +63,7 @@ def bind(case: Case, inputs: dict[str, Any]) -> BoundUnembed:
     return ops.action_unembed_out(**given, out=out)
 
 
-def make_layer(case: Case) -> Layer:
+def make_entry(case: Case, how: How) -> Entry:
     """Everything that is timed for one case."""
     inputs = make_inputs(case, generator(str(case)))
 
@@ -71,30 +74,17 @@ def make_layer(case: Case) -> Layer:
     def ours() -> Callable[[], object]:
         return bind(case, inputs)
 
-    weights = case.width * case.slots
-    if case.hidden:
-        weights = case.width * case.hidden + case.hidden * case.slots
-    return Layer(
-        "action_unembed",
-        str(case),
-        case.kind,
-        check,
-        ours,
-        Plain(case),
-        (inputs["h"],),
-        weights,
-        2 * case.rows * weights,
-        case.dtype.itemsize * (weights + case.rows * (case.width + case.slots)),
-    )
+    plain = Plain({"": Decoder(case)}, (inputs["h"],))
+    moved, out = traffic(case), written(case)
+    counts = (operations(case), moved - out, out)
+    return Entry("action_unembed", str(case), case.kind, check, {"vlakern": ours}, plain, *counts)
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_action_unembed(benchmark: Any, case: Case) -> None:
-    """One row of pytest-benchmark's table."""
-    layer = make_layer(case)
-    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
-    benchmark(layer.ours())
+    """One row of pytest-benchmark's table, with the contest's beside it."""
+    under_pytest(benchmark, partial(make_entry, case))
 
 
 if __name__ == "__main__":
-    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])
+    main(str(__doc__), [(str(case), partial(make_entry, case)) for case in BENCH])

@@ -1,62 +1,109 @@
 """Speed of flow_mix and flow_loss; nothing is printed while the op is wrong.
 
-A table and JSON lines: ``python benchmarks/ops/bench_flow_loss.py [--device cuda] [--json FILE]``.
-Under pytest-benchmark: ``pytest benchmarks/ops/bench_flow_loss.py``. Every row compares with what
-training does without the op: torch.randn, the mixture, a stored target and the masked loss, eager.
+A table and JSON lines: ``python benchmarks/ops/bench_flow_loss.py [--device cuda] [--json FILE]``;
+how it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Three rows for each
+case: ``mix``, ``loss`` (forward and backward) and ``step`` (both). The others do what training does
+without the op: torch.randn, the mixture, a stored target and the masked loss; they are checked
+with the op's noise and flow times and timed with their own. Under pytest-benchmark: ``pytest
+benchmarks/ops/bench_flow_loss.py``.
 """
 
-import argparse
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.flow_loss.cases import (
     BENCH,
+    FACES,
     Case,
     loss_arguments,
     make_inputs,
     mix_arguments,
+    operations,
     plain_loss,
     plain_mix,
     plain_noise,
+    traffic,
+    written,
 )
 from vlakern.ops.flow_loss.reference import flow_loss_reference
-from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import copy_bandwidth, interleave_cold, keep_memory
+from vlakern.testing import assert_accurate, generator
 
-bandwidth = cache(copy_bandwidth)
-FACES = ("mix", "loss", "step")
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import Entry, How, main, under_pytest
+from plain import Plain, Run
+
+EPSILON = 1e-8  # of the denominators
 
 
-@dataclass(frozen=True)
-class Row:
-    """One face of one case on one backend; times are medians of interleaved runs.
+class Ends(nn.Module):
+    """Noise, flow times, the mixture and the masked loss of a velocity, in plain PyTorch.
 
-    Attributes:
-        face: ``mix``, ``loss`` (forward and backward) or ``step`` (both).
-        gigabytes_per_second: of what the mathematics must move: action, mask and velocity read, x
-            and the gradient written, all once.
+    Without ``noise`` and ``tau`` it draws them. ``loss`` alone keeps the noise of its mixture.
     """
 
-    op: str
-    case: str
-    face: str
-    device: str
-    backend: str
-    microseconds: float
-    gigabytes_per_second: float
-    fraction_of_copy_bandwidth: float
-    million_normals_per_second: float
-    torch_eager_over_vlakern: float
-    clock: str
+    noise: Tensor | None
+    tau: Tensor | None
+    slots: Tensor | None
+
+    def __init__(
+        self, case: Case, face: str, given: dict[str, Any], noise: Tensor | None, tau: Tensor | None
+    ):
+        super().__init__()
+        self.case, self.face = case, face
+        self.action = nn.Buffer(given["action"])
+        self.register_buffer("noise", noise)
+        self.register_buffer("tau", tau)
+        mask = torch.ones_like(given["action"]) if given["mask"] is None else given["mask"]
+        self.mask = nn.Buffer(mask.float())
+        rows = torch.zeros(case.samples, dtype=torch.int64, device=mask.device)
+        group = rows if given["group"] is None else given["group"].long()
+        self.group = nn.Buffer(group.repeat_interleave(case.per_sample))
+        slots = given["slots"]
+        if slots is not None:
+            slots = slots.repeat_interleave(case.per_sample, 0)[:, None]
+        self.register_buffer("slots", slots)
+
+    def drawn(self) -> Tensor:
+        shape = (self.case.rows, self.case.positions, self.case.slots)
+        z = self.noise
+        if z is None:
+            z = torch.randn(shape, device=self.action.device, dtype=self.action.dtype)
+        return z if self.slots is None else z * self.slots
+
+    def mix(self, z: Tensor, action: Tensor) -> Tensor:
+        tau = self.tau
+        if tau is None:
+            u = torch.rand(self.case.rows, device=z.device, dtype=z.dtype)
+            tau = (0.999 - u ** (1 / 1.5)) / 0.999
+        share = tau[:, None, None]
+        return (1 - share) * z + share * action.repeat_interleave(self.case.per_sample, 0)
+
+    def loss(self, velocity: Tensor, z: Tensor) -> Tensor:
+        action, mask = (
+            x.repeat_interleave(self.case.per_sample, 0) for x in (self.action, self.mask)
+        )
+        wide = torch.float64 if velocity.dtype == torch.float64 else torch.float32
+        error = ((velocity.to(wide) - (action - z)).square() * mask).sum((1, 2))
+        groups = torch.zeros(max(1, self.case.groups), dtype=wide, device=error.device)
+        total = groups.index_add(0, self.group, error)
+        kept = groups.index_add(0, self.group, mask.to(wide).sum((1, 2)))
+        present = (groups.index_add(0, self.group, torch.ones_like(error)) > 0).to(wide)
+        return (present * total / (kept + EPSILON)).sum() / present.sum()
+
+    def forward(self, given: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Of actions if it only mixes, else of velocities."""
+        z = self.drawn()
+        if self.face == "mix":
+            return self.mix(z, given)
+        found = self.loss(given, z)
+        return found if self.face == "loss" else (self.mix(z, self.action), found)
 
 
 def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
@@ -75,124 +122,57 @@ def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
     assert_accurate(found, best, plain, f"{case}: loss")
 
 
-def eager(case: Case, inputs: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    """What training does without the op."""
-    shape = (case.rows, case.positions, case.slots)
-    device = inputs["action"].device
-
-    def mix() -> tuple[Tensor, Tensor]:
-        noise = torch.randn(shape, device=device)
-        tau = (0.999 - torch.rand(case.rows, device=device) ** (1 / 1.5)) / 0.999
-        if inputs["slots"] is not None:
-            noise = noise * inputs["slots"].repeat_interleave(case.per_sample, 0)[:, None]
-        return noise, plain_mix(case, inputs, noise, tau)
-
-    def loss(noise: Tensor) -> Tensor:
-        v = inputs["velocity"].detach().requires_grad_()
-        return torch.autograd.grad(plain_loss(case, inputs, v, noise), v)[0]
-
-    noise = mix()[0]
-    return {"mix": mix, "loss": lambda: loss(noise), "step": lambda: loss(mix()[0])}
-
-
-def fused(case: Case, inputs: dict[str, Any], backend: str) -> dict[str, Callable[[], object]]:
-    """The same with the op."""
-    mixed, given = mix_arguments(case, inputs), loss_arguments(case, inputs)
+def fused(case: Case, face: str, inputs: dict[str, Any], backend: str) -> Run:
+    """The op on copies of its tensors."""
+    own = {n: v.clone() if torch.is_tensor(v) else v for n, v in inputs.items()}
+    mixed, given = mix_arguments(case, own), loss_arguments(case, own)
+    velocity = given.pop("velocity")
 
     def mix() -> object:
         return ops.flow_mix(**mixed, backend=backend)
 
     def loss() -> Tensor:
-        v = inputs["velocity"].detach().requires_grad_()
-        found = ops.flow_loss(**given | {"velocity": v}, backend=backend)
+        v = velocity.detach().requires_grad_()
+        found = ops.flow_loss(v, **given, backend=backend)
         return torch.autograd.grad(found, v)[0]
 
-    return {"mix": mix, "loss": loss, "step": lambda: (mix(), loss())}
+    return {"mix": mix, "loss": loss, "step": lambda: (mix(), loss())}[face]
 
 
-def traffic(case: Case, inputs: dict[str, Any]) -> dict[str, int]:
-    """Bytes that each face must move."""
-    per_sample = case.samples * case.positions * case.slots
-    per_row = case.rows * case.positions * case.slots * case.dtype.itemsize
-    mask = 0 if inputs["mask"] is None else inputs["mask"].element_size() * per_sample
-    mix = 4 * per_sample + per_row
-    # The denominators must be known before the gradient: two passes.
-    loss = 2 * (4 * per_sample + mask + per_row) + per_row
-    return {"mix": mix, "loss": loss, "step": mix + loss}
-
-
-def measure(case: Case, device: str, backend: str, repeats: int) -> list[Row]:
-    """Checks, then times one case."""
-    inputs = make_inputs(case, generator(str(case), device))
-    check(case, inputs, backend)
-    moved, rows = traffic(case, inputs), []
-    ours, theirs = fused(case, inputs, backend), eager(case, inputs)
-    for face in FACES:
-        contenders = {"vlakern": ours[face], "torch": theirs[face]}
-        timings = (
-            interleave_cold({n: [one] * 2 for n, one in contenders.items()}, repeats)
-            if device == "cpu"
-            else interleave_on(device, contenders, repeats)
-        )
-        seconds = timings["vlakern"].median
-        drawn = case.rows * case.positions * case.slots * {"mix": 1, "loss": 2, "step": 3}[face]
-        rows.append(
-            Row(
-                "flow_loss",
-                str(case),
-                face,
-                device,
-                backend,
-                seconds * 1e6,
-                moved[face] / seconds / 1e9,
-                moved[face] / seconds / bandwidth(device),
-                drawn / seconds / 1e6,
-                timings["torch"].median / seconds,
-                timings["vlakern"].clock,
-            )
-        )
-    return rows
+def make_entry(case: Case, face: str, how: How) -> Entry:
+    """Everything that is timed for one face of one case."""
+    inputs = make_inputs(case, generator(str(case), how.device))
+    tau = ops.flow_mix(**mix_arguments(case, inputs), backend=how.backend)[1]
+    z, out = plain_noise(case, inputs), written(case, face)
+    kept = z if face == "loss" else None
+    plain = Plain(
+        {"": Ends(case, face, inputs, kept, None)},
+        (inputs["action" if face == "mix" else "velocity"],),
+        checked=Ends(case, face, inputs, z, tau),
+        passes="forward" if face == "mix" else "both",
+    )
+    return Entry(
+        "flow_loss",
+        f"{case} {face}",
+        "bf16" if case.dtype == torch.bfloat16 else "fp32",
+        partial(check, case, inputs, how.backend),
+        {"vlakern": partial(fused, case, face, inputs, how.backend)},
+        plain,
+        operations(case, face),
+        traffic(case, face) - out,
+        out,
+        peak="fp32",
+    )
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_flow_loss(benchmark: Any, case: Case) -> None:
     """One row of pytest-benchmark's table: a training step's two ends."""
-    benchmark.extra_info.update(asdict(measure(case, "cpu", "auto", repeats=10)[-1]))
-    benchmark(fused(case, make_inputs(case, generator(str(case))), "auto")["step"])
-
-
-def table(args: argparse.Namespace) -> None:
-    print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    header = f"{'us':>10} {'GB/s':>8} {'of copy':>8} {'M drawn/s':>10} {'x eager':>8}"
-    print(f"{header}  face  backend    case")
-    for case in BENCH:
-        for backend in args.backend:
-            for row in measure(case, args.device, backend, args.repeats):
-                print(
-                    f"{row.microseconds:10.1f} {row.gigabytes_per_second:8.1f} "
-                    f"{row.fraction_of_copy_bandwidth:8.2f} {row.million_normals_per_second:10.0f} "
-                    f"{row.torch_eager_over_vlakern:8.1f}  {row.face:<5} {backend:<10} {case}"
-                )
-                if args.json:
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(asdict(row)) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    default = [torch.get_num_threads()]
-    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
-    args = parser.parse_args()
-    keep_memory()
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        bandwidth.cache_clear()
-        table(args)
+    under_pytest(benchmark, partial(make_entry, case, "step"))
 
 
 if __name__ == "__main__":
-    main()
+    entries = [
+        (f"{case} {face}", partial(make_entry, case, face)) for case in BENCH for face in FACES
+    ]
+    main(str(__doc__), entries, devices=("cpu", "cuda"))

@@ -7,7 +7,7 @@ how it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Und
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ from vlakern.ops.gated_mlp.cases import (
     operations,
     plain_gated_mlp,
     traffic,
+    written,
 )
-from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.ops.linear.limits import cold_copy
 from vlakern.ops.linear.reference import activate
 from vlakern.testing import assert_accurate, generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contest import Layer, compare, main
-from rivals import QUICK
+from contest import Entry, How, main, under_pytest
+from plain import Plain
 
 
-class Plain(nn.Module):
+class Layers(nn.Module):
     """The layer in plain PyTorch."""
 
     def __init__(self, case: Case):
@@ -48,12 +49,12 @@ class Plain(nn.Module):
         return self.down(activate(self.gate_up(x), self.activation)) + residual
 
 
-def make_layer(case: Case) -> Layer:
+def make_entry(case: Case, how: How) -> Entry:
     """Everything that is timed for one case."""
     gate_up, down, inputs = make_inputs(case, generator(str(case)))
 
     def check() -> None:
-        found = ops.gated_mlp(gate_up=gate_up, down=down, **inputs)
+        found = ops.gated_mlp(gate_up=gate_up, down=down, **inputs, backend=how.backend)
         plain = plain_gated_mlp(gate_up, down, **inputs)
         assert_accurate(found, exact_gated_mlp(gate_up, down, inputs), plain, str(case))
 
@@ -61,31 +62,19 @@ def make_layer(case: Case) -> Layer:
         out = torch.empty(case.m, case.n, dtype=case.dtype)
         weights = [replace(one, data=cold_copy(one.data)) for one in (gate_up, down)]
         rest = {name: inputs[name] for name in ("activation", "residual")}
-        return ops.gated_mlp_out(inputs["x"], *weights, **rest, out=out)
+        return ops.gated_mlp_out(inputs["x"], *weights, **rest, out=out, backend=how.backend)
 
-    given = (inputs["x"], inputs["residual"])
-    size = 2 * case.f * case.k + case.f * case.n
-    return Layer(
-        "gated_mlp",
-        str(case),
-        case.kind,
-        check,
-        ours,
-        Plain(case),
-        given,
-        size,
-        operations(case),
-        traffic(case),
-    )
+    plain = Plain({"": Layers(case)}, (inputs["x"], inputs["residual"]))
+    moved, out = traffic(case), written(case)
+    counts = (operations(case), moved - out, out)
+    return Entry("gated_mlp", str(case), case.kind, check, {"vlakern": ours}, plain, *counts)
 
 
 @pytest.mark.parametrize("case", BENCH[:2], ids=str)
 def test_gated_mlp(benchmark: Any, case: Case) -> None:
-    """One row of pytest-benchmark's table, with the fractions beside it."""
-    layer = make_layer(case)
-    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
-    benchmark(layer.ours())
+    """One row of pytest-benchmark's table, with the contest's beside it."""
+    under_pytest(benchmark, partial(make_entry, case))
 
 
 if __name__ == "__main__":
-    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])
+    main(str(__doc__), [(str(case), partial(make_entry, case)) for case in BENCH])

@@ -7,7 +7,7 @@ it is timed and beside what is said in ``contest.py`` and ``rivals.py``. Under p
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,17 @@ from vlakern.ops.linear.cases import (
     operations,
     plain_linear,
     traffic,
+    written,
 )
-from vlakern.ops.linear.limits import ColdMemory, cold_copy
+from vlakern.ops.linear.limits import cold_copy
 from vlakern.testing import assert_accurate, generator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contest import Layer, compare, main
-from rivals import QUICK
+from contest import Entry, How, main, under_pytest
+from plain import Plain
 
 
-class Plain(nn.Module):
+class Product(nn.Module):
     """A product and a residual in plain PyTorch."""
 
     def __init__(self, case: Case):
@@ -45,12 +46,12 @@ class Plain(nn.Module):
         return self.product(x) + residual
 
 
-def make_layer(case: Case) -> Layer:
+def make_entry(case: Case, how: How) -> Entry:
     """Everything that is timed for one case."""
     packed, inputs = make_inputs(case, generator(str(case)))
 
     def check() -> None:
-        found = ops.linear(weight=packed, **inputs)
+        found = ops.linear(weight=packed, **inputs, backend=how.backend)
         plain = plain_linear(packed, packed.unpack(), **inputs)
         assert_accurate(found, exact_linear(packed, inputs), plain, str(case))
 
@@ -58,31 +59,19 @@ def make_layer(case: Case) -> Layer:
         out = torch.empty(case.m, case.columns, dtype=case.out_dtype)
         weights = replace(packed, data=cold_copy(packed.data))
         given = {name: value for name, value in inputs.items() if name != "out_dtype"}
-        return ops.linear_out(weight=weights, out=out, **given)
+        return ops.linear_out(weight=weights, out=out, **given, backend=how.backend)
 
-    given = (inputs["x"], inputs["residual"])
-    size = case.n * case.k
-    return Layer(
-        "linear",
-        str(case),
-        case.kind,
-        check,
-        ours,
-        Plain(case),
-        given,
-        size,
-        operations(case),
-        traffic(case),
-    )
+    plain = Plain({"": Product(case)}, (inputs["x"], inputs["residual"]))
+    moved, out = traffic(case), written(case)
+    counts = (operations(case), moved - out, out)
+    return Entry("linear", str(case), case.kind, check, {"vlakern": ours}, plain, *counts)
 
 
 @pytest.mark.parametrize("case", BENCH[:4], ids=str)
 def test_linear(benchmark: Any, case: Case) -> None:
-    """One row of pytest-benchmark's table, with the fractions beside it."""
-    layer = make_layer(case)
-    benchmark.extra_info.update(asdict(compare(layer, QUICK[:3], 10, ColdMemory())))
-    benchmark(layer.ours())
+    """One row of pytest-benchmark's table, with the contest's beside it."""
+    under_pytest(benchmark, partial(make_entry, case))
 
 
 if __name__ == "__main__":
-    main(str(__doc__), [(str(case), partial(make_layer, case)) for case in BENCH])
+    main(str(__doc__), [(str(case), partial(make_entry, case)) for case in BENCH])

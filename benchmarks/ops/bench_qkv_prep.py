@@ -1,90 +1,97 @@
 """Speed of qkv_prep, bound as the engine calls it; nothing is printed while the op is wrong.
 
 A table and JSON lines: ``python benchmarks/ops/bench_qkv_prep.py [--device cuda] [--backward]
-[--json FILE]``. Under pytest-benchmark: ``pytest benchmarks/ops/bench_qkv_prep.py``.
+[--threads 1 2] [--json FILE]``; how it is timed and beside what is said in ``contest.py`` and
+``rivals.py``. Backward, ``kernel`` is the call that autograd makes and ``autograd`` the whole of
+``torch.autograd.grad``, which is what the others are to be compared with. Under pytest-benchmark:
+``pytest benchmarks/ops/bench_qkv_prep.py``.
 """
 
-import argparse
-import json
+import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from functools import cache
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vlakern import ops
 from vlakern.ops.qkv_prep import bound_gradients
-from vlakern.ops.qkv_prep.cases import BENCH, Case, flat, make_inputs, plain_qkv_prep
-from vlakern.ops.qkv_prep.reference import qkv_prep_reference
-from vlakern.testing import assert_accurate, generator, interleave_on
-from vlakern.testing.timing import cold_copies, copy_bandwidth, interleave_cold, keep_memory
+from vlakern.ops.qkv_prep.cases import (
+    BENCH,
+    Case,
+    flat,
+    make_inputs,
+    operations,
+    plain_qkv_prep,
+    traffic,
+    written,
+)
+from vlakern.ops.qkv_prep.reference import qkv_prep_reference, split_heads
+from vlakern.testing import assert_accurate, generator
 
-bandwidth = cache(copy_bandwidth)
+sys.path.insert(0, str(Path(__file__).parent))
+from contest import Entry, How, main, under_pytest
+from plain import Plain, Run, called
 
-
-@dataclass(frozen=True)
-class Row:
-    """One case on one backend; times are medians of interleaved runs.
-
-    Backward, the time and its rates are those of the call that autograd makes, and the ratio that
-    of ``torch.autograd.grad`` as a whole.
-
-    ``fraction_of_copy_bandwidth`` may exceed 1 where caches hold the case. The rival is the best of
-    eager PyTorch in the case's dtype and in fp32, and of torch.compile where asked for.
-    """
-
-    op: str
-    case: str
-    direction: str
-    device: str
-    backend: str
-    microseconds: float
-    gigaflops_per_second: float
-    gigabytes_per_second: float
-    fraction_of_copy_bandwidth: float
-    rival: str
-    rival_over_vlakern: float
-    clock: str
-    microseconds_with_autograd: float
+LISTS = ("qkv", "q_weight", "k_weight")
 
 
-def traffic(case: Case, backward: bool) -> int:
-    """Bytes that the mathematics must move: qkv read and q, k, v written, and the angles; backward
-    reads q, k and three gradients and writes three."""
-    count, groups = sum(case.tokens), 2 * case.groups
-    elements = (case.heads + groups) * 2 + (case.heads + case.groups if backward else 0)
-    return count * case.head_dim * (elements * case.dtype.itemsize + 4)
+class Prep(nn.Module):
+    """torch's norm and the rotation written out, with what a model prepares once: angles of every
+    expert's rows, and the joint order."""
+
+    def __init__(self, case: Case, inputs: dict[str, Any]):
+        super().__init__()
+        self.case, self.eps, self.sizes = case, inputs["eps"], [len(inputs[n]) for n in LISTS]
+        self.order = nn.Buffer(torch.cat(inputs["rows"]).argsort())
+        for i, rows in enumerate(inputs["rows"]):
+            for name in ("cos", "sin"):
+                self.register_buffer(f"{name}{i}", inputs[name][rows.long()][:, None])
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        qkv, *weights = cut(given, self.sizes)
+        made, case = [], self.case
+        for i, (q, k, v) in enumerate(split_heads(qkv, len(case.tokens), case.heads, case.groups)):
+            turned = []
+            for x, own in zip((q, k), weights, strict=True):
+                if own:
+                    x = F.rms_norm(x, x.shape[-1:], own[i] + int(case.plus_one), self.eps)
+                low, high = x.chunk(2, -1)
+                c, s = self.get_buffer(f"cos{i}"), self.get_buffer(f"sin{i}")
+                turned.append(torch.cat([low * c - high * s, high * c + low * s], -1))
+            made.append((*turned, v))
+        q, k, v = (torch.cat(one) for one in zip(*made, strict=True))
+        return q, k[self.order], v[self.order]
 
 
-def operations(case: Case, backward: bool) -> int:
-    """Multiplications and additions: 3 an element of q and k for RoPE, 4 for the norm, thrice
-    that backward."""
-    turned = sum(case.tokens) * (case.heads + case.groups) * case.head_dim
-    return turned * (7 if case.weight_dtype else 3) * (3 if backward else 1)
-
-
-def replaced(inputs: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The arguments with every floating tensor changed."""
-    lists = {n: [change(x) for x in inputs[n]] for n in ("qkv", "q_weight", "k_weight")}
-    return inputs | lists | {name: change(inputs[name]) for name in ("cos", "sin")}
+def cut(given: tuple[Tensor, ...], sizes: list[int]) -> list[list[Tensor]]:
+    """The lists of arguments, which stand one after the other."""
+    left = iter(given)
+    return [list(islice(left, size)) for size in sizes]
 
 
 def check(case: Case, inputs: dict[str, Any], backend: str) -> None:
     """Raises AssertionError if the op is wrong on the very inputs that are timed."""
     found = ops.qkv_prep(**inputs, backend=backend)
-    exact = qkv_prep_reference(**replaced(inputs, lambda x: x.double()))
+    wide = dict(inputs)
+    wide |= {name: [x.double() for x in inputs[name]] for name in LISTS}
+    wide |= {name: inputs[name].double() for name in ("cos", "sin")}
+    exact = qkv_prep_reference(**wide)
     for name, one, best, baseline in zip(
         "qkv", found, exact, plain_qkv_prep(**inputs), strict=True
     ):
         assert_accurate(one, best, baseline, f"{case}: {name}")
 
 
-def bound(case: Case, inputs: dict[str, Any], backend: str) -> Callable[[], object]:
+def bound(case: Case, given: dict[str, Any], backend: str) -> Run:
     """The forward call as an engine makes it: every expert into the joint buffers."""
+    inputs = deepcopy(given)
     q, k, v = (torch.empty_like(one) for one in ops.qkv_prep(**inputs, backend=backend))
     names = ("cos", "sin", "heads", "groups", "eps", "plus_one")
     shared = {name: inputs[name] for name in names} | {"k_out": k, "v_out": v, "backend": backend}
@@ -93,153 +100,68 @@ def bound(case: Case, inputs: dict[str, Any], backend: str) -> Callable[[], obje
     for i, rows in enumerate(inputs["rows"]):
         weights = [inputs[name][i] if inputs[name] else None for name in ("q_weight", "k_weight")]
         parts = inputs["qkv"][i * per : (i + 1) * per]
-        given = {"rows": rows, "q_out": slices[i], "q_weight": weights[0], "k_weight": weights[1]}
-        calls.append(ops.qkv_prep_out(parts, **given, **shared))
+        one = {"rows": rows, "q_out": slices[i], "q_weight": weights[0], "k_weight": weights[1]}
+        calls.append(ops.qkv_prep_out(parts, **one, **shared))
 
     def run() -> None:
         for call in calls:
             call()
 
-    return run
+    return calls[0] if len(calls) == 1 else run
 
 
-def backward_of(prep: Callable[..., Any], inputs: dict[str, Any]) -> Callable[[], object]:
-    """The backward pass of a call, gradients of all but the angles."""
-    leaves = replaced(inputs, lambda x: x.detach().requires_grad_())
-    found = prep(**leaves | {name: inputs[name] for name in ("cos", "sin")})
-    seeds = [torch.ones_like(one) for one in found]
-    wanted = flat(leaves)[:-2]
-    return lambda: torch.autograd.grad(found, wanted, seeds, retain_graph=True)
+def with_autograd(inputs: dict[str, Any], backend: str) -> Run:
+    """The whole backward pass, gradients of all but the angles."""
+    sizes = [len(inputs[name]) for name in LISTS]
+    rest = {name: value for name, value in inputs.items() if name not in LISTS}
+
+    def prep(*given: Tensor) -> tuple[Tensor, ...]:
+        qkv, q_weight, k_weight = cut(given, sizes)
+        return ops.qkv_prep(qkv, q_weight, k_weight, **rest, backend=backend)
+
+    return called(prep, [one.clone() for one in flat(inputs)[:-2]], "backward")
 
 
-def backward_kernel(inputs: dict[str, Any], backend: str) -> Callable[[], object]:
+def backward_kernel(given: dict[str, Any], backend: str) -> Run:
     """What autograd calls, into memory of its own; without gradients of the angles."""
+    inputs = deepcopy(given)
     found = ops.qkv_prep(**inputs, backend=backend)
-    lists = ("qkv", "q_weight", "k_weight", "cos", "sin", "rows", "heads", "groups", "eps")
+    lists = (*LISTS, "cos", "sin", "rows", "heads", "groups", "eps")
     seeds = (torch.ones_like(one) for one in found)
-    given: Any = (*seeds, *(inputs[name] for name in lists), inputs["plus_one"], backend, False)
-    return bound_gradients(*given)[1]
+    rest: Any = (*seeds, *(inputs[name] for name in lists), inputs["plus_one"], backend, False)
+    return bound_gradients(*rest)[1]
 
 
-def contenders(
-    case: Case, inputs: dict[str, Any], backend: str, backward: bool
-) -> dict[str, Callable[[], object]]:
-    """vlakern's call and torch's, by name."""
-    wide = replaced(inputs, lambda x: x.float())
-    if not backward:
-        return {
-            "vlakern": bound(case, inputs, backend),
-            "eager": lambda: plain_qkv_prep(**inputs),
-            "eager fp32": lambda: plain_qkv_prep(**wide),
+def make_entry(case: Case, how: How) -> Entry:
+    """Everything that is timed for one case."""
+    inputs = make_inputs(case, generator(str(case), how.device))
+    ours: dict[str, Callable[[], Run]] = {"vlakern": partial(bound, case, inputs, how.backend)}
+    if how.backward:
+        ours = {
+            "kernel": partial(backward_kernel, inputs, how.backend),
+            "autograd": partial(with_autograd, inputs, how.backend),
         }
-    return {
-        "vlakern": backward_kernel(inputs, backend),
-        "autograd": backward_of(lambda **given: ops.qkv_prep(**given, backend=backend), inputs),
-        "eager": backward_of(plain_qkv_prep, inputs),
-        "eager fp32": backward_of(plain_qkv_prep, wide),
-    }
-
-
-def rival_compiled(inputs: dict[str, Any], backward: bool) -> Callable[[], object]:
-    """torch.compile of the same formula in the case's dtype."""
-    plain = torch.compile(plain_qkv_prep)
-    return backward_of(plain, inputs) if backward else lambda: plain(**inputs)
-
-
-def rivals(
-    case: Case, inputs: dict[str, Any], backend: str, backward: bool, compiled: bool
-) -> dict[str, Callable[[], object]]:
-    """The contenders, with torch.compile's where asked for."""
-    calls = contenders(case, inputs, backend, backward)
-    return calls | ({"inductor": rival_compiled(inputs, backward)} if compiled else {})
-
-
-def measure(
-    case: Case,
-    device: str,
-    backend: str,
-    repeats: int,
-    backward: bool = False,
-    compiled: bool = False,
-) -> Row:
-    """Checks, then times one case against the same formula in eager PyTorch."""
-    inputs = make_inputs(case, generator(str(case), device))
-    check(case, inputs, backend)
-    with torch.set_grad_enabled(backward):
-        if device == "cpu":
-            count = cold_copies(traffic(case, backward))
-            many = [deepcopy(inputs) for _ in range(count)]
-            sets = [rivals(case, one, backend, backward, compiled) for one in many]
-            timings = interleave_cold({n: [one[n] for one in sets] for n in sets[0]}, repeats)
-        else:
-            timings = interleave_on(
-                device, rivals(case, inputs, backend, backward, compiled), repeats
-            )
-    timed = timings.pop("vlakern")
-    ours = timed.median
-    whole = timings.pop("autograd", timed).median
-    rival = min(timings, key=lambda name: timings[name].median)
-    moved = traffic(case, backward)
-    return Row(
+    passes, out = "backward" if how.backward else "forward", written(case, how.backward)
+    return Entry(
         "qkv_prep",
         str(case),
-        "backward" if backward else "forward",
-        device,
-        backend,
-        ours * 1e6,
-        operations(case, backward) / ours / 1e9,
-        moved / ours / 1e9,
-        moved / ours / bandwidth(device),
-        rival,
-        timings[rival].median / whole,
-        timed.clock,
-        whole * 1e6,
+        "bf16" if case.dtype == torch.bfloat16 else "fp32",
+        partial(check, case, inputs, how.backend),
+        ours,
+        Plain({"": Prep(case, inputs)}, tuple(flat(inputs)[:-2]), passes=passes),
+        operations(case, how.backward),
+        traffic(case, how.backward) - out,
+        out,
+        peak="fp32",
     )
 
 
 @pytest.mark.parametrize("case", BENCH, ids=str)
 def test_qkv_prep(benchmark: Any, case: Case) -> None:
-    """One row of pytest-benchmark's table, with the traffic beside it."""
-    row = measure(case, "cpu", "auto", repeats=20)
-    benchmark.extra_info.update(asdict(row))
-    benchmark(bound(case, make_inputs(case, generator(str(case))), "auto"))
-
-
-def table(args: argparse.Namespace) -> None:
-    print(f"copy {bandwidth(args.device) / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    rates = f"{'GFLOP/s':>8} {'GB/s':>8} {'of copy':>8} {'x torch':>8}"
-    print(f"{'us':>10} {'autograd':>9} {rates}  rival       case")
-    for case in BENCH:
-        for backend in args.backend:
-            row = measure(case, args.device, backend, args.repeats, args.backward, args.compiled)
-            print(
-                f"{row.microseconds:10.1f} {row.microseconds_with_autograd:9.1f} "
-                f"{row.gigaflops_per_second:8.1f} "
-                f"{row.gigabytes_per_second:8.1f} {row.fraction_of_copy_bandwidth:8.2f} "
-                f"{row.rival_over_vlakern:8.1f}  {row.rival:<10}  {backend} {case}"
-            )
-            if args.json:
-                with args.json.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--backend", nargs="+", default=["auto"])
-    parser.add_argument("--backward", action="store_true", help="the backward pass")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile among the rivals")
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="append JSON lines to this file")
-    default = [torch.get_num_threads()]
-    parser.add_argument("--threads", type=int, nargs="+", default=default, help="on a CPU")
-    args = parser.parse_args()
-    keep_memory()
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        bandwidth.cache_clear()
-        table(args)
+    """One row of pytest-benchmark's table, with the contest's beside it."""
+    under_pytest(benchmark, partial(make_entry, case))
 
 
 if __name__ == "__main__":
-    main()
+    entries = [(str(case), partial(make_entry, case)) for case in BENCH]
+    main(str(__doc__), entries, devices=("cpu", "cuda"), backward=True)

@@ -28,18 +28,35 @@ constexpr std::uint32_t kPhiloxMultiplier[] = {0xD2511F53u, 0xCD9E8D57u};
 constexpr std::uint32_t kPhiloxWeyl[] = {0x9E3779B9u, 0xBB67AE85u};
 constexpr int kPhiloxRounds = 10;
 
-// Counters in, random words out, one counter a lane; several at a time, since a round waits for the
-// one before.
-template <class Vec, int kCount>
-inline void philox_rounds(typename Vec::Bits (&counters)[kCount][4], std::uint32_t key0,
-                          std::uint32_t key1) {
+// A product's upper and lower 32 bits, of a number in every lane.
+template <class Vec>
+struct PhiloxLanes {
+  static void product(typename Vec::Bits a, typename Vec::Bits b, typename Vec::Bits* high,
+                      typename Vec::Bits* low) {
+    Vec::bits_product(a, b, high, low);
+  }
+};
+
+// The same of a number in every other lane: what stands beside it is never used.
+template <class Vec>
+struct PhiloxHalves {
+  static void product(typename Vec::Bits a, typename Vec::Bits b, typename Vec::Bits* high,
+                      typename Vec::Bits* low) {
+    *low = Vec::bits_wide_product(a, b);
+    *high = Vec::bits_odd(*low);
+  }
+};
+
+template <class Vec, class Lanes, int kCount>
+inline void philox_turns(typename Vec::Bits (&counters)[kCount][4], std::uint32_t key0,
+                         std::uint32_t key1) {
   const auto multiplier0 = Vec::bits_splat(kPhiloxMultiplier[0]);
   const auto multiplier1 = Vec::bits_splat(kPhiloxMultiplier[1]);
   for (int round = 0; round < kPhiloxRounds; ++round) {
     for (auto& c : counters) {
       typename Vec::Bits high0, low0, high1, low1;
-      Vec::bits_product(c[0], multiplier0, &high0, &low0);
-      Vec::bits_product(c[2], multiplier1, &high1, &low1);
+      Lanes::product(c[0], multiplier0, &high0, &low0);
+      Lanes::product(c[2], multiplier1, &high1, &low1);
       c[0] = Vec::bits_xor(Vec::bits_xor(high1, c[1]), Vec::bits_splat(key0));
       c[2] = Vec::bits_xor(Vec::bits_xor(high0, c[3]), Vec::bits_splat(key1));
       c[1] = low1;
@@ -47,6 +64,26 @@ inline void philox_rounds(typename Vec::Bits (&counters)[kCount][4], std::uint32
     }
     key0 += kPhiloxWeyl[0];
     key1 += kPhiloxWeyl[1];
+  }
+}
+
+// Counters in, random words out, one counter a lane; several at a time, since a round waits for the
+// one before. Even and odd lanes go apart where a product needs twice the room.
+template <class Vec, int kCount>
+inline void philox_rounds(typename Vec::Bits (&counters)[kCount][4], std::uint32_t key0,
+                          std::uint32_t key1) {
+  if constexpr (Vec::kHalves) {
+    typename Vec::Bits halves[2 * kCount][4];
+    for (int i = 0; i < 4 * kCount; ++i) {
+      halves[i / 4][i % 4] = counters[i / 4][i % 4];
+      halves[kCount + i / 4][i % 4] = Vec::bits_odd(counters[i / 4][i % 4]);
+    }
+    philox_turns<Vec, PhiloxHalves<Vec>>(halves, key0, key1);
+    for (int i = 0; i < 4 * kCount; ++i) {
+      counters[i / 4][i % 4] = Vec::bits_join(halves[i / 4][i % 4], halves[kCount + i / 4][i % 4]);
+    }
+  } else {
+    philox_turns<Vec, PhiloxLanes<Vec>>(counters, key0, key1);
   }
 }
 
@@ -94,15 +131,16 @@ inline void box_muller(typename Vec::Bits radius, typename Vec::Bits turn, typen
   *z1 = Vec::mul(signed_length, Vec::mul(f, polynomial<Vec>(kSin, square)));
 }
 
-// Four normals of each of the blocks of philox_words.
+// Four normals of each of the blocks of philox_words, or two and two zeros.
 template <class Vec, int kCount>
 inline void philox_normals(const PhiloxAddress& at, std::uint32_t first, std::uint32_t step,
-                           typename Vec::Float (&z)[kCount][4]) {
+                           bool half, typename Vec::Float (&z)[kCount][4]) {
   typename Vec::Bits words[kCount][4];
   philox_words<Vec>(at, first, step, words);
   for (int k = 0; k < kCount; ++k) {
     box_muller<Vec>(words[k][0], words[k][1], &z[k][0], &z[k][1]);
-    box_muller<Vec>(words[k][2], words[k][3], &z[k][2], &z[k][3]);
+    z[k][2] = z[k][3] = Vec::splat(0.0f);
+    if (!half) box_muller<Vec>(words[k][2], words[k][3], &z[k][2], &z[k][3]);
   }
 }
 

@@ -74,6 +74,13 @@ struct VecAvx2 {
     *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
     *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
   }
+  // Products of 64 bits: numbers in every other lane, whose neighbours mean nothing.
+  static constexpr bool kHalves = true;
+  static Bits bits_odd(Bits a) { return _mm256_srli_epi64(a, 32); }
+  static Bits bits_join(Bits even, Bits odd) {
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  static Bits bits_wide_product(Bits a, Bits b) { return _mm256_mul_epu32(a, b); }
   static Bits bits_of_float(Float a) { return _mm256_castps_si256(a); }
   static Float float_of_bits(Bits a) { return _mm256_castsi256_ps(a); }
   static Float from_signed(Bits a) { return _mm256_cvtepi32_ps(a); }

@@ -61,6 +61,13 @@ struct VecAvx512 {
     *high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
     *low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
   }
+  // Products of 64 bits: numbers in every other lane, whose neighbours mean nothing.
+  static constexpr bool kHalves = true;
+  static Bits bits_odd(Bits a) { return _mm512_srli_epi64(a, 32); }
+  static Bits bits_join(Bits even, Bits odd) {
+    return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
+  static Bits bits_wide_product(Bits a, Bits b) { return _mm512_mul_epu32(a, b); }
   static Bits bits_of_float(Float a) { return _mm512_castps_si512(a); }
   static Float float_of_bits(Bits a) { return _mm512_castsi512_ps(a); }
   static Float from_signed(Bits a) { return _mm512_cvtepi32_ps(a); }

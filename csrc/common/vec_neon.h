@@ -78,6 +78,7 @@ struct VecNeon {
     *high = vuzp2q_u32(first, last);
     *low = vuzp1q_u32(first, last);
   }
+  static constexpr bool kHalves = false;
   static Bits bits_of_float(Float a) { return vreinterpretq_u32_f32(a); }
   static Float float_of_bits(Bits a) { return vreinterpretq_f32_u32(a); }
   static Float from_signed(Bits a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }

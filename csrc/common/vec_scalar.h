@@ -45,6 +45,7 @@ struct VecScalar {
     *high = static_cast<Bits>(product >> 32);
     *low = static_cast<Bits>(product);
   }
+  static constexpr bool kHalves = false;
   static Bits bits_of_float(Float a) { return bits_of(a); }
   static Float float_of_bits(Bits a) { return float_of(a); }
   static Float from_signed(Bits a) { return static_cast<float>(static_cast<std::int32_t>(a)); }

@@ -25,6 +25,7 @@ struct FlowBlocks {
   PhiloxAddress address;
   std::int64_t first;  // block of the row
   std::int64_t count;  // blocks
+  bool half;           // a single block, of which the second half is not wanted
 };
 
 // Per lane of sixteen, added to by every call.

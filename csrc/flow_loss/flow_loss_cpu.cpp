@@ -123,6 +123,7 @@ class Room {
       s.first = k;
       s.count = 1;
       const std::int64_t n = std::min(kFlowBlock, plan_.elements - k * kFlowBlock);
+      s.half = 2 * n <= kFlowBlock;
       kernel(packed(s, r, b, n));
       if (p_.out != nullptr) {
         copy(out_, row(p_.out, p_.out_stride, r, plan_.size), p_.out_stride, k, n, plan_.size,
@@ -180,7 +181,7 @@ class Room {
   FlowBlocks packed(FlowBlocks s, std::int64_t r, std::int64_t b, std::int64_t n) {
     const auto pack = [&](char* to, const void* base, const std::int64_t (&stride)[3],
                           std::int64_t i, int size) {
-      std::memset(to, 0, static_cast<std::size_t>(kFlowBlock * size));
+      if (n < filled_) std::memset(to, 0, static_cast<std::size_t>(kFlowBlock * size));
       copy(to, row(base, stride, i, size), stride, s.first, n, size, true);
       return to;
     };
@@ -196,6 +197,7 @@ class Room {
       s.velocity = pack(velocity_, p_.velocity, p_.velocity_stride, r, plan_.size);
     }
     s.out = out_;
+    filled_ = n;
     return s;
   }
 
@@ -225,6 +227,7 @@ class Room {
   const Plan& plan_;
   std::vector<float> slots_, taus_, ones_;
   std::int64_t slots_of_ = -1;
+  std::int64_t filled_ = kFlowBlock;  // elements of a packed block, past which there are zeros
   alignas(64) char action_[kFlowBlock * 4], noise_[kFlowBlock * 4], velocity_[kFlowBlock * 4],
       mask_[kFlowBlock * 4], out_[kFlowBlock * 4];
 };

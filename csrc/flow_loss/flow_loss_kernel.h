@@ -17,7 +17,7 @@ inline void block_noise(const FlowBlocks& s, std::int64_t block, int part,
   const std::int64_t at = block * kFlowBlock + part;
   if (s.noise == nullptr) {
     const auto first = static_cast<std::uint32_t>((s.first + block) * kFlowLanes + part);
-    philox_normals<Vec>(s.address, first, kFlowLanes, z);
+    philox_normals<Vec>(s.address, first, kFlowLanes, s.half, z);
   } else {
     for (int i = 0; i < 4 * kCount; ++i)
       z[i / 4][i % 4] = Vec::load(s.noise + at + i * kFlowLanes, kLanes);

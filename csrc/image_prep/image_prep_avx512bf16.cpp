@@ -3,6 +3,10 @@
 
 namespace vlakern {
 
-ImagePrepKernels image_prep_avx512bf16() { return image_prep_kernels<VecAvx512Bf16, VnniPasses>(); }
+ImagePrepKernels image_prep_avx512bf16() {
+  ImagePrepKernels kernels = image_prep_kernels<VecAvx512Bf16, VnniPasses>();
+  if (__builtin_cpu_supports("avx512vbmi")) kernels.columns = VnniPasses::columns_vbmi;
+  return kernels;
+}
 
 }  // namespace vlakern

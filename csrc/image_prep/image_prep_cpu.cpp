@@ -23,7 +23,7 @@ struct Layout {
   explicit Layout(const ImagePrepParams& p) {
     ring_row = round_up(4 * p.x.outputs + kImagePrepSlack);
     ring_rows = p.whole ? p.y.taps + kImagePrepTogether : 0;
-    packed_row = round_up(3 * p.x.inputs + 12 * p.groups + kImagePrepSlack);
+    packed_row = round_up(3 * p.x.inputs + 12 * p.groups + kImagePrepReach);
     levels = round_up(4 * p.s.width + kImagePrepSlack);
     pointers = round_up((p.y.taps + 3) * static_cast<std::int64_t>(sizeof(void*)));
     blended = p.whole ? 0 : round_up(4 * (3 * p.x.inputs + 16));
@@ -52,7 +52,7 @@ class Walk {
     values_ = reinterpret_cast<float*>(take(12 * layout.plane));
     // A window may read past its row, as long as that is still the image's next row.
     in_place_ = p.stride[3] == 1 && p.stride[2] == 3 && p.stride[1] >= 3 * p.x.inputs &&
-                3 * p.x.inputs >= 12 * p.groups + 4;
+                3 * p.x.inputs >= std::max(12 * p.groups + 4, kImagePrepReach);
   }
 
   // Output rows [begin, end) of view v.
@@ -106,7 +106,8 @@ class Walk {
   // Resizes rows along x until `end` is reached; a last row stands in for those past the image.
   void advance(std::int64_t end) {
     const std::int64_t last = p_.y.inputs - 1;
-    const ImagePrepColumns table{p_.x.offset.data(), p_.x.packed.data(), p_.groups, p_.x.outputs};
+    const ImagePrepColumns table{p_.x.offset.data(), p_.x.packed.data(), p_.groups, p_.x.outputs,
+                                 p_.stride[1] * kImagePrepTogether};
     for (; next_ < end; next_ += kImagePrepTogether) {
       const std::uint8_t* rows[kImagePrepTogether];
       std::uint8_t* out[kImagePrepTogether];
@@ -150,11 +151,21 @@ class Walk {
     std::memcpy(levels_ + 4 * p_.s.left, blent_, static_cast<std::size_t>(4 * p_.x.outputs));
   }
 
+  // Row r, and the one after, into the caches.
+  void bring_near(std::int64_t r) const {
+    if (p_.stride[2] != 3) return;
+    for (std::int64_t i = 0; i < p_.y.taps && r + i < p_.y.inputs; ++i) {
+      const std::uint8_t* row = view_ + (r + i) * p_.stride[1];
+      for (std::int64_t at = 0; at < 3 * p_.x.inputs; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
+  }
+
   void resize_real(std::int64_t y) {
     const std::int64_t first = p_.y.first[static_cast<std::size_t>(y)];
     const std::uint8_t* above = source(first, 0);
     const std::uint8_t* below = p_.y.taps == 1 ? above : source(first + 1, 1);
     const float* weights = p_.y.real.data() + 2 * y;
+    if (y + 1 < p_.y.outputs) bring_near(p_.y.first[static_cast<std::size_t>(y + 1)]);
     p_.kernels.blend_real(above, below, weights, 3 * p_.x.inputs, blended_);
     const std::int64_t step = p_.x.taps == 1 ? 0 : 3;
     p_.kernels.columns_real(blended_, p_.x.offset.data(), p_.x.real.data(), step, p_.x.outputs,

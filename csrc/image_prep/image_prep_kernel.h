@@ -142,13 +142,16 @@ void store(const ImagePrepRow& given, const ImagePrepNorm& norm) {
                                   Divider<Vec>(norm.std[2])};
   typename Vec::Float mean[3];
   for (int c = 0; c < 3; ++c) mean[c] = Vec::splat(norm.mean[c]);
+  // Division by 1 changes no bit.
+  const bool unit = norm.std[0] == 1.0f && norm.std[1] == 1.0f && norm.std[2] == 1.0f;
   Out* run = static_cast<Out*>(row.out);
   for (std::int64_t x = 0; x < row.width; x += row.run, run += row.run_stride) {
     each_vector<Vec>(row.run, [&](std::int64_t i, int n) {
       for (int c = 0; c < 3; ++c) {
         auto value = row.levels != nullptr ? load_channel<Vec>(row.levels + 4 * (x + i), c)
                                            : Vec::load(row.values + c * row.plane + x + i, n);
-        value = by_std[c](Vec::sub(by_divisor(value), mean[c]));
+        value = Vec::sub(by_divisor(value), mean[c]);
+        if (!unit) value = by_std[c](value);
         Vec::store(run + c * row.channel_stride + i, value, n);
       }
     });

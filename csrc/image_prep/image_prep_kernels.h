@@ -13,6 +13,7 @@ namespace vlakern {
 constexpr int kImagePrepBits = 22;     // of a weight's fraction
 constexpr int kImagePrepSlack = 64;    // [bytes]
 constexpr int kImagePrepTogether = 4;  // rows that one call of `columns` resizes
+constexpr int kImagePrepReach = 128;   // bytes that `columns` may read from a window's start
 
 // (level / divisor - mean) / std.
 struct ImagePrepNorm {
@@ -34,6 +35,7 @@ struct ImagePrepColumns {
                                 // every word four times, one for each channel and the fourth byte
   int groups;
   std::int64_t count;
+  std::int64_t ahead;  // bytes from a row to the one that is resized in its place next time
 };
 
 struct ImagePrepRow {
@@ -53,7 +55,8 @@ struct ImagePrepKernels {
   ImagePrepLayout layout;
   // RGB to RGBX; reads nothing past the end.
   void (*expand)(const std::uint8_t* rgb, std::int64_t pixels, std::uint8_t* rgbx);
-  // Four rows along x; reads 16 bytes at every 12 of a window, writes up to the slack past the end.
+  // Four rows along x; reads 16 bytes at every 12 of a window, or kImagePrepReach from its start;
+  // writes up to the slack past the end.
   void (*columns)(const std::uint8_t* const (&rows)[4], const ImagePrepColumns& table,
                   std::uint8_t* const (&out)[4]);
   // The weighted sum of four times `groups` RGBX rows; writes up to the slack past the end.

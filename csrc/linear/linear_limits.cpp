@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include "common/thread_pool.h"
 #include "linear/linear_tile.h"
@@ -9,7 +10,7 @@
 namespace vlakern {
 namespace {
 
-constexpr std::int64_t kPiece = 1 << 22;  // bytes that a thread reads at a time
+constexpr std::int64_t kPiece = 1 << 22;  // bytes that a thread moves at a time, at most
 constexpr std::int64_t kTurns = 25000;    // of a loop that keeps every unit busy
 constexpr std::int64_t kLoops = 8;  // of each thread: one that comes late leaves some to others
 
@@ -34,6 +35,18 @@ std::uint64_t read_piece(const std::uint64_t* words, std::int64_t count) {
   return sum[0];
 }
 
+// Bytes per second of body(begin, size) over pieces of whole lines, one for each thread at least.
+template <class Body>
+double rate(std::int64_t bytes, int threads, const Body& body) {
+  const int workers = threads_or_all(threads);
+  const std::int64_t share = ((bytes + workers - 1) / workers + 63) / 64 * 64;
+  const std::int64_t piece = std::clamp<std::int64_t>(share, 64, kPiece);
+  const double taken = seconds(workers, (bytes + piece - 1) / piece, [&](std::int64_t unit) {
+    body(unit * piece, std::min(piece, bytes - unit * piece));
+  });
+  return static_cast<double>(bytes) / taken;
+}
+
 }  // namespace
 
 double peak_rate(const std::string& kind, const std::string& isa, int threads) {
@@ -49,12 +62,15 @@ double peak_rate(const std::string& kind, const std::string& isa, int threads) {
 
 double read_rate(std::uintptr_t address, std::int64_t bytes, int threads) {
   std::atomic<std::uint64_t> sink{0};
-  const double taken =
-      seconds(threads_or_all(threads), (bytes + kPiece - 1) / kPiece, [&](std::int64_t unit) {
-        const std::int64_t begin = unit * kPiece, size = std::min(kPiece, bytes - begin);
-        sink += read_piece(reinterpret_cast<const std::uint64_t*>(address + begin), size / 8);
-      });
-  return static_cast<double>(bytes) / taken;
+  return rate(bytes, threads, [&](std::int64_t begin, std::int64_t size) {
+    sink += read_piece(reinterpret_cast<const std::uint64_t*>(address + begin), size / 8);
+  });
+}
+
+double write_rate(std::uintptr_t address, std::int64_t bytes, int threads) {
+  return rate(bytes, threads, [&](std::int64_t begin, std::int64_t size) {
+    std::memset(reinterpret_cast<void*>(address + begin), 1, size);
+  });
 }
 
 }  // namespace vlakern

@@ -13,4 +13,7 @@ double peak_rate(const std::string& kind, const std::string& isa, int threads);
 // Bytes per second of one reading of [address, address + bytes).
 double read_rate(std::uintptr_t address, std::int64_t bytes, int threads);
 
+// The same of one writing.
+double write_rate(std::uintptr_t address, std::int64_t bytes, int threads);
+
 }  // namespace vlakern

@@ -1,6 +1,5 @@
 """Keys from torch devices and tensors, and calls that go past torch.library."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -74,8 +73,8 @@ def stream_of(tensor: Tensor) -> int:
 
 def runs_directly(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call may go past torch.library, whose dispatch costs more than a small kernel:
-    nothing compiles, traces or fakes it."""
-    if torch.compiler.is_compiling():
+    nothing compiles, traces, transforms or fakes it."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return all(one is None or type(one) in (Tensor, Parameter) for one in tensors)
 
@@ -89,8 +88,12 @@ def eager_function(
     forward: Callable[..., Any], keep: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The functions of a registered op as an autograd function for direct calls."""
-    # torch asks for it in every call, and to find it out takes 40 us.
-    forward.__signature__ = inspect.signature(forward)  # type: ignore
-    methods = {"forward": forward, "setup_context": keep, "backward": backward}
-    statics = {name: staticmethod(one) for name, one in methods.items()}
+
+    # With a setup_context of its own torch would bind every call to the signature: 20 us and more.
+    def both(ctx: Any, *given: Any) -> Any:
+        found = forward(*given)
+        keep(ctx, given, found)
+        return found
+
+    statics = {"forward": staticmethod(both), "backward": staticmethod(backward)}
     return type("Eager", (torch.autograd.Function,), statics).apply

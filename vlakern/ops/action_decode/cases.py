@@ -11,7 +11,17 @@ from torch import Tensor
 
 from vlakern.ops.action_decode.reference import FRAMES, KIND_WIDTHS, KINDS
 
-__all__ = ["BENCH", "CASES", "Case", "bimanual_inputs", "make_inputs", "pose_inputs"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "bimanual_inputs",
+    "make_inputs",
+    "operations",
+    "pose_inputs",
+    "traffic",
+    "written",
+]
 
 
 @dataclass(frozen=True)
@@ -155,3 +165,22 @@ def pose_inputs(x: Tensor, base: Tensor, kind: str, kind_out: str, frame: str) -
         "frame": frame,
         "width": 3 + KIND_WIDTHS[row[5]],
     }
+
+
+def operations(inputs: dict[str, Any]) -> int:
+    """Additions and multiplications: 4 a copy (two scales, two offsets); for a pose its 6 numbers
+    to their unit (12), axis-angle to a matrix (30) and back (20), a product with another matrix
+    (45), and its turned position (18)."""
+    positions = inputs["x"].shape[0] * inputs["x"].shape[1]
+    return positions * (4 * len(inputs["copies"]) + 125 * len(inputs["poses"]))
+
+
+def traffic(inputs: dict[str, Any]) -> int:
+    """Bytes that the mathematics must move: the chunk and the tables read, columns written."""
+    names = ("x", "scale", "offset", "base", "copies", "affine", "poses")
+    return sum(inputs[name].nbytes for name in names) + written(inputs)
+
+
+def written(inputs: dict[str, Any]) -> int:
+    """Those of them that are written, in fp32."""
+    return 4 * inputs["x"].shape[0] * inputs["x"].shape[1] * inputs["width"]

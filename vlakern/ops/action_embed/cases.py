@@ -23,7 +23,10 @@ __all__ = [
     "make_encoder",
     "make_inputs",
     "op_arguments",
+    "operations",
     "plain_encoder",
+    "traffic",
+    "written",
 ]
 
 
@@ -151,3 +154,24 @@ def plain_encoder(case: Case, inputs: dict[str, Any], dtype: torch.dtype) -> Ten
         z = functional.linear(torch.cat([y, time], -1), w["w2"], w["b2"])
         y = functional.linear(functional.silu(z), w["w3"], w["b3"])
     return y.flatten(0, 1)
+
+
+def operations(case: Case) -> int:
+    """Additions and multiplications of the products of the folded network."""
+    return 2 * case.rows * case.positions * _weights(case)
+
+
+def traffic(case: Case) -> int:
+    """Bytes that the mathematics must move: folded weights and x read, y written."""
+    return case.dtype.itemsize * (
+        _weights(case) + case.rows * case.positions * (case.slots + case.width)
+    )
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.dtype.itemsize * case.rows * case.positions * case.width
+
+
+def _weights(case: Case) -> int:
+    return case.slots * case.width + (case.layers - 1) * case.width**2

@@ -15,7 +15,17 @@ from vlakern.ops.action_unembed._kernels import FinalNorm
 from vlakern.ops.action_unembed.reference import action_unembed_reference
 from vlakern.ops.linear.packed import pack_linear
 
-__all__ = ["BENCH", "CASES", "Case", "make_inputs", "op_arguments", "plain_decoder"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "make_inputs",
+    "op_arguments",
+    "operations",
+    "plain_decoder",
+    "traffic",
+    "written",
+]
 
 
 @dataclass(frozen=True)
@@ -113,3 +123,22 @@ def plain_decoder(inputs: dict[str, Any], dtype: torch.dtype) -> Tensor:
     if i["w_hidden"] is not None:
         z = torch.nn.functional.linear(z, i["w_hidden"], i["b_hidden"]).relu()
     return torch.nn.functional.linear(z, i["w_out"], i["b_out"])
+
+
+def operations(case: Case) -> int:
+    """Additions and multiplications of the products."""
+    return 2 * case.rows * _weights(case)
+
+
+def traffic(case: Case) -> int:
+    """Bytes that the mathematics must move: weights and h read, y written in h's dtype."""
+    return case.dtype.itemsize * (_weights(case) + case.rows * case.width) + written(case)
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.dtype.itemsize * case.rows * case.slots
+
+
+def _weights(case: Case) -> int:
+    return (case.hidden or case.width) * case.slots + case.width * case.hidden

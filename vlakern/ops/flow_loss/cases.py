@@ -16,15 +16,21 @@ from vlakern.ops.flow_loss.philox import NOISE, row_words
 __all__ = [
     "BENCH",
     "CASES",
+    "FACES",
     "Case",
     "draw_case",
     "loss_arguments",
     "make_inputs",
     "mix_arguments",
+    "operations",
     "plain_loss",
     "plain_mix",
     "plain_noise",
+    "traffic",
+    "written",
 ]
+
+FACES = ("mix", "loss", "step")
 
 
 @dataclass(frozen=True)
@@ -225,3 +231,42 @@ def plain_loss(case: Case, inputs: dict[str, Any], velocity: Tensor, z: Tensor) 
         return (error * mask).sum()
     w = torch.stack(weights)
     return (w * torch.stack(losses)).sum() / w.sum()
+
+
+# Operations of a drawn normal, an instruction that multiplies and adds counting as two. Philox: ten
+# rounds for four words, each of two products of 64 bits, whose instruction fills half the lanes (4
+# each), and two exclusive ors of three words. Box-Muller for two normals: a logarithm (31), a root,
+# cosine (10) and sine (8), and 18 for the uniform numbers, the angle's half turn and the products.
+PHILOX = 10 * (2 * 4 + 2) // 4
+BOX_MULLER = (31 + 1 + 10 + 8 + 18) // 2
+
+
+def operations(case: Case, face: str) -> int:
+    """Of ``mix``, of ``loss`` (value and gradient, each of which draws the noise), of both.
+
+    A mixture takes 3 an element; error, square and mask 5; the gradient 4.
+    """
+    count = case.rows * case.positions * case.slots
+    normal = 0 if case.noise == "given" else PHILOX + BOX_MULLER
+    mix, loss = count * (normal + 3), count * (2 * normal + 9)
+    return {"mix": mix, "loss": loss, "step": mix + loss}[face]
+
+
+def traffic(case: Case, face: str) -> int:
+    """Bytes that the mathematics must move: action, mask and velocity read, x and the gradient
+    written; the loss reads twice, since its denominators must be known before the gradient."""
+    per_sample = case.samples * case.positions * case.slots
+    rows, mask = _row_bytes(case), {"": 0, "float32": 4, "bool": 1}[case.mask] * per_sample
+    given = case.rows * case.positions * case.slots * 4 if case.noise == "given" else 0
+    mix = 4 * per_sample + given + rows
+    loss = 2 * (4 * per_sample + mask + given + rows) + rows
+    return {"mix": mix, "loss": loss, "step": mix + loss}[face]
+
+
+def written(case: Case, face: str) -> int:
+    """Those of them that are written."""
+    return _row_bytes(case) * (2 if face == "step" else 1)
+
+
+def _row_bytes(case: Case) -> int:
+    return case.rows * case.positions * case.slots * case.dtype.itemsize

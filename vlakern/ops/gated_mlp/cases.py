@@ -26,6 +26,7 @@ __all__ = [
     "operations",
     "plain_gated_mlp",
     "traffic",
+    "written",
 ]
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -171,3 +172,8 @@ def traffic(case: Case) -> int:
     """Bytes that the mathematics must move: weights and x read, the residual read, y written."""
     values = case.m * (case.k + case.n * (1 + case.residual)) * case.dtype.itemsize
     return case.f * (2 * case.k + case.n) * KINDS[case.kind].itemsize + values
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.m * case.n * case.dtype.itemsize

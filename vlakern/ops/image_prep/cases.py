@@ -11,9 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlakern.ops.image_prep.reference import FILTERS, FITS, normalisation, place, rows_of_patches
+from vlakern.ops.image_prep.reference import (
+    FILTERS,
+    FITS,
+    axes,
+    normalisation,
+    place,
+    rows_of_patches,
+)
 
-__all__ = ["BENCH", "CASES", "Case", "draw", "make_inputs", "plain_image_prep", "traffic"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "draw",
+    "make_inputs",
+    "operations",
+    "plain_image_prep",
+    "traffic",
+    "written",
+]
 
 LAYOUTS = ("dense", "cropped", "rgba", "planar", "expanded")
 # Per channel, as CLIP's.
@@ -176,3 +193,24 @@ def traffic(case: Case) -> int:
     """Bytes that the mathematics must move: the images read, the output written."""
     image = case.height * case.width * 3
     return case.views * (image + case.size[0] * case.size[1] * 3 * case.dtype.itemsize)
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.views * case.size[0] * case.size[1] * 3 * case.dtype.itemsize
+
+
+def operations(case: Case) -> int:
+    """Additions and multiplications of resizing; normalising the output is not counted.
+
+    An output of one pass needs a product and a sum for every weight that is not 0: along x for
+    every row of the image, then along y for every column of the resized one, 3 channels each. With
+    antialiasing levels are bytes and weights have 22 bits after the point, which is three products
+    of bytes each. An axis that keeps its length needs nothing.
+    """
+    box = place((case.height, case.width), case.size, case.fit)
+    y, x = axes(case.filter, (case.height, case.width), box)
+    along_x = case.height * int((x.weights != 0).sum()) if box.width != case.width else 0
+    along_y = box.width * int((y.weights != 0).sum()) if box.height != case.height else 0
+    parts = 1 if case.filter == "bilinear" else 3
+    return 2 * parts * 3 * case.views * (along_x + along_y)

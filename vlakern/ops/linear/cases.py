@@ -33,6 +33,7 @@ __all__ = [
     "operations",
     "plain_linear",
     "traffic",
+    "written",
 ]
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -285,3 +286,8 @@ def traffic(case: Case) -> int:
         case.k * case.x_dtype.itemsize + case.columns * case.out_dtype.itemsize * outputs
     )
     return case.n * case.k * KINDS[case.kind].itemsize + values
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.m * case.columns * case.out_dtype.itemsize

@@ -1,6 +1,7 @@
 """What this machine can do at most, measured in the run that is compared with it."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from vlakern.ops import _native
 __all__ = ["ColdMemory", "cold_copy", "peak_rate"]
 
 ROOM = 192 << 20  # bytes that no cache holds
+LINE = 64  # bytes
 
 
 def peak_rate(kind: str, passes: int = 20) -> float:
@@ -39,11 +41,18 @@ class ColdMemory:
 
     def read(self, size: int) -> float:
         """Reads ``size`` bytes on as many threads as torch uses; returns bytes per second."""
+        return self._move(_native.cpu_module().read_rate, size)
+
+    def write(self, size: int) -> float:
+        """The same for writing."""
+        return self._move(_native.cpu_module().write_rate, size)
+
+    def _move(self, rate: Callable[[int, int, int], float], size: int) -> float:
         size = min(size, self.data.nbytes)
         if self.position + size > self.data.nbytes:
             self.position = 0
         address = self.data.data_ptr() + self.position
-        self.position += size
+        self.position += -(-size // LINE) * LINE
         begin = time.perf_counter()
-        _native.cpu_module().read_rate(address, size, torch.get_num_threads())
+        rate(address, size, torch.get_num_threads())
         return size / (time.perf_counter() - begin)

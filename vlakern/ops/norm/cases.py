@@ -13,7 +13,18 @@ from torch import Tensor
 
 from vlakern.ops.norm.reference import group_of_rows
 
-__all__ = ["BENCH", "CASES", "FLOAT_NAMES", "Case", "draw_case", "make_inputs", "plain_norm"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "FLOAT_NAMES",
+    "Case",
+    "draw_case",
+    "make_inputs",
+    "operations",
+    "plain_norm",
+    "traffic",
+    "written",
+]
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHORT = {F32: "fp32", BF16: "bf16", F16: "fp16"}
@@ -185,3 +196,32 @@ def plain_norm(
     if scale is not None:
         y = y * (1 + of_row(scale))
     return (y if shift is None else y + of_row(shift)), h
+
+
+def traffic(case: Case, backward: bool = False) -> int:
+    """Bytes that the mathematics must move.
+
+    x (and residual) read, y (and h) written; backward reads dy, h (and dh) and writes dx (and the
+    residual's gradient). Weights and modulations are read, and backward their gradients written.
+    """
+    streams = 2 + 2 * ("residual" in case.parts) + backward
+    return case.rows * case.width * case.dtype.itemsize * streams + _shared(case) * (1 + backward)
+
+
+def written(case: Case, backward: bool = False) -> int:
+    """Those of them that are written."""
+    streams = 1 + ("residual" in case.parts)
+    return case.rows * case.width * case.dtype.itemsize * streams + _shared(case) * backward
+
+
+def _shared(case: Case) -> int:
+    """Bytes of weights and modulations."""
+    size = (case.param_dtype or case.dtype).itemsize * case.width
+    modulations = sum(name in ("scale", "shift", "gate") for name in case.parts)
+    weights = sum(name in ("weight", "bias") for name in case.parts)
+    return size * (weights + modulations * max(1, case.groups))
+
+
+def operations(case: Case, backward: bool = False) -> int:
+    """Additions and multiplications: 4 an element and one for each part, 12 backward."""
+    return case.rows * case.width * ((12 if backward else 4) + len(case.parts))

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from vlakern.ops.ode_step.reference import STAGES
 
-__all__ = ["BENCH", "CASES", "Case", "make_inputs", "plain_ode_step", "traffic"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "make_inputs",
+    "operations",
+    "plain_ode_step",
+    "traffic",
+    "written",
+]
 
 
 @dataclass(frozen=True)
@@ -149,3 +158,14 @@ def traffic(case: Case) -> int:
     element = 2 * case.x_dtype.itemsize
     element += case.v_dtype.itemsize * (2 if STAGES[case.stage].c0 else 1)
     return case.rows * case.positions * case.slots * element
+
+
+def written(case: Case) -> int:
+    """Those of them that are written."""
+    return case.rows * case.positions * case.slots * case.x_dtype.itemsize
+
+
+def operations(case: Case) -> int:
+    """Additions and multiplications: x + s·v, and c0·v0 + c1·v before it where there is v0."""
+    each = 5 if STAGES[case.stage].c0 else 2
+    return case.rows * case.positions * case.slots * each

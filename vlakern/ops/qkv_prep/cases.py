@@ -14,7 +14,18 @@ from torch import Tensor
 
 from vlakern.ops.qkv_prep.reference import split_heads
 
-__all__ = ["BENCH", "CASES", "Case", "draw_case", "flat", "make_inputs", "plain_qkv_prep"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "draw_case",
+    "flat",
+    "make_inputs",
+    "operations",
+    "plain_qkv_prep",
+    "traffic",
+    "written",
+]
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHORT = {F32: "fp32", BF16: "bf16", F16: "fp16"}
@@ -166,3 +177,24 @@ def plain_qkv_prep(
     q, k, v = (torch.cat(one) for one in zip(*made, strict=True))
     order = torch.cat(rows).argsort()
     return q, k[order], v[order]
+
+
+def traffic(case: Case, backward: bool = False) -> int:
+    """Bytes that the mathematics must move: qkv read and q, k, v written, and the angles; backward
+    reads q, k and three gradients and writes three."""
+    heads = case.heads + 2 * case.groups
+    elements = 2 * heads + (case.heads + case.groups if backward else 0)
+    return sum(case.tokens) * case.head_dim * (elements * case.dtype.itemsize + 4)
+
+
+def written(case: Case, backward: bool = False) -> int:
+    """Those of them that are written, in both directions as many."""
+    heads = case.heads + 2 * case.groups
+    return sum(case.tokens) * case.head_dim * heads * case.dtype.itemsize
+
+
+def operations(case: Case, backward: bool = False) -> int:
+    """Multiplications and additions: 3 an element of q and k for RoPE, 4 for the norm, thrice
+    that backward."""
+    turned = sum(case.tokens) * (case.heads + case.groups) * case.head_dim
+    return turned * (7 if case.weight_dtype else 3) * (3 if backward else 1)

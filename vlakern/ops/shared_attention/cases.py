@@ -9,7 +9,17 @@ from torch import Tensor
 
 from vlakern.ops.shared_attention.kv_end import KvEnd
 
-__all__ = ["BENCH", "CASES", "Case", "Inputs", "make", "random_case"]
+__all__ = [
+    "BENCH",
+    "CASES",
+    "Case",
+    "Inputs",
+    "make",
+    "operations",
+    "random_case",
+    "traffic",
+    "written",
+]
 
 
 @dataclass(frozen=True)
@@ -179,3 +189,28 @@ def _ends(case: Case) -> list[list[int]]:
         for begin, blocks in zip(before, case.blocks, strict=True)
     ]
     return [[0] * min(case.blind, len(seen)) + seen[case.blind :] for seen in ends]
+
+
+def operations(case: Case, backward: bool = False) -> int:
+    """Of the products, for every pair of a query and a key that it sees, 2 · D a head and product.
+
+    Forward q·k and p·v; backward q·k again, dp, dv, dq and dk.
+    """
+    return (10 if backward else 4) * case.pairs * case.heads * case.head_dim
+
+
+def traffic(given: Inputs, backward: bool = False) -> int:
+    """Bytes that must move once: keys, values, queries and outputs, or all those and gradients."""
+    queries = given.q_THD.nbytes
+    return _sides(given) * (1 + backward) + queries * (4 if backward else 2)
+
+
+def written(given: Inputs, backward: bool = False) -> int:
+    """Those of them that are written: the outputs, or the gradients of queries, keys and values."""
+    return given.q_THD.nbytes + _sides(given) * backward
+
+
+def _sides(given: Inputs) -> int:
+    """Bytes of own and cached keys and values."""
+    found = (given.k_SGD, given.v_SGD, given.prefix_k_PGD, given.prefix_v_PGD)
+    return sum(side.nbytes for side in found if side is not None)
