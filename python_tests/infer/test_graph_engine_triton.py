@@ -1,7 +1,7 @@
 """The device engine over Triton's kernels: interpreted on the smallest network, and on a GPU."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -35,23 +35,6 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "processors", lambda device: 132)
 
 
-@pytest.fixture
-def launched() -> Iterator[list[str]]:
-    """Names of the kernels that the interpreter ran."""
-    from triton.runtime import interpreter
-
-    names: list[str] = []
-    run = interpreter.GridExecutor.__call__
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        names.append(self.fn.__name__)
-        return run(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.GridExecutor, "__call__", counted)
-        yield names
-
-
 def check(device_lab: Any, found: Any, exact: Any, plain: Any) -> None:
     for part in device_lab.PARTS:
         one, right, usual = (getattr(made, part) for made in (found, exact, plain))
@@ -64,14 +47,14 @@ def test_triton_programs_are_as_accurate_as_torch(
     lab: ModuleType, device_lab: ModuleType, like_a_gpu: None, dtype: str
 ) -> None:
     """The 2x rule for a replay in which launches allocate nothing and read nothing back."""
-    scene = dataclasses.replace(lab.Scene("tiny"), steps=1).only(3)
+    scene = lab.Scene("least").only(3)
     recorder = device_lab.StrictRecorder(kernels=TRITON)
-    engine = device_lab.device_engine(scene, dtype, 2, ops="triton", recorder=recorder)
-    found = device_lab.run_device(engine, scene, 2, True)
+    engine = device_lab.device_engine(scene, dtype, ops="triton", recorder=recorder)
+    found = device_lab.run_device(engine, scene, 1, True)
     assert recorder.replayed == 3
-    plain = lab.run_network(scene, LOW[dtype], 2, True)
-    check(device_lab, found, lab.run_network(scene, torch.float64, 2, True), plain)
-    assert_same(device_lab, device_lab.run_device(engine, scene, 2, True), found)
+    plain = lab.run_network(scene, LOW[dtype], 1, True)
+    check(device_lab, found, lab.run_network(scene, torch.float64, 1, True), plain)
+    assert_same(device_lab, device_lab.run_device(engine, scene, 1, True), found)
 
 
 def assert_same(device_lab: Any, one: Any, other: Any) -> None:
@@ -87,11 +70,11 @@ def test_triton_programs_give_a_filled_up_call_the_bits_of_an_exact_one(
 
     Both in one size's tiles: a kernel's order of sums may change with the number of rows.
     """
-    scene = dataclasses.replace(lab.Scene("tiny"), steps=1).only(3)
+    scene = lab.Scene("least").only(3)
     exact = device_lab.device_engine(scene, "fp32", ops="triton")
     larger = device_lab.device_engine(scene, "fp32", spare=1, ops="triton")
     one, other = (device_lab.run_device(engine, scene) for engine in (exact, larger))
-    assert exact.sizes.of(tokens=20) != larger.sizes.of(tokens=65)
+    assert exact.sizes.tokens[-1] < larger.sizes.tokens[0]
     assert_same(device_lab, one, other)
 
 
@@ -145,10 +128,10 @@ def lab_limits(config: Any) -> Any:
 @interpreted
 def test_triton_is_what_the_engine_takes_by_name(lab: ModuleType) -> None:
     """``backend="graph"`` on a CPU where Triton interprets: the network's actions."""
-    scene = dataclasses.replace(lab.Scene("tiny"), steps=1).only(3)
+    scene = lab.Scene("least").only(3)
     limits = scene.limits()
-    sizes = {"max_views": limits.views, "max_prefix": limits.tokens, "steps": 1}
-    engine = Engine(lab.network("tiny"), backend="graph", **sizes)
+    sizes = {"max_views": limits.views, "max_prefix": limits.tokens}
+    engine = Engine(lab.network("least"), backend="graph", **sizes)
     assert isinstance(engine._stages, GraphEngine)
     found = engine.integrate(engine.prefill(scene.batch()), scene.noise())
     exact = lab.run_network(scene, torch.float64).actions
@@ -230,9 +213,12 @@ def test_gpu_failed_capture_falls_back(
 
 @pytest.mark.gpu
 def test_gpu_is_what_the_engine_takes_by_itself(lab: ModuleType) -> None:
-    """A network on a GPU: ``auto`` is graphs, near the network's own actions."""
-    scene = lab.Scene("tiny")
-    network = lab.network_as("tiny", torch.float32)
-    engine = Engine(VLA(network.config).cuda().eval(), max_batch=4)
+    """A network on a GPU: ``auto`` is graphs, with the network's own actions."""
+    scene = lab.Scene("tiny").only(0)
+    network = VLA(scene.config).eval()
+    network.load_state_dict(lab.network("tiny").state_dict())
+    engine = Engine(network.cuda())
     assert isinstance(engine._stages, GraphEngine)
-    assert engine.dtype == "fp32"
+    found = engine.integrate(engine.prefill(scene.batch()), scene.noise()).cpu()
+    plain = lab.run_network(scene, torch.float32).actions
+    assert_accurate(found, lab.run_network(scene, torch.float64).actions, plain)
