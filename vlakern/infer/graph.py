@@ -48,7 +48,8 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # Cameras and loggers in other threads may use the GPU meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode=mode):
+        where = {"pool": self._pool, "stream": self._side}
+        with torch.cuda.graph(graph, capture_error_mode=mode, **where):
             run_all(program)
         return graph.replay
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlakern.errors import InputError
 from vlakern.flow.solver import Frozen, evaluation_times
-from vlakern.infer.buckets import Bucket, ladders, whole_calls
+from vlakern.infer.buckets import Bucket, Ladders, ladders, whole_calls
 from vlakern.infer.buffers import Limits
 from vlakern.infer.device_buffers import chunk_inbox, device_buffers, prefix_inbox
 from vlakern.infer.device_calls import calls_for
@@ -52,6 +52,7 @@ class GraphEngine:
         steps: int,
         solver: Solver,
         image_sizes: Sequence[tuple[int, int]] = (),
+        sizes: Ladders | None = None,
         ops: str = "triton",
         recorder: Recorder | None = None,
     ) -> None:
@@ -60,6 +61,7 @@ class GraphEngine:
         Args:
             image_sizes: height and width [px] of the camera images of one observation, in order;
                 ``act`` of such images is one launch. Others are prepared before it.
+            sizes: that programs are recorded for, up to the limits; ``ladders`` of them by default.
             ops: backend of the kernels.
             recorder: of programs; CUDA graphs on a GPU, none elsewhere by default.
         """
@@ -73,7 +75,7 @@ class GraphEngine:
             self._prefix = prefix_inbox(self._config, limits, self._device)
             evaluations = len(evaluation_times(steps, solver))
             self._chunk = chunk_inbox(self._config, limits, evaluations, self._device)
-            self.sizes = ladders(limits)
+            self.sizes = ladders(limits) if sizes is None else sizes
             self._cameras = Cameras(self._config.vision, self.buffers.pixels, image_sizes, ops)
             calls = calls_for(model, limits, self.sizes, self.buffers.lse, ops)
             experts = Experts(calls, self.buffers, longest + self._config.chunk)
