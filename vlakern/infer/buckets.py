@@ -55,7 +55,8 @@ def _steps(most: int, step: int) -> list[int]:
     if most <= 16 * step:
         return [*range(step, most, step), most]
     doubled = [step * power for power in _powers(most // step)]
-    return [*sorted({*doubled, *(3 * one // 2 for one in doubled[1:])} - {most}), most]
+    between = {*doubled, *(3 * one // 2 for one in doubled[1:])}
+    return [*sorted(one for one in between if one < most), most]
 
 
 def _powers(most: int) -> list[int]:
