@@ -5,7 +5,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from vlakern.testing import assert_accurate, largest_error
+from vlakern.testing import assert_accurate
+from vlakern.testing.compare import largest_error
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny, scales and full masks", "metaworld-small"])
