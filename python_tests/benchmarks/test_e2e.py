@@ -11,9 +11,9 @@ import pytest
 from vlakern.errors import Unsupported
 from vlakern.models.presets import preset
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks/e2e"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import bench_engine
+from e2e import bench_engine
 
 TINY = bench_engine.Case("tiny", lambda: preset("tiny"), 2, 5, batch=2, candidates=2)
 

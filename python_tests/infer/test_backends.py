@@ -1,6 +1,7 @@
 """Which code runs an engine's stages."""
 
-from types import ModuleType
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ PLAN = Plan(Limits(1, 1, 40, 1), steps=1, solver="euler", threads=1)
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Everything is on a GPU of an architecture that can be set; nothing is built."""
     arch = [90]
     monkeypatch.setattr(_torch, "_arch", lambda device: arch[0])
@@ -35,8 +36,8 @@ class OnGpu:
 
     def __init__(self, network: Any) -> None:
         self.config = network.config
-        self.embed_tokens = torch.nn.Module()
-        self.embed_tokens.weight = type("W", (), {"device": torch.device("cuda"), "dtype": None})()
+        weight = SimpleNamespace(device=torch.device("cuda"))
+        self.embed_tokens = SimpleNamespace(weight=weight)
 
 
 def test_on_a_cpu(lab: ModuleType) -> None:

@@ -141,11 +141,11 @@ def device_buffers(
         }
         made["dtau"].fill_(1.0 / steps)
         made["tau"].zero_()
-    groups = {
-        expert: {part: made.pop(f"{expert}.{part}") for part in ("x", "normed", "qkv")}
+    semantic, action = (
+        {part: made.pop(f"{expert}.{part}") for part in ("x", "normed", "qkv")}
         for expert in ("semantic", "action")
-    }
-    return DeviceBuffers(**made, **groups)
+    )
+    return DeviceBuffers(**made, semantic=semantic, action=action)
 
 
 def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:

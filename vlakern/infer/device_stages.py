@@ -60,8 +60,8 @@ class Experts:
 
     def stream(self, expert: str, rows: int, first: int, at: Tensor) -> Stream:
         memory = getattr(self.b, expert)
-        parts = (memory[part][:rows] for part in ("x", "normed", "qkv"))
-        return Stream(expert, *parts, first, at[:rows])
+        x, normed, qkv = (memory[part][:rows] for part in ("x", "normed", "qkv"))
+        return Stream(expert, x, normed, qkv, first, at[:rows])
 
     def angles(self, positions: Tensor) -> list[Run]:
         """Rows of the rotary tables to the joint rows."""
