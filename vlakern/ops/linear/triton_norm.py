@@ -9,15 +9,14 @@ products a launch less is what counts. Letters: M rows, N columns, S parts of K.
 from functools import partial
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vlakern.ops._triton import rounded
+from vlakern.ops.linear.reference import LEVELS
 from vlakern.ops.linear.triton_kernels import scaled, summed
 from vlakern.ops.linear.triton_launch import (
-    EXACT,
     Product,
     Run,
     in_turn,
@@ -26,7 +25,6 @@ from vlakern.ops.linear.triton_launch import (
     plan_of,
     widen,
 )
-from vlakern.ops.linear.reference import LEVELS
 from vlakern.ops.norm._check import Tensors as NormTensors
 from vlakern.ops.norm._triton_launch import launch as launch_norm
 from vlakern.ops.norm._triton_launch import options as norm_options
@@ -59,9 +57,7 @@ def add_norm_kernel(
     n = tl.arange(0, BLOCK)
     inside = n < width
     z = summed(sums + m * width + n, split_stride, splits, inside)
-    z = scaled(
-        z, m, n, inside, x_scale, w_scale, x_scale, bias, 0, X_SCALED, W_SCALED, False, BIAS
-    )
+    z = scaled(z, m, n, inside, x_scale, w_scale, x_scale, bias, 0, X_SCALED, W_SCALED, False, BIAS)
     at = stream + m * stream_stride + n
     z += tl.load(at, mask=inside, other=0.0).to(tl.float32)
     h = rounded(z, stream.dtype.element_ty, WIDEN)
@@ -79,9 +75,7 @@ def bind(p: Product, normed: Tensor, eps: float, workspace: Tensor | None) -> Ru
         return in_turn((), p.x)
     if not plan_of(p.x.shape[0], p.weights, p.activation).two_steps:
         tensors = NormTensors(p.out, *(None,) * 7, normed, None)  # type: ignore[arg-type]
-        return in_turn(
-            [*launches(p, workspace), partial(launch_norm, tensors, "rms", eps)], p.x
-        )
+        return in_turn([*launches(p, workspace), partial(launch_norm, tensors, "rms", eps)], p.x)
     runs, sums = leave_sums(p, workspace)
     w_scale, bias = p.weights.sections()[1:]
     splits, rows, width = sums.z.shape
