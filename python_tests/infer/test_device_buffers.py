@@ -42,7 +42,7 @@ def test_bytes_add_up() -> None:
     )
     assert one.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in one.tensors)
     assert two.kv.nbytes == 2 * one.kv.nbytes
-    assert {"x", "normed", "qkv"} == set(one.semantic) == set(one.action)
+    assert {"x", "normed", "qkv", "hidden"} == set(one.semantic) == set(one.action)
     assert one.dtau.tolist() == [0.25] * 3
     assert one.kv.dtype == torch.bfloat16
     assert one.x.dtype == one.velocity.dtype == one.time.dtype == torch.float32

@@ -14,11 +14,12 @@ from torch import Tensor
 from vlakern.infer.buffers import Limits, room
 from vlakern.models.config import VLAConfig
 
-__all__ = ["DeviceBuffers", "Inbox", "chunk_inbox", "device_buffers", "prefix_inbox"]
+__all__ = ["PARTS", "DeviceBuffers", "Inbox", "chunk_inbox", "device_buffers", "prefix_inbox"]
 
 LINE = 256  # bytes: what kernels read begins at multiples
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 I32, F32 = torch.int32, torch.float32
+PARTS = ("x", "normed", "qkv", "hidden")  # of an expert
 
 
 class Inbox:
@@ -69,7 +70,8 @@ class DeviceBuffers:
         connected: ``[V · K, semantic]`` act.
         sources: ``[V · K + E, semantic]`` act, image tokens and then embedded text.
         kv: ``[layers, 2, J, G · D]`` act, keys and values of the prefixes.
-        semantic: of the semantic expert, by what it is: ``x``, ``normed``, ``qkv``; ``[E, ·]`` act.
+        semantic: of the semantic expert, by what it is: ``x``, ``normed``, ``qkv`` and ``hidden``;
+            ``[E, ·]`` act.
         action: likewise of the action expert, ``[max(R, M), ·]``.
         state: ``[R, action]`` act, the state encoder's hidden layer.
         q, out: ``[max(J, M), heads, D]`` act.
@@ -142,8 +144,7 @@ def device_buffers(
         made["dtau"].fill_(1.0 / steps)
         made["tau"].zero_()
     semantic, action = (
-        {part: made.pop(f"{expert}.{part}") for part in ("x", "normed", "qkv")}
-        for expert in ("semantic", "action")
+        {part: made.pop(f"{expert}.{part}") for part in PARTS} for expert in ("semantic", "action")
     )
     return DeviceBuffers(**made, semantic=semantic, action=action)
 
@@ -157,7 +158,7 @@ def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
     q_width, kv_width = mot.q_heads * mot.head_dim, mot.kv_heads * mot.head_dim
     heads = (max(joint, chunks), mot.q_heads, mot.head_dim)
     own = (chunks, mot.kv_heads, mot.head_dim)
-    semantic, action = mot.semantic.hidden, mot.action.hidden
+    semantic = mot.semantic.hidden
     found: dict[str, tuple[int, ...]] = {
         "pixels": (views, (vision.image_size // side) ** 2, 3 * side * side),
         "vision_x": (views, rows, vision.hidden),
@@ -170,16 +171,18 @@ def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
         "connected": (joined[0], semantic),
         "sources": (joined[0] + limits.tokens, semantic),
         "kv": (mot.layers, 2, joint, kv_width),
-        "state": (limits.observations, action),
+        "state": (limits.observations, mot.action.hidden),
         "q": heads,
         "out": heads,
         "own_k": own,
         "own_v": own,
     }
     most = max(chunks, limits.observations)
-    for expert, count, width in (("semantic", limits.tokens, semantic), ("action", most, action)):
-        found[f"{expert}.x"] = found[f"{expert}.normed"] = (count, width)
+    both = (("semantic", limits.tokens, mot.semantic), ("action", most, mot.action))
+    for expert, count, widths in both:
+        found[f"{expert}.x"] = found[f"{expert}.normed"] = (count, widths.hidden)
         found[f"{expert}.qkv"] = (count, q_width + 2 * kv_width)
+        found[f"{expert}.hidden"] = (count, widths.mlp)
     return found
 
 

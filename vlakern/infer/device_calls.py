@@ -12,6 +12,8 @@ from vlakern.infer.graph import Run
 from vlakern.infer.packing import PackedModel
 from vlakern.ops.gated_mlp import gated_mlp_out, mlp_workspace_bytes
 from vlakern.ops.linear import linear_out, workspace_bytes
+from vlakern.ops.linear.reference import quantises
+from vlakern.ops.linear.with_norm import linear_norm_out
 from vlakern.ops.norm import norm_out
 from vlakern.ops.shared_attention import KvEnd, attention_workspace_bytes, shared_attention_out
 
@@ -69,19 +71,36 @@ class Calls:
             backend=self.backend,
         )
 
-    def mlp(self, name: str, x: Tensor, out: Tensor) -> Run:
-        """``out += mlp(x)`` of an expert's layer."""
-        matrices = self.model.matrices
-        return gated_mlp_out(
+    def added(self, name: str, x: Tensor, stream: Tensor, normed: Tensor) -> Run:
+        """``stream += x Wᵀ``, and its RMS norm."""
+        return linear_norm_out(
             x,
-            matrices[f"{name}.gate_up"],
-            matrices[f"{name}.down"],
-            activation="silu_gate",
-            out=out,
-            residual=out,
+            self.model.matrices[name],
+            stream=stream,
+            normed=normed,
+            eps=self.model.config.mot.norm_eps,
             workspace=self.workspace,
             backend=self.backend,
         )
+
+    def mlp(self, name: str, stream: Tensor, normed: Tensor, hidden: Tensor) -> list[Run]:
+        """``stream += mlp(normed)`` of an expert's layer, and its RMS norm."""
+        gate_up, down = (self.model.matrices[f"{name}.{one}"] for one in ("gate_up", "down"))
+        if not quantises(down.kind, len(stream)):
+            first = self.linear(f"{name}.gate_up", normed, hidden, "silu_gate")
+            return [first, self.added(f"{name}.down", hidden, stream, normed)]
+        # The op quantises the hidden layer where it makes it.
+        both = gated_mlp_out(
+            normed,
+            gate_up,
+            down,
+            activation="silu_gate",
+            out=stream,
+            residual=stream,
+            workspace=self.workspace,
+            backend=self.backend,
+        )
+        return [both, self.norm(stream, normed, "rms", self.model.config.mot.norm_eps)]
 
     def norm(self, x: Tensor, out: Tensor, kind: str, eps: float) -> Run:
         """A norm whose weights are in the product that follows."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from vlakern.flow.solver import SOLVERS
-from vlakern.infer.device_buffers import DeviceBuffers, Inbox
+from vlakern.infer.device_buffers import PARTS, DeviceBuffers, Inbox
 from vlakern.infer.device_calls import Attention, Calls
 from vlakern.infer.graph import Run
 from vlakern.infer.packing import position_table, time_table
 from vlakern.models.config import VLAConfig
 from vlakern.ops.action_embed import action_embed_out
-from vlakern.ops.action_unembed import FinalNorm, action_unembed_out
+from vlakern.ops.action_unembed import action_unembed_out
 from vlakern.ops.ode_step import ode_step_out
 from vlakern.ops.qkv_prep import qkv_prep_out
 from vlakern.ops.shared_attention import KvEnd
@@ -45,6 +45,7 @@ class Stream:
     x: Tensor
     normed: Tensor
     qkv: Tensor
+    hidden: Tensor
     first: int
     at: Tensor
 
@@ -60,8 +61,8 @@ class Experts:
 
     def stream(self, expert: str, rows: int, first: int, at: Tensor) -> Stream:
         memory = getattr(self.b, expert)
-        x, normed, qkv = (memory[part][:rows] for part in ("x", "normed", "qkv"))
-        return Stream(expert, x, normed, qkv, first, at[:rows])
+        x, normed, qkv, hidden = (memory[part][:rows] for part in PARTS)
+        return Stream(expert, x, normed, qkv, hidden, first, at[:rows])
 
     def angles(self, positions: Tensor) -> list[Run]:
         """Rows of the rotary tables to the joint rows."""
@@ -98,12 +99,12 @@ class Experts:
         )
         return [product, prepared]
 
-    def rest(self, layer: int, stream: Stream, norm: Run) -> list[Run]:
-        """Output projection and MLP, added to the stream."""
-        name = f"{stream.expert}.{layer}"
-        out = self.b.out[stream.first : stream.first + len(stream.x)].flatten(1)
-        added = self.calls.linear(f"{name}.o", out, stream.x, residual=stream.x)
-        return [added, norm, self.calls.mlp(name, stream.normed, stream.x)]
+    def rest(self, layer: int, stream: Stream) -> list[Run]:
+        """Output projection and MLP, added to the stream, which ends normed for what follows."""
+        name, s = f"{stream.expert}.{layer}", stream
+        out = self.b.out[s.first : s.first + len(s.x)].flatten(1)
+        added = self.calls.added(f"{name}.o", out, s.x, s.normed)
+        return [added, *self.calls.mlp(name, s.x, s.normed, s.hidden)]
 
 
 class PrefixStage:
@@ -130,19 +131,19 @@ class PrefixStage:
             *e.angles(inbox["positions"][:joint]),
         ]
         streams = (semantic, action)
-        norms = [e.norm(stream) for stream in streams]
+        runs += [e.norm(stream) for stream in streams]
         who = self._who(joint)
         for i in range(mot.layers):
             last = i == mot.layers - 1
             k, v = (b.kv[i, j, :joint].unflatten(1, (mot.kv_heads, mot.head_dim)) for j in (0, 1))
-            for stream, norm in zip(streams, norms, strict=True):
-                runs += [norm, *e.qkv(i, stream, k, v, kv_only=last)]
+            for stream in streams:
+                runs += e.qkv(i, stream, k, v, kv_only=last)
             if last:
                 break
             order = inbox["joint_order"][:joint]
             runs.append(calls.attend(Attention(b.q[:joint], k, v, b.out[:joint], who, rows=order)))
-            for stream, norm in zip(streams, norms, strict=True):
-                runs += e.rest(i, stream, norm)
+            for stream in streams:
+                runs += e.rest(i, stream)
         return runs
 
     def _who(self, joint: int) -> KvEnd:
@@ -210,23 +211,22 @@ class ActionStage:
     def _unembed(self, stream: Stream, velocity: Tensor) -> Run:
         matrices, backend = self._e.calls.model.matrices, self._e.calls.backend
         first, last = matrices["action_out.first"], matrices["action_out.last"]
-        norm = FinalNorm("rms", eps=self._e.config.mot.norm_eps)
         out = velocity.flatten(0, 1)
-        return action_unembed_out(stream.x, first, last, out=out, norm=norm, backend=backend)
+        return action_unembed_out(stream.normed, first, last, out=out, backend=backend)
 
     def _layers(self, rows: int, stream: Stream) -> list[Run]:
         """All layers of one evaluation; the same calls in every one."""
         e, b, mot = self._e, self._e.b, self._e.config.mot
         count = len(stream.x)
         k, v = b.own_k[:count], b.own_v[:count]
-        norm, who = e.norm(stream), self._who(rows)
-        runs: list[Run] = []
+        who = self._who(rows)
+        runs = [e.norm(stream)]
         for i in range(mot.layers):
             cached = (b.kv[i, j].unflatten(1, (mot.kv_heads, mot.head_dim)) for j in (0, 1))
-            runs += [norm, *e.qkv(i, stream, k, v, kv_only=False)]
+            runs += e.qkv(i, stream, k, v, kv_only=False)
             attention = Attention(b.q[:count], k, v, b.out[:count], who, *cached)
             runs.append(e.calls.attend(attention))
-            runs += e.rest(i, stream, norm)
+            runs += e.rest(i, stream)
         return runs
 
     def _who(self, rows: int) -> KvEnd:
