@@ -87,7 +87,7 @@ class EngineContender:
 
 def _model(work: Workload, dtype: str, place: Place) -> PackedModel | VLA:
     """Weights as the engine takes them there: packed, or a network for torch."""
-    if place.backend != "torch" and place.device == "cpu":
+    if place.backend not in ("torch", "graph") and place.device == "cpu":
         return work.packed(dtype)
     if place.backend == "torch" or graph_refusal(place.device, dtype) is not None:
         return _network(work, dtype, place.device)
