@@ -15,7 +15,7 @@ class Plain:
     """Records by keeping the calls; ``fails`` says what raises."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.warmed = fails, 0
+        self.fails, self.warmed, self.replayed = fails, 0, 0
 
     def warm_up(self, program: Any) -> None:
         self.warmed += 1
@@ -28,6 +28,7 @@ class Plain:
     def _replay(self, program: Any) -> None:
         if self.fails == "replay":
             raise RuntimeError("a replay that fails")
+        self.replayed += 1
         graph.run_all(program)
 
 
@@ -74,6 +75,7 @@ def test_one_failure_ends_all_recordings(where: str) -> None:
     graphs.run("a")
     graphs.run("c")
     assert said == ["a", "c"]
+    assert recorder.replayed == 0
     assert f"a {where} that fails" in str(graphs.why_eager)
     assert recorder.warmed == (2 if where == "record" else 1)
 
