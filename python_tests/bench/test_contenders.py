@@ -7,7 +7,15 @@ import torch
 
 from vlakern.bench import contenders
 from vlakern.bench.accuracy import error_of, reference
-from vlakern.bench.contenders import ALIASES, VARIANTS, Place, Variant, make, variant_of
+from vlakern.bench.contenders import (
+    ALIASES,
+    VARIANTS,
+    Place,
+    TorchContender,
+    Variant,
+    make,
+    variant_of,
+)
 from vlakern.bench.latency import BenchConfig, run
 from vlakern.bench.workload import PresetSource, Workload
 from vlakern.errors import InputError, Unsupported
@@ -96,3 +104,11 @@ def test_weights_for_a_gpu_are_packed_there(monkeypatch: pytest.MonkeyPatch) -> 
     contender.prefix(call)
     assert error_of(contender.ode(call), reference(work)) < 1e-5
     assert isinstance(contender.engine._stages, GraphEngine)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["tiny", "metaworld-small"])
+def test_the_baseline_is_built_where_it_runs(name: str) -> None:
+    """No tensor of it begins elsewhere: all on one device, or folding two would fail."""
+    work = Workload(PresetSource(name, 0), views=1, prompt_tokens=5)
+    contender = TorchContender(work, "bf16", "meta", "eager")
+    assert {one.device.type for one in contender.model.parameters()} == {"meta"}

@@ -6,6 +6,7 @@ chunks of an observation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -113,7 +114,9 @@ class TorchContender:
     """
 
     def __init__(self, work: Workload, dtype: str, device: str, form: Form) -> None:
-        self.model = TorchModel(work.config, work.weights, DTYPES[dtype]).to(device)
+        with torch.device(device):  # folds weights there, which takes a CPU long
+            weights = partial(_weight_on, work, device)
+            self.model = TorchModel(work.config, weights, DTYPES[dtype]).to(device)
         self.plan = make_plan(work, DTYPES[dtype], device)
         self._device, self._form = device, form
         self._observations = work.shape.batch
@@ -160,6 +163,12 @@ class TorchContender:
 
     def _fill(self, semantic: Tensor, state: Tensor) -> None:
         self.model.fill(self._cache, self.model.prefix(semantic, state, self.plan))
+
+
+def _weight_on(work: Workload, device: str, name: str) -> Tensor:
+    with torch.device("cpu"):
+        weight = work.weights(name)
+    return weight.to(device)
 
 
 def _compiler(form: Form) -> Callable[[Any], Any]:
