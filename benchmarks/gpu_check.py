@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu_engine import engine_stage
 from gpu_plan import BUDGETS, Op, build_command, find_ops, missing
 from gpu_report import Report, device_slug, read_rows
 from gpu_run import Result, Runner
@@ -239,6 +240,7 @@ STAGES = {
     "sanitizer": sanitizer_stage,
     "machine": machine_stage,
     "speed": speed_stage,
+    "engine": engine_stage,
 }
 # A mistake in a stage must not cost the stages after it.
 RECORDED = (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError)

@@ -42,6 +42,15 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "machine": {"name": TEXT, "value": NUMBER, "unit": TEXT, "method": TEXT},
     "speed": {"op": TEXT, "case": TEXT, "device": TEXT, "sanitizer": TEXT, "row": TABLE},
     "baseline": {"op": TEXT, "case": TEXT, "name": TEXT, "microseconds": NUMBER, "clock": TEXT},
+    "engine": {
+        "case": TEXT,
+        "name": TEXT,
+        "wall_ms": TABLE,
+        "model_ms": TABLE,
+        "stages_ms": TABLE,
+        "error": NUMBER,
+        "why_eager": MAYBE,
+    },
     "summary": {"ok": (bool,), "red": LIST, "seconds": NUMBER, "speed_lines": WHOLE},
 }
 

@@ -1,12 +1,26 @@
 """The variants that are timed: each gives the actions that the network defines."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from vlakern.bench import contenders
 from vlakern.bench.accuracy import error_of, reference
-from vlakern.bench.contenders import ALIASES, VARIANTS, Place, Variant, make, variant_of
+from vlakern.bench.contenders import (
+    ALIASES,
+    VARIANTS,
+    Place,
+    TorchContender,
+    Variant,
+    make,
+    variant_of,
+)
+from vlakern.bench.latency import BenchConfig, run
 from vlakern.bench.workload import PresetSource, Workload
 from vlakern.errors import InputError, Unsupported
+from vlakern.infer import backends
+from vlakern.infer.graph_engine import GraphEngine
 from vlakern.ops import _native
 
 
@@ -65,3 +79,36 @@ def test_evaluations_of_another_solver() -> None:
     contender = make(variant_of("torch-eager-fp32"), work, Place())
     assert contender.model.times.shape == (3, 48)  # type: ignore[attr-defined]
     assert contender.model.times.dtype == torch.float32  # type: ignore[attr-defined]
+
+
+def test_the_gpu_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--backend graph`` says so on a CPU, and fp8 is refused before anything is computed."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    work = Workload(PresetSource("tiny", 0), views=1, prompt_tokens=5)
+    with pytest.raises(Unsupported, match=r"the GPU engine cannot run: .*needs an NVIDIA GPU"):
+        make(variant_of("vlakern-bf16"), work, Place(backend="graph"))
+    with pytest.raises(Unsupported, match=r"vlakern-fp8 needs an NVIDIA GPU of sm_89 or newer"):
+        run(BenchConfig(preset="tiny", dtype="fp8"))
+
+
+def test_weights_for_a_gpu_are_packed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contender runs the device engine over them, here on the CPU in the place of a GPU."""
+    monkeypatch.setattr(contenders, "graph_refusal", lambda device, dtype: None)
+    monkeypatch.setattr(backends, "graph_refusal", lambda device, dtype: None)
+    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
+    work = Workload(PresetSource("tiny", 0), views=2, prompt_tokens=5, batch=2, candidates=2)
+    contender = make(variant_of("vlakern-fp32"), work, Place(device="cpu", backend="graph"))
+    call = work.call(0)
+    contender.prepare(work)
+    contender.vision()
+    contender.prefix(call)
+    assert error_of(contender.ode(call), reference(work)) < 1e-5
+    assert isinstance(contender.engine._stages, GraphEngine)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["tiny", "metaworld-small"])
+def test_the_baseline_is_built_where_it_runs(name: str) -> None:
+    """No tensor of it begins elsewhere: all on one device, or folding two would fail."""
+    work = Workload(PresetSource(name, 0), views=1, prompt_tokens=5)
+    contender = TorchContender(work, "bf16", "meta", "eager")
+    assert {one.device.type for one in contender.model.parameters()} == {"meta"}

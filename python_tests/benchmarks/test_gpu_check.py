@@ -96,7 +96,9 @@ def test_a_green_run(machine: Machine) -> None:
     assert len(ran.of("sanitizer", status="ok")) == 3 * len(gpu_plan.find_ops(ROOT))
     assert ran.of("baseline", name="sdpa", vlakern=True)
     assert ran.of("machine", name="memory_hop")
-    kinds = [line["kind"] for line in ran.lines]
+    assert ran.of("tests", op="engine", status="ok")
+    assert ran.of("engine", case="rethink-2b", name="vlakern-bf16")
+    kinds = [line["kind"] for line in ran.lines if line.get("op") != "engine"]
     assert max(i for i, kind in enumerate(kinds) if kind in ("tests", "sanitizer")) < kinds.index(
         "speed"
     )
@@ -160,9 +162,20 @@ def test_a_build_that_fails(machine: Machine) -> None:
         "sanitizer": "skipped",
         "machine": "ok",
         "speed": "skipped",
+        "engine": "skipped",
     }
     assert ran.of("machine")
     assert not ran.of("speed")
+
+
+def test_an_engine_that_is_red_is_not_timed(machine: Machine) -> None:
+    """A failing test of the engine: no line of its speed, and the ops are timed all the same."""
+    words = ("--only", "build", "backends", "tests", "speed", "engine")
+    ran = machine({"pytest test_graph_engine_triton": "fail"}, *words)
+    assert ran.code == 1
+    assert not ran.of("engine")
+    assert ran.of("tests", op="engine", status="failed")
+    assert {line["op"] for line in ran.of("speed")} == set(timed_ops())
 
 
 def test_no_gpu(machine: Machine) -> None:

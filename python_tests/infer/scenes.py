@@ -58,11 +58,19 @@ def _block_tiny() -> VLAConfig:
     return _tiny(mask=MaskConfig("full", "block", "causal"), prompt=prompt, solver="midpoint")
 
 
+def _least() -> VLAConfig:
+    """As little as has every stage, for kernels that are interpreted: a view is one token."""
+    vision = dataclasses.replace(preset("tiny").vision, image_size=14, layers=1)
+    prompt = PromptConfig(("{views}", "{state}", "{instruction}"))
+    return _tiny(vision=vision, prompt=prompt, chunk=3, steps=1)
+
+
 CONFIGS = {
     "tiny": lambda: preset("tiny"),
     "tiny, scales and full masks": _scaled_tiny,
     "tiny, state block last": _block_tiny,
     "metaworld-small": lambda: preset("metaworld-small"),
+    "least": _least,
 }
 
 

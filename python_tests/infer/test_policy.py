@@ -382,8 +382,9 @@ def test_dtypes_follow_the_device() -> None:
     assert _dtype("auto", "cuda:0") == "bf16"
     assert _dtype("bf16", "cpu") == "bf16"
     assert _dtype("int8", "cpu") == "int8"
-    with pytest.raises(Unsupported, match="int8"):
-        _dtype("int8", "cuda:0")
+    assert (_dtype("int8", "cuda:0"), _dtype("fp8", "cuda:0")) == ("int8", "fp8")
+    with pytest.raises(Unsupported, match=r"'fp8' is not supported on cpu; use auto, .* int8"):
+        _dtype("fp8", "cpu")
     with pytest.raises(
         Unsupported, match="dtype 'fp64' is not supported on cpu; use auto, fp32, bf16"
     ):

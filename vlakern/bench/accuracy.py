@@ -21,7 +21,8 @@ from vlakern.records import to_dict
 __all__ = ["FACTOR", "LIMITS", "Reference", "check", "error_of", "reference"]
 
 FACTOR = 2.0  # of plain PyTorch's error, for bf16
-LIMITS = {"fp32": 1e-4, "int8": 0.25}  # int8 quantises: its error is reported, nonsense is refused
+# int8 and fp8 quantise: their error is reported, nonsense is refused.
+LIMITS = {"fp32": 1e-4, "int8": 0.25, "fp8": 0.25}
 KEPT = 1 << 30  # parameters from which on a preset's reference is kept in the user's cache
 FILE = 1  # changes with how the reference is computed
 

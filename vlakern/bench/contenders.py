@@ -6,6 +6,7 @@ chunks of an observation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -16,18 +17,20 @@ from vlakern import ops
 from vlakern.bench.onnxruntime import make_onnxruntime
 from vlakern.bench.openvino import make_openvino
 from vlakern.bench.torch_model import TorchModel, make_plan
-from vlakern.bench.workload import Call, Workload
+from vlakern.bench.workload import CAMERA, Call, Workload
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import integrate
+from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine, Prefix
-from vlakern.infer.packing import PackedModel
+from vlakern.infer.packing import PackedModel, pack_model
 from vlakern.models.config import Solver
 from vlakern.models.vla import VLA
+from vlakern.ops.linear.packed import ROWS
 
 __all__ = ["ALIASES", "VARIANTS", "Contender", "Place", "Variant", "make", "variant_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Form = Literal["eager", "compile", "frozen", "uncached"]
+Form = Literal["eager", "compile", "tuned", "frozen", "uncached"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Place:
     """Where and how vlakern's engine runs."""
 
     device: str = "cpu"
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "graph"] = "auto"
     threads: int = 1
 
 
@@ -53,8 +56,7 @@ class EngineContender:
 
     def __init__(self, work: Workload, dtype: str, place: Place) -> None:
         shape = work.shape
-        on_cpu = place.device == "cpu" and place.backend != "torch"
-        model = work.packed(dtype) if on_cpu else _network(work, dtype, place.device)
+        model = _model(work, dtype, place)
         self.weights_bytes = model.nbytes if isinstance(model, PackedModel) else None
         self._views = len(work.images)
         self._candidates = shape.candidates
@@ -67,6 +69,7 @@ class EngineContender:
             steps=work.config.steps,
             threads=place.threads,
             backend=place.backend,
+            image_sizes=[CAMERA] * shape.views,
         )
         self._prefix: Prefix | None = None
 
@@ -84,9 +87,19 @@ class EngineContender:
         return self.engine.integrate(self._prefix, call.noise_NHA, n=self._candidates).cpu()
 
 
+def _model(work: Workload, dtype: str, place: Place) -> PackedModel | VLA:
+    """Weights as the engine takes them there: packed, or a network for torch."""
+    if place.backend not in ("torch", "graph") and place.device == "cpu":
+        return work.packed(dtype)
+    if place.backend == "torch" or graph_refusal(place.device, dtype) is not None:
+        return _network(work, dtype, place.device)
+    there = torch.device(place.device)
+    return pack_model(work.config, lambda name: work.weights(name).to(there), dtype, isa=ROWS)
+
+
 def _network(work: Workload, dtype: str, device: str) -> VLA:
     if dtype not in DTYPES:
-        raise Unsupported(f"dtype {dtype!r} needs the CPU engine; use bf16 or fp32")
+        raise Unsupported(f"dtype {dtype!r} needs the CPU engine or a GPU's; use bf16 or fp32")
     with torch.device("meta"):
         model = VLA(work.config)
     named = {name: work.weights(name).to(device, DTYPES[dtype]) for name in model.state_dict()}
@@ -95,10 +108,16 @@ def _network(work: Workload, dtype: str, device: str) -> VLA:
 
 
 class TorchContender:
-    """The PyTorch baseline: eager, through the compiler, or with whole documents every time."""
+    """The PyTorch baseline: eager, through the compiler, or with whole documents every time.
+
+    ``tuned`` is the compiler's max-autotune, without CUDA graphs, which its cache of keys and
+    values rules out: they want inputs that no graph writes.
+    """
 
     def __init__(self, work: Workload, dtype: str, device: str, form: Form) -> None:
-        self.model = TorchModel(work.config, work.weights, DTYPES[dtype]).to(device)
+        with torch.device(device):  # folds weights there, which takes a CPU long
+            weights = partial(_weight_on, work, device)
+            self.model = TorchModel(work.config, weights, DTYPES[dtype]).to(device)
         self.plan = make_plan(work, DTYPES[dtype], device)
         self._device, self._form = device, form
         self._observations = work.shape.batch
@@ -147,9 +166,17 @@ class TorchContender:
         self.model.fill(self._cache, self.model.prefix(semantic, state, self.plan))
 
 
+def _weight_on(work: Workload, device: str, name: str) -> Tensor:
+    with torch.device("cpu"):
+        weight = work.weights(name)
+    return weight.to(device)
+
+
 def _compiler(form: Form) -> Callable[[Any], Any]:
     if form in ("eager", "uncached"):
         return lambda call: call
+    if form == "tuned":
+        return lambda call: torch.compile(call, fullgraph=True, mode="max-autotune-no-cudagraphs")
     options: dict[str, str | int | bool | Callable] = {"freezing": form == "frozen"}
     return lambda call: torch.compile(call, fullgraph=True, options=options)
 
@@ -184,11 +211,13 @@ def _onnxruntime(work: Workload, dtype: str, place: Place) -> Contender:
     return make_onnxruntime(work, place.device, place.threads)
 
 
+OWN = ("bf16", "fp32", "int8", "fp8")
 _ALL = (
-    *(Variant(f"vlakern-{dtype}", dtype, EngineContender) for dtype in ("bf16", "fp32", "int8")),
+    *(Variant(f"vlakern-{dtype}", dtype, EngineContender) for dtype in OWN),
     Variant("torch-eager-bf16", "bf16", _torch("eager")),
     Variant("torch-eager-fp32", "fp32", _torch("eager")),
     Variant("torch-compile-bf16", "bf16", _torch("compile")),
+    Variant("torch-tuned-bf16", "bf16", _torch("tuned")),
     Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
     Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
     Variant("openvino-bf16", "bf16", _openvino, ("openvino",)),

@@ -39,7 +39,7 @@ class BenchConfig:
     candidates: int = 1
     dtype: str = "bf16"
     device: str = "cpu"
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "graph"] = "auto"
     runs: int = 100
     threads: int | None = None
     against: tuple[str, ...] = ()
@@ -192,6 +192,9 @@ def _variants(config: BenchConfig) -> tuple[Variant, list[Variant]]:
         _at_least_one("threads", config.threads)
     first = variant_of(f"vlakern-{config.dtype}")
     others = [variant_of(name) for name in dict.fromkeys(config.against)]
+    for one in (first, *others):
+        if one.dtype == "fp8" and kind == "cpu":
+            raise Unsupported(f"{one.name} needs an NVIDIA GPU of sm_89 or newer; use int8 here")
     return first, [one for one in others if one != first]
 
 

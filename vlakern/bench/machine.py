@@ -60,7 +60,7 @@ def measure(dtypes: Sequence[str], device: str = "cpu") -> Limits:
     """
     wanted = sorted({*dtypes, *(PASSED_ON[one] for one in dtypes)})
     if device != "cpu":
-        return _measure_gpu([one for one in wanted if one != "int8"], device)
+        return _measure_gpu([one for one in wanted if one not in ("int8", "fp8")], device)
     missing = _native.missing()
     if missing is not None:
         raise Unsupported(f"the machine's limits are measured by native code: {missing}")

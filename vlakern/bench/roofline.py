@@ -14,8 +14,9 @@ from vlakern.models.config import VLAConfig
 __all__ = ["STAGES", "Shape", "Work", "floors_ms", "work"]
 
 STAGES = ("vision", "prefix", "ode")
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-PASSED_ON = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16"}  # between products, and in attention
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "fp8": 1}
+# Between products, and in attention.
+PASSED_ON = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16", "fp8": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def floors_ms(
 
 def _product(rows: int, k: int, n: int, dtype: str) -> Work:
     """``rows`` times a large weight ``[n, k]``; int8 has a scale of four bytes per row."""
-    scales = 4 * n if dtype == "int8" else 0
+    scales = 4 * n if dtype in ("int8", "fp8") else 0
     return Work(products=2.0 * rows * k * n, bytes=float(BYTES[dtype] * k * n + scales))
 
 

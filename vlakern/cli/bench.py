@@ -38,12 +38,12 @@ class Args:
     """Observations per call."""
     candidates: int = 1
     """Action chunks per observation, from one shared prefix."""
-    dtype: Literal["bf16", "fp32", "int8"] = "bf16"
-    """Number format of the large products."""
+    dtype: Literal["bf16", "fp32", "int8", "fp8"] = "bf16"
+    """Number format of the large products; fp8 on GPUs of sm_89 and newer."""
     device: str = "auto"
     """Device: auto, cpu, cuda."""
-    backend: Literal["auto", "native", "torch"] = "auto"
-    """What runs vlakern's stages: the CPU engine, or the network's own modules."""
+    backend: Literal["auto", "native", "torch", "graph"] = "auto"
+    """What runs vlakern's stages: the CPU engine, the GPU's (graph), or the network's modules."""
     runs: int = 100
     """Calls of each variant that count, after two that do not."""
     threads: int | None = None

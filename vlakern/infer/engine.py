@@ -8,26 +8,22 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.errors import InputError, Unsupported
+from vlakern.errors import InputError
 from vlakern.flow.solver import SOLVERS, Frozen
-from vlakern.infer.buffers import Limits, room
-from vlakern.infer.native_engine import NativeEngine
-from vlakern.infer.packing import PackedModel, pack_model
-from vlakern.infer.torch_engine import TorchEngine
+from vlakern.infer.backends import EngineBackend, Plan, Stages, make_stages
+from vlakern.infer.buffers import Limits
+from vlakern.infer.graph_engine import GraphEngine
+from vlakern.infer.packing import PackedModel
 from vlakern.models.config import Solver, VLAConfig
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA
-from vlakern.ops import _native
 
 __all__ = ["Engine", "Prefix"]
-
-EngineBackend = Literal["auto", "native", "torch"]
 
 # Numbers prefills across engines: a prefix of one cannot pass for the last one of another.
 _TURNS = itertools.count(1)
@@ -61,28 +57,6 @@ class Prefix:
         return replace(self, kv=self.kv[:, :, :rows].clone(), cu=self.cu.clone(), turn=None)
 
 
-class Stages(Protocol):
-    """What runs an engine's stages: native code on a CPU, torch elsewhere."""
-
-    @property
-    def kv(self) -> Tensor: ...
-    @property
-    def dtype(self) -> str: ...
-    def prepare(self, images: Sequence[np.ndarray]) -> None: ...
-    def take_pixels(self, pixels_V3SS: Tensor) -> None: ...
-    def vision(self, views: int) -> Tensor: ...
-    def prefix(self, batch: Batch, views: int) -> None: ...
-    def integrate(
-        self,
-        noise_NHA: Tensor,
-        kv: Tensor,
-        cu_prefix: Tensor,
-        prefix_index: Tensor,
-        frozen: Frozen | None,
-        slot_mask: Tensor | None,
-    ) -> Tensor: ...
-
-
 class Engine:
     """Inference with fixed memory, for up to a stated number of observations and chunks.
 
@@ -106,19 +80,23 @@ class Engine:
         solver: Solver | None = None,
         threads: int | None = None,
         backend: EngineBackend = "auto",
+        image_sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Allocates everything.
 
         Args:
-            model: packed weights, or a network, whose dtype and device are kept: on a CPU it is
-                packed (its weights are copied), elsewhere it runs through torch.
+            model: packed weights, or a network, whose dtype and device are kept and whose weights
+                are packed (copied), unless it runs through torch.
             max_batch: R, observations of one prefill.
             max_candidates: chunks per observation of one integration.
             max_views: images per observation.
             max_prefix: prefix tokens per observation; by default the images' and 128 more.
             steps, solver: of the integration; the model's by default.
             threads: of the CPU engine; torch's number by default.
-            backend: ``native`` is the CPU engine, ``torch`` runs the network's modules.
+            backend: ``native`` is the CPU engine, ``graph`` that of NVIDIA GPUs (CUDA graphs; not
+                measured), ``torch`` runs the network's modules.
+            image_sizes: height and width [px] of one observation's camera images, in order: with
+                ``graph``, ``act`` of such images is one launch.
 
         Raises:
             InputError: a number below 1, or the memory is not there.
@@ -139,39 +117,16 @@ class Engine:
         self.limits = Limits(
             max_batch, max_batch * max_views, max_batch * tokens, max_batch * max_candidates
         )
-        self._stages: Stages = self._make(model, threads, backend)
+        count = torch.get_num_threads() if threads is None else threads
+        plan = Plan(self.limits, self.steps, self.solver, count, image_sizes)
+        self._stages: Stages = make_stages(model, plan, backend)
         self._lock = threading.RLock()  # calls consist of calls
         self._turn = 0
         self._prepared = self._seen = 0  # views that wait for vision, and for a prefix
 
-    def _make(self, model: PackedModel | VLA, threads: int | None, backend: str) -> Stages:
-        if backend not in get_args(EngineBackend):
-            known = ", ".join(get_args(EngineBackend))
-            raise Unsupported(f"backend {backend!r} of an engine is not known; use {known}")
-        packed = isinstance(model, PackedModel)
-        device = "cpu" if packed else model.embed_tokens.weight.device.type
-        missing = _native.missing()
-        if backend == "native" and (missing or device != "cpu"):
-            raise Unsupported(f"the CPU engine cannot run: {missing or f'weights are on {device}'}")
-        if backend == "torch" and packed:
-            raise Unsupported("packed weights are for the CPU engine; give the network to torch")
-        native = device == "cpu" and missing is None if backend == "auto" else backend == "native"
-        if not native:
-            if isinstance(model, PackedModel):
-                raise Unsupported(f"the CPU engine cannot run: {missing}")
-            return TorchEngine(model, self.limits, steps=self.steps, solver=self.solver)
-        if isinstance(model, VLA):
-            weights = model.state_dict()
-            fp32 = model.embed_tokens.weight.dtype == torch.float32
-            size = sum(weight.numel() for weight in weights.values()) * (4 if fp32 else 2)
-            with room(size, "packed weights"):
-                model = pack_model(model.config, weights.__getitem__, "fp32" if fp32 else "bf16")
-        count = torch.get_num_threads() if threads is None else threads
-        return NativeEngine(model, self.limits, steps=self.steps, solver=self.solver, threads=count)
-
     @property
     def dtype(self) -> str:
-        """``fp32``, ``bf16`` or ``int8``: of the large products."""
+        """``fp32``, ``bf16``, ``int8`` or ``fp8``: of the large products."""
         return self._stages.dtype
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:
@@ -201,17 +156,14 @@ class Engine:
 
     def prefix(self, batch: Batch) -> Prefix:
         """Keys and values of packed prompts and the image tokens of the last ``vision``."""
-        cu = batch.cu_prefix
-        self._fits(views=len(batch.pixels_V3SS), observations=len(cu) - 1, tokens=int(cu[-1]))
-        if not torch.isfinite(batch.state_RS).all():
-            raise InputError("a state holds a value that is not finite; expected numbers")
+        self._check_batch(batch)
         views = len(batch.pixels_V3SS)
         with self._lock:
             if views != self._seen:
                 raise InputError(f"a prefix of {views} views, but vision saw {self._seen}")
             self._turn = next(_TURNS)
             self._stages.prefix(batch, views)
-            return Prefix(self._stages.kv, cu.int(), self._turn)
+            return Prefix(self._stages.kv, batch.cu_prefix.int(), self._turn)
 
     def prefill(self, batch: Batch) -> Prefix:
         """Everything that does not depend on the ODE variable.
@@ -260,13 +212,7 @@ class Engine:
             InputError: shapes that do not fit, values that are not finite, or a prefix that a
                 later prefill overwrote.
         """
-        rows = len(prefix) * n
-        self._check_noise(noise_NHA, rows, f"{len(prefix)} prefixes and n = {n}")
-        self._fits(rows=rows)
-        index = torch.arange(len(prefix), dtype=torch.int32).repeat_interleave(n)
-        mask = None if slot_mask is None else self._mask(slot_mask, rows)
-        if frozen is not None:
-            _check_frozen(frozen, noise_NHA)
+        index, mask = self._check_chunks(len(prefix), noise_NHA, n, frozen, slot_mask)
         with self._lock:
             if prefix.turn is not None and prefix.turn != self._turn:
                 raise InputError(
@@ -288,9 +234,61 @@ class Engine:
     ) -> Tensor:
         """Camera images and prompts to actions ``[R · n, H, A]``; see the calls it consists of."""
         with self._lock:
+            if isinstance(self._stages, GraphEngine) and not batch.pixels_V3SS.numel():
+                return self._act_at_once(
+                    self._stages, images, batch, noise_NHA, n, frozen, slot_mask
+                )
             self.prepare(images)
             prefix = self.prefill(batch)
             return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
+
+    def _act_at_once(
+        self,
+        stages: GraphEngine,
+        images: Sequence[np.ndarray],
+        batch: Batch,
+        noise_NHA: Tensor,
+        n: int,
+        frozen: Frozen | None,
+        slot_mask: Tensor | None,
+    ) -> Tensor:
+        """The same calls without a stop between them."""
+        self._fits(views=len(images))
+        self._check_batch(batch)
+        if len(images) != len(batch.pixels_V3SS):
+            views = len(batch.pixels_V3SS)
+            raise InputError(f"a prefix of {views} views, but found {len(images)} images")
+        rest = (frozen, slot_mask)
+        index, mask = self._check_chunks(len(batch.cu_prefix) - 1, noise_NHA, n, *rest)
+        self._prepared = self._seen = 0  # also if an image is refused
+        self._turn = next(_TURNS)
+        actions = stages.act(images, batch, noise_NHA, index, frozen, mask)
+        self._prepared = self._seen = len(images)
+        return actions
+
+    def _check_batch(self, batch: Batch) -> None:
+        cu = batch.cu_prefix
+        self._fits(views=len(batch.pixels_V3SS), observations=len(cu) - 1, tokens=int(cu[-1]))
+        if not torch.isfinite(batch.state_RS).all():
+            raise InputError("a state holds a value that is not finite; expected numbers")
+
+    def _check_chunks(
+        self,
+        prefixes: int,
+        noise_NHA: Tensor,
+        n: int,
+        frozen: Frozen | None,
+        slot_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The prefix of each chunk, and the mask as uint8 ``[N, A]``."""
+        rows = prefixes * n
+        self._check_noise(noise_NHA, rows, f"{prefixes} prefixes and n = {n}")
+        self._fits(rows=rows)
+        index = torch.arange(prefixes, dtype=torch.int32).repeat_interleave(n)
+        mask = None if slot_mask is None else self._mask(slot_mask, rows)
+        if frozen is not None:
+            _check_frozen(frozen, noise_NHA)
+        return index, mask
 
     def _check_noise(self, noise_NHA: Tensor, rows: int, why: str) -> None:
         expected = (rows, self.config.chunk, self.config.action_dim)

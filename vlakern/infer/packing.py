@@ -1,4 +1,4 @@
-"""Weights as the CPU engine reads them: folded, joined and packed, see csrc/engine/engine_model.h.
+"""Weights as the engines read them: folded, joined and packed, see csrc/engine/engine_model.h.
 
 What is folded: weights of norms into the product that follows, residual scales into the product
 before, the first action product into the half of the next one that sees actions.
@@ -16,6 +16,7 @@ from vlakern.models.config import VLAConfig
 from vlakern.models.mot import rotary
 from vlakern.models.vla import time_embedding
 from vlakern.ops.linear import PackedLinear, pack_linear
+from vlakern.ops.linear.packed import ROWS
 
 __all__ = [
     "DTYPES",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 DTYPES = ("fp32", "bf16", "int8")
+ROWS_DTYPES = (*DTYPES, "fp8")  # of weights that lie row after row, for GPUs
 Weights = Callable[[str], Tensor]
 Array = tuple[str, PackedLinear | Tensor]
 
@@ -40,7 +42,8 @@ class PackedModel:
     Attributes:
         config: what it is.
         dtype: of the large products: ``int8`` quantises their weights per row and their inputs per
-            token; small ones and what passes between layers are bf16 then.
+            token, ``fp8`` likewise (few rows stay bf16); small ones and what passes between layers
+            are bf16 then.
         matrices, tensors: by the engine's names.
     """
 
@@ -55,6 +58,16 @@ class PackedModel:
         return torch.float32 if self.dtype == "fp32" else torch.bfloat16
 
     @property
+    def isa(self) -> str:
+        """The family of kernels that the matrices are packed for."""
+        return next(iter(self.matrices.values())).isa
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.matrices.values())).data.device
+
+    @property
     def nbytes(self) -> int:
         """Of all weights."""
         held = [one.data for one in self.matrices.values()] + list(self.tensors.values())
@@ -62,14 +75,19 @@ class PackedModel:
 
 
 def pack_model(
-    config: VLAConfig, weights: Weights, dtype: str, seen: Callable[[str], None] | None = None
+    config: VLAConfig,
+    weights: Weights,
+    dtype: str,
+    seen: Callable[[str], None] | None = None,
+    isa: str | None = None,
 ) -> PackedModel:
-    """Folds and packs all weights of a model.
+    """Folds and packs all weights of a model, on the device of each.
 
     Args:
         weights: a tensor of the model's state dict by its name.
-        dtype: ``fp32``, ``bf16`` or ``int8``.
+        dtype: ``fp32``, ``bf16`` or ``int8``; with ``isa="rows"`` also ``fp8``.
         seen: is told the name of each finished array, for a progress bar.
+        isa: as ``pack_linear`` takes it: ``rows`` for GPUs, by default what the device takes.
 
     Raises:
         CheckpointError: a weight is not finite or has the wrong shape.
@@ -77,7 +95,7 @@ def pack_model(
     """
     matrices: dict[str, PackedLinear] = {}
     tensors: dict[str, Tensor] = {}
-    for name, one in pack_arrays(config, weights, dtype):
+    for name, one in pack_arrays(config, weights, dtype, isa):
         if isinstance(one, PackedLinear):
             matrices[name] = one
         else:
@@ -87,15 +105,18 @@ def pack_model(
     return PackedModel(config, dtype, matrices, tensors)
 
 
-def pack_arrays(config: VLAConfig, weights: Weights, dtype: str) -> Iterator[Array]:
+def pack_arrays(
+    config: VLAConfig, weights: Weights, dtype: str, isa: str | None = None
+) -> Iterator[Array]:
     """Name and content of each array, one after the other, so that none need stay in memory.
 
     Raises:
         As :func:`pack_model`.
     """
-    if dtype not in DTYPES:
-        raise Unsupported(f"dtype {dtype!r} is not supported; use {', '.join(DTYPES)}")
-    packer = _Packer(config, weights, dtype)
+    known = ROWS_DTYPES if isa == ROWS else DTYPES
+    if dtype not in known:
+        raise Unsupported(f"dtype {dtype!r} is not supported; use {', '.join(known)}")
+    packer = _Packer(config, weights, dtype, isa)
     yield from packer.vision()
     yield from packer.edges()
     for layer in range(config.mot.layers):
@@ -104,11 +125,12 @@ def pack_arrays(config: VLAConfig, weights: Weights, dtype: str) -> Iterator[Arr
 
 
 class _Packer:
-    def __init__(self, config: VLAConfig, weights: Weights, dtype: str) -> None:
+    def __init__(self, config: VLAConfig, weights: Weights, dtype: str, isa: str | None) -> None:
         self._config = config
         self._weights = weights
+        self._isa = isa
         self._large = dtype
-        self._small = "bf16" if dtype == "int8" else dtype
+        self._small = "fp32" if dtype == "fp32" else "bf16"
 
     def read(self, name: str) -> Tensor:
         """A weight in fp32."""
@@ -122,10 +144,10 @@ class _Packer:
         return tensor
 
     def large(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
-        return name, pack_linear(weight, self._large, bias)
+        return name, pack_linear(weight, self._large, bias, isa=self._isa)
 
     def small(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
-        return name, pack_linear(weight, self._small, bias)
+        return name, pack_linear(weight, self._small, bias, isa=self._isa)
 
     def vision(self) -> Iterator[Array]:
         config = self._config.vision
@@ -202,7 +224,8 @@ class _Packer:
         yield self.large(f"{name}.o", self.read(f"{source}.o_proj.weight"))
         norm = self.read(f"{source}.post_norm.weight")
         gate, up = (self.read(f"{source}.{one}_proj.weight") * norm for one in ("gate", "up"))
-        yield f"{name}.gate_up", pack_linear(torch.cat([gate, up]), self._large, gate=True)
+        both = pack_linear(torch.cat([gate, up]), self._large, gate=True, isa=self._isa)
+        yield f"{name}.gate_up", both
         yield self.large(f"{name}.down", self.read(f"{source}.down_proj.weight"))
 
 
@@ -224,7 +247,7 @@ def time_table(model: PackedModel, steps: int, solver: str) -> Tensor:
     embedded = time_embedding(tau, width, model.config.time)
     weight = _of_shape(model, "action_in.time_weight", (width, width))
     bias = _of_shape(model, "action_in.time_bias", (width,))
-    return (_product(embedded, weight.T) + bias).contiguous()
+    return (_product(embedded.to(weight.device), weight.T) + bias).contiguous()
 
 
 def _of_shape(model: PackedModel, name: str, shape: tuple[int, ...]) -> Tensor:

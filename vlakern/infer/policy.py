@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine
 from vlakern.infer.packed_file import cached_model
-from vlakern.infer.packing import PackedModel
+from vlakern.infer.packing import PackedModel, pack_model
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.vla import VLA
 from vlakern.models.weights.native import (
@@ -29,6 +30,7 @@ from vlakern.models.weights.native import (
     read_records,
 )
 from vlakern.ops import _native
+from vlakern.ops.linear.packed import ROWS
 from vlakern.space.controller import NativeControl
 from vlakern.types import ActionChunk, Observation
 
@@ -37,7 +39,7 @@ __all__ = ["Policy", "load", "shipped_policies"]
 # Attention grows with the square of the prompt: longer text would fill the memory, not be obeyed.
 MOST_CHARACTERS = 4096
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-INT8 = "int8"  # of the CPU engine alone
+QUANTISED = {"cpu": ("int8",), "cuda": ("int8", "fp8")}  # of vlakern's engines alone
 
 
 def shipped_policies() -> list[str]:
@@ -54,8 +56,8 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
     Args:
         name_or_directory: a name of :func:`shipped_policies` or a path.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
-        dtype: of weights and products: ``fp32``, ``bf16`` or, on the CPU, ``int8``; ``auto`` is
-            fp32 on the CPU and bf16 on a GPU.
+        dtype: of weights and products: ``fp32``, ``bf16``, ``int8`` or, on GPUs of sm_89 and newer,
+            ``fp8``; ``auto`` is fp32 on the CPU and bf16 on a GPU.
 
     Raises:
         CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
@@ -71,13 +73,20 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
             f"no policy {str(name_or_directory)!r}: neither a directory nor one that ships"
             f" ({', '.join(shipped_policies()) or 'none'})"
         )
-    if device == "cpu" and _native.missing() is None:
+    reason = _native.missing() if device == "cpu" else graph_refusal(device, chosen)
+    if reason is None:
         records = read_records(directory)
         weights = open_weights(records.config, directory / WEIGHTS)
-        packed = cached_model(directory, records.config, chosen, directory / WEIGHTS, weights)
+        if device == "cpu":
+            packed = cached_model(directory, records.config, chosen, directory / WEIGHTS, weights)
+        else:
+            there = torch.device(device)
+            packed = pack_model(
+                records.config, lambda name: weights(name).to(there), chosen, isa=ROWS
+            )
         return Policy(records, packed, name=directory.name, device=device, dtype=chosen)
-    if chosen == INT8:
-        raise Unsupported(f"dtype {INT8!r} needs the CPU engine; {_native.missing() or 'use cpu'}")
+    if chosen not in DTYPES:
+        raise Unsupported(f"dtype {chosen!r} needs vlakern's own engine: {reason}")
     files = read(directory, DTYPES[chosen], device)
     return Policy(files.records, files.model, name=directory.name, device=device, dtype=chosen)
 
@@ -259,8 +268,9 @@ class Policy:
             largest = max(rows, now.observations if now else 0)
             each = max(-(-tokens // rows), -(-now.tokens // now.observations) if now else 0)
             most = max(rows * n, now.rows if now else 0)
-            # Room for other words: growing costs a moment in which the robot waits.
-            spare = each + 32 - each % 32
+            # Room for other words: growing costs a moment, on a GPU seconds, and the robot waits.
+            step = 32 if self.device == "cpu" else 128
+            spare = each + step - each % step
             self._engine = Engine(
                 self._model,
                 max_batch=largest,
@@ -358,7 +368,9 @@ def _device(name: str) -> str:
 def _dtype(name: str, device: str) -> str:
     if name == "auto":
         return "fp32" if device == "cpu" else "bf16"
-    if name not in (*DTYPES, INT8) or (name == INT8 and device != "cpu"):
-        known = ", ".join([*DTYPES, INT8] if device == "cpu" else DTYPES)
-        raise Unsupported(f"dtype {name!r} is not supported on {device}; use auto, {known}")
+    known = (*DTYPES, *QUANTISED["cpu" if device == "cpu" else "cuda"])
+    if name not in known:
+        raise Unsupported(
+            f"dtype {name!r} is not supported on {device}; use auto, {', '.join(known)}"
+        )
     return name

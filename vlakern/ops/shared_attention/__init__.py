@@ -33,6 +33,7 @@ __all__ = [
     "BoundAttention",
     "KvEnd",
     "PackedPrefix",
+    "attention_workspace_bytes",
     "shared_attention",
     "shared_attention_out",
     "shared_attention_pack_prefix",
@@ -141,6 +142,7 @@ def shared_attention_out(
     lse: Tensor,
     rows: Tensor | None = None,
     packed: PackedPrefix | None = None,
+    workspace: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> BoundAttention:
@@ -149,6 +151,8 @@ def shared_attention_out(
     Returns the pass that was made: an engine whose buffers stay in place calls it again, without
     any checks. ``packed`` is what ``shared_attention_pack_prefix`` made of prefix_k and prefix_v:
     the native kernels read it instead, to the same bits; other backends have no use for it.
+    ``workspace`` is uint8 of ``attention_workspace_bytes`` elements for the Triton kernels, which
+    calls that do not run at the same time may share; they make one if none is given.
     """
     check(q, k, v, who, prefix_k, prefix_v, rows, scale)
     check_outputs(q, out, lse)
@@ -156,10 +160,18 @@ def shared_attention_out(
     check_adjacent(q=q, k=k, v=v, prefix_k=prefix_k, prefix_v=prefix_v, out=out)
     factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     once = None if packed is None else packed.data
-    tensors = Forward(q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse, once)
+    given = (q, k, v, who, prefix_k, prefix_v, rows, factor, True, out, lse)
+    tensors = Forward(*given, once, workspace)
     bound = BoundAttention(tensors, _chosen(q, k, backend).forward(tensors))
     bound()
     return bound
+
+
+def attention_workspace_bytes(q: Tensor, k: Tensor, who: KvEnd) -> int:
+    """Bytes of workspace that the Triton kernels need for these shapes; nothing is read."""
+    from vlakern.ops.shared_attention.triton_launch import scratch_bytes
+
+    return scratch_bytes(q, k, who)
 
 
 def _chosen(q: Tensor, k: Tensor, backend: str, *flags: str) -> Kernels:

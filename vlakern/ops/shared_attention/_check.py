@@ -58,6 +58,7 @@ class Forward(NamedTuple):
     out: Tensor  # [T, H, D] q's dtype
     lse: Tensor  # [T, H] fp32 (fp64 for fp64)
     packed: Tensor | None = None  # uint8, the prefixes once more; for the native kernels
+    workspace: Tensor | None = None  # uint8; for the Triton kernels, which make it if it is None
 
 
 class Gradients(NamedTuple):

@@ -9,30 +9,29 @@ import triton
 from torch import Tensor
 
 from vlakern import env
+from vlakern.errors import InputError
 from vlakern.ops._torch import processors
 from vlakern.ops.shared_attention._check import Forward, Gradients, Run
 from vlakern.ops.shared_attention._plan import Sizes, plan_backward, plan_forward, width
+from vlakern.ops.shared_attention.kv_end import KvEnd
 from vlakern.ops.shared_attention.triton_backward import dkv_kernel, dq_kernel
 from vlakern.ops.shared_attention.triton_kernels import attend_kernel, combine_kernel
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "scratch_bytes"]
 
 WIDE_LOAD = 8  # elements: 16 bytes of bf16
 
 
 def forward(f: Forward) -> Run:
-    """Binds a forward pass; the parts of a split one get their memory here."""
+    """Binds a forward pass; the parts of a split one get memory here if none is given."""
     queries, heads, head_dim = f.q.shape
     if f.q.numel() == 0:
         return _in_turn((), f.q)
-    plan = plan_forward(_sizes(f))
+    plan = plan_forward(_sizes(f.q, f.k, f.who))
     inputs = [f.q, f.k, f.v, _or(f.prefix_k, f.k), _or(f.prefix_v, f.v)]
     out, lse = f.out[None], f.lse[None]
     if plan.splits > 1:
-        out, lse = (
-            torch.empty((plan.splits, *x.shape), dtype=torch.float32, device=x.device)
-            for x in (f.out, f.lse)
-        )
+        out, lse = _parts(f, plan.splits)
     align = _align([*inputs, out[0]])
     options = {
         **_shared(f, align),
@@ -158,17 +157,38 @@ def _widen(f: Forward) -> bool:
     return env.triton_interpret() and f.q.dtype == torch.bfloat16
 
 
-def _sizes(f: Forward) -> Sizes:
+def _sizes(q: Tensor, k: Tensor, who: KvEnd) -> Sizes:
     return Sizes(
-        documents=_documents(f),
-        max_q=f.who.max_q,
-        max_keys=f.who.max_keys,
-        group=f.q.shape[1] // f.k.shape[1],
-        groups=f.k.shape[1],
-        head_dim=f.q.shape[2],
-        item=f.q.element_size(),
-        processors=processors(f.q.device),
+        documents=len(who.cu_k) - 1,
+        max_q=who.max_q,
+        max_keys=who.max_keys,
+        group=q.shape[1] // k.shape[1],
+        groups=k.shape[1],
+        head_dim=q.shape[2],
+        item=q.element_size(),
+        processors=processors(q.device),
     )
+
+
+def scratch_bytes(q: Tensor, k: Tensor, who: KvEnd) -> int:
+    """Bytes of workspace: the parts of a pass that is split over keys, fp32."""
+    splits = plan_forward(_sizes(q, k, who)).splits
+    return 4 * splits * (q.numel() + q.shape[0] * q.shape[1]) if splits > 1 else 0
+
+
+def _parts(f: Forward, splits: int) -> tuple[Tensor, Tensor]:
+    """fp32 ``[splits, T, H, D]`` and ``[splits, T, H]``."""
+    need = scratch_bytes(f.q, f.k, f.who)
+    memory = f.workspace
+    if memory is None:
+        memory = torch.empty(need, dtype=torch.uint8, device=f.q.device)
+    if memory.numel() < need:
+        raise InputError(
+            f"shared_attention: workspace must hold {need} bytes, got {memory.numel()}"
+        )
+    both = memory[:need].view(torch.float32)
+    first = splits * f.q.numel()
+    return both[:first].view(splits, *f.q.shape), both[first:].view(splits, *f.lse.shape)
 
 
 def _documents(f: Forward) -> int:

@@ -1,0 +1,88 @@
+"""Ops bound to packed weights, and the memory that they share."""
+
+import dataclasses
+from types import ModuleType
+
+import pytest
+import torch
+
+from vlakern.errors import InputError
+from vlakern.infer.buckets import ladders
+from vlakern.infer.device_calls import Attention, Calls, calls_for
+from vlakern.ops import _torch
+from vlakern.ops.gated_mlp import mlp_workspace_bytes
+from vlakern.ops.linear import workspace_bytes
+from vlakern.ops.shared_attention import KvEnd, attention_workspace_bytes, triton_launch
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for 132 multiprocessors, which split small products."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(_torch, "processors", lambda device: 132)
+    monkeypatch.setattr(triton_launch, "processors", lambda device: 132)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "int8"])
+def test_the_workspace_holds_what_every_product_needs(
+    lab: ModuleType, device_lab: ModuleType, like_a_gpu: None, dtype: str
+) -> None:
+    """Of every matrix at every number of rows that a program has; not by much more."""
+    scene = lab.Scene("tiny")
+    model, limits, config = device_lab.packed_rows("tiny", dtype), scene.limits(4), scene.config
+    sizes = ladders(limits)
+    found = calls_for(model, limits, sizes, torch.empty(0), "triton").workspace
+    assert found is not None
+    rows = {
+        "vision": [17 * views for views in sizes.views],
+        "connector": [4 * views for views in sizes.views],
+        "semantic": sizes.tokens,
+        "action": [limits.observations, *(config.chunk * n for n in sizes.rows)],
+        "state": [limits.observations],
+    }
+    needs = []
+    for name, one in model.matrices.items():
+        for count in rows.get(name.split(".")[0], ()):
+            if one.gate:
+                down = model.matrices[name.replace("gate_up", "down")]
+                needs.append(mlp_workspace_bytes(count, one, down, "silu_gate"))
+            else:
+                needs.append(workspace_bytes(count, one, "none"))
+    assert max(needs) <= found.numel() <= max(*needs, 256)
+
+
+def test_memory_that_is_not_there_is_named(
+    lab: ModuleType, device_lab: ModuleType, like_a_gpu: None
+) -> None:
+    """For absurd limits, with what the memory is for."""
+    model = device_lab.packed_rows("tiny", "bf16")
+    limits = dataclasses.replace(lab.Scene("tiny").limits(), tokens=1 << 30)
+    sizes = dataclasses.replace(ladders(limits), tokens=(1 << 30,))
+    with pytest.raises(InputError, match=r"needs \d+ MB for workspaces of its products"):
+        calls_for(model, limits, sizes, torch.empty(0), "triton")
+
+
+def test_the_reference_needs_no_workspace(lab: ModuleType, device_lab: ModuleType) -> None:
+    """It allocates by itself."""
+    model, limits = device_lab.packed_rows("tiny", "bf16"), lab.Scene("tiny").limits()
+    assert calls_for(model, limits, ladders(limits), torch.empty(0), "reference").workspace is None
+
+
+def test_a_split_attention_takes_the_workspace_or_memory_of_its_own(
+    device_lab: ModuleType, like_a_gpu: None
+) -> None:
+    """The shared one where it is large enough."""
+    q, k = torch.zeros(16, 4, 16), torch.zeros(2000, 2, 16)
+    who = KvEnd(
+        torch.tensor([0, 16]), torch.tensor([0, 2000]), torch.full((16,), 2000, dtype=torch.int32)
+    )
+    attention = Attention(q, k, k, torch.empty_like(q), who)
+    need = attention_workspace_bytes(q, k, who)
+    assert need >= 2 * 4 * (q.numel() + 64)
+    model = device_lab.packed_rows("tiny", "bf16")
+    for size, shared in ((need, True), (need - 1, False)):
+        workspace = torch.empty(size, dtype=torch.uint8)
+        parts = Calls(model, "triton", workspace, torch.empty(0))._parts(attention)
+        assert parts is not None
+        assert (parts is workspace) == shared
+        assert parts.numel() >= need

@@ -1,0 +1,158 @@
+"""What a call brings, filled up to the size of a program."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from vlakern.errors import InputError
+from vlakern.flow.solver import Frozen
+from vlakern.infer.buffers import Limits
+from vlakern.infer.device_buffers import chunk_inbox, prefix_inbox
+from vlakern.infer.device_inputs import Chunks, fill_chunks, fill_nothing, fill_prefix, on_host
+
+CPU = torch.device("cpu")
+TOKENS, MOST, IMAGES = 96, 5, 40  # of the program; rows of image tokens in the sources
+
+
+@pytest.fixture
+def filled(lab: ModuleType) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Two observations in a program for more of everything, after another call."""
+    scene = lab.Scene("tiny").only(3, 0)
+    config, batch = scene.config, scene.batch()
+    inbox = prefix_inbox(config, Limits(MOST, 9, TOKENS + 8, 4), CPU)
+    for one in inbox.host.values():
+        one.fill_(77)
+    fill_prefix(inbox, batch, TOKENS, IMAGES, scene.views * config.vision.tokens, 512)
+    return batch, inbox.device
+
+
+def test_rows_are_a_permutation_of_all(filled: Any) -> None:
+    """Those of the batch as it has them, then those that fill up; and the inverse."""
+    batch, found = filled
+    joint = TOKENS + MOST
+    rows = torch.cat([found["semantic_rows"][:TOKENS], found["action_rows"]])
+    assert rows.sort().values.tolist() == list(range(joint))
+    semantic = batch.layout.semantic_rows
+    assert torch.equal(rows[: len(semantic)], semantic.int())
+    assert torch.equal(found["action_rows"][:2], batch.layout.action_rows.int())
+    assert torch.equal(rows[found["joint_order"][:joint].long()], torch.arange(joint).int())
+
+
+def test_what_fills_up_sees_nothing_and_is_a_document_of_its_own(filled: Any) -> None:
+    """Documents that there are not have no rows; the last has all that are left, and no keys."""
+    batch, found = filled
+    used, joint = int(batch.cu_prefix[-1]), TOKENS + MOST
+    assert found["cu"].tolist() == [*batch.cu_prefix.tolist(), used, used, used, joint]
+    assert torch.equal(found["kv_end"][:used], batch.layout.who.kv_end)
+    assert not found["kv_end"][used:joint].any()
+    assert not found["positions"][used:joint].any()
+    assert not found["state"][2:].any()
+    assert torch.equal(found["state"][:2], batch.state_RS)
+
+
+def test_sources_are_images_and_then_words(filled: Any) -> None:
+    """The batch's order says text first; both lead to the same token."""
+    batch, found = filled
+    words, order = len(batch.tokens_L), batch.semantic_order
+    sources = torch.full((IMAGES + TOKENS,), -1)
+    sources[:8] = torch.arange(1000, 1008)  # image tokens
+    sources[IMAGES : IMAGES + words] = batch.tokens_L
+    expected = torch.cat([batch.tokens_L, torch.arange(1000, 1008)])[order]
+    assert torch.equal(sources[found["order"][: len(order)].long()], expected)
+    assert torch.equal(found["tokens"][:words], batch.tokens_L.int())
+    assert not found["tokens"][words:TOKENS].any()
+
+
+def test_nothing_is_a_call_too(lab: ModuleType) -> None:
+    """Programs are bound and recorded on it: every index is in range."""
+    config = lab.Scene("tiny").config
+    inbox = prefix_inbox(config, Limits(MOST, 9, TOKENS, 4), CPU)
+    fill_nothing(inbox, 32)
+    found = inbox.device
+    assert found["cu"].tolist() == [0] * (MOST + 1) + [32 + MOST]
+    assert found["joint_order"][: 32 + MOST].tolist() == list(range(32 + MOST))
+    assert found["action_rows"].tolist() == list(range(32, 32 + MOST))
+
+
+def chunks(lab: ModuleType, **changes: Any) -> Any:
+    """Two chunks of the second of two prefixes, in a program of four."""
+    scene = lab.Scene("tiny").only(0, 1)
+    given = Chunks(scene.noise(), torch.tensor([0, 30, 70]), torch.tensor([1, 1]))
+    inbox = chunk_inbox(scene.config, Limits(3, 9, 99, 8), 4, CPU)
+    for one in inbox.host.values():
+        one.fill_(7)
+    fill_chunks(inbox, dataclasses.replace(given, **changes), 4, causal=True)
+    return given.noise_NHA, inbox.device
+
+
+def test_chunks_that_fill_up_see_nothing(lab: ModuleType) -> None:
+    """They have no noise, position or frozen action; every slot is there."""
+    noise, found = chunks(lab)
+    assert found["kv_end"][:24].tolist() == [*range(41, 47), *range(41, 47)] + [0] * 12
+    assert found["positions"][:24].tolist() == [*range(40, 46), *range(40, 46)] + [0] * 12
+    assert found["cu_prefix"].tolist() == [0, 30, 70, 70]
+    assert found["prefix_index"][:4].tolist() == [1, 1, 0, 0]
+    assert torch.equal(found["noise"][:2], noise)
+    assert not found["noise"][2:4].any()
+    assert not found["frozen_len"][:4].any()
+    assert bool((found["slot_mask"][:4] == 1).all())
+    assert found["times"][:, :24].tolist() == [[i] * 24 for i in range(4)]
+
+
+def test_frozen_positions_are_where_they_end(lab: ModuleType) -> None:
+    """Their noise is the action, their time the table's last row; NaN behind them is not read."""
+    action = torch.full((2, 6, 5), float("nan"))
+    action[1, :2] = 5.0
+    mask = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 0]], dtype=torch.uint8)
+    frozen = Frozen(action, torch.tensor([0, 2]))
+    noise, found = chunks(lab, frozen=frozen, slot_mask=mask)
+    assert bool((found["noise"][1, :2] == 5.0).all())
+    assert torch.equal(found["noise"][1, 2:], noise[1, 2:])
+    assert torch.equal(found["noise"][0], noise[0])
+    assert found["frozen_len"][:4].tolist() == [0, 2, 0, 0]
+    assert found["times"][:, 6:12].tolist() == [[4, 4, i, i, i, i] for i in range(4)]
+    assert torch.equal(found["slot_mask"][:2], mask)
+    assert bool((found["slot_mask"][2:4] == 1).all())
+
+
+def test_a_prefix_that_is_not_there_is_refused(lab: ModuleType) -> None:
+    """Whichever way it is not."""
+    for index in (2, -1):
+        with pytest.raises(InputError, match="prefix_index leads to a prefix that is not there"):
+            chunks(lab, prefix_index=torch.tensor([0, index]))
+
+
+def test_rows_that_are_no_permutation_are_refused(lab: ModuleType) -> None:
+    """A joint row twice, or states that are not as many as their rows."""
+    scene = lab.Scene("tiny").only(0)
+    config, batch = scene.config, scene.batch()
+    inbox = prefix_inbox(config, Limits(MOST, 9, TOKENS, 4), CPU)
+    twice = dataclasses.replace(batch.layout, semantic_rows=batch.layout.semantic_rows * 0)
+    bad = [
+        (dataclasses.replace(batch, layout=twice), "together a permutation of all rows"),
+        (dataclasses.replace(batch, state_RS=batch.state_RS[:0]), "as many as their rows"),
+        (dataclasses.replace(batch, semantic_order=batch.semantic_order[1:]), "as many as their"),
+    ]
+    for one, message in bad:
+        with pytest.raises(InputError, match=message):
+            fill_prefix(inbox, one, TOKENS, IMAGES, 4, 512)
+
+
+def test_a_batch_elsewhere_is_brought_whole(
+    lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on the host stays; of one on a device no tensor but the pixels stays behind."""
+    batch = lab.Scene("tiny").batch()
+    assert on_host(batch) is batch
+    asked: list[int] = []
+    elsewhere = dataclasses.replace(batch, tokens_L=batch.tokens_L.to("meta"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda one: asked.append(id(one)) or one)
+    found = on_host(elsewhere)
+    layout = elsewhere.layout
+    given = (elsewhere.tokens_L, batch.state_RS, batch.semantic_order, batch.cu_prefix)
+    given += (layout.semantic_rows, layout.action_rows, layout.positions)
+    assert asked == [id(one) for one in given]
+    assert torch.equal(found.layout.who.kv_end, layout.who.kv_end)

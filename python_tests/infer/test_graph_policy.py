@@ -1,0 +1,75 @@
+"""A policy over the device engine, on the CPU in the place of a GPU."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vlakern
+from vlakern.errors import Unsupported
+from vlakern.infer import backends, policy
+from vlakern.infer.graph_engine import GraphEngine
+from vlakern.infer.policy import shipped_policies
+from vlakern.types import Observation
+
+HERE = "cpu:0"  # not "cpu": the way of a GPU is taken
+
+
+@pytest.fixture
+def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU passes for a GPU, the ops' references for its kernels."""
+    monkeypatch.setattr(policy, "_device", lambda name: HERE)
+    for room in (policy, backends):
+        monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
+    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
+
+
+def looks(known: vlakern.Policy) -> list[Observation]:
+    """The second has one camera less, and other words."""
+    draw = np.random.default_rng(1)
+    found = []
+    for words, views in (("push the puck", known.views), ("open the drawer", known.views[:1])):
+        images = {view: draw.integers(0, 256, (80, 96, 3), dtype=np.uint8) for view in views}
+        state = draw.normal(size=known.robot.state_width).astype(np.float32)
+        found.append(Observation(images, state, words))
+    return found
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_a_policy_on_the_device_engine(as_a_gpu: None, name: str) -> None:
+    """Chunks near those of the CPU's policy: alone, in a batch and as candidates; then fp8."""
+    known = vlakern.load(name, device=HERE, dtype="fp32")
+    policy_fp8 = vlakern.load(name, device=HERE, dtype="fp8")
+    with pytest.MonkeyPatch.context() as undo:
+        undo.setattr(policy, "_device", lambda name: "cpu")
+        plain = vlakern.load(name, device="cpu", dtype="fp32")
+    seen = looks(plain)
+    for one, seeds in ((known, [5, 6]), (known, [7, 8])):
+        found = one.act_batch(seen, seeds)
+        expected = plain.act_batch(seen, seeds)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.actions, b.actions, atol=2e-3)
+    engine: Any = known._engine
+    assert isinstance(engine._stages, GraphEngine)
+    alone = known.act(seen[1], seed=6).actions
+    np.testing.assert_allclose(alone, plain.act(seen[1], seed=6).actions, atol=2e-3)
+    several = known.act_candidates(seen[0], 3, [1, 2, 3])
+    single = plain.act_candidates(seen[0], 3, [1, 2, 3])
+    for a, b in zip(several, single, strict=True):
+        np.testing.assert_allclose(a.actions, b.actions, atol=2e-3)
+    assert known.act(seen[0], seed=1).actions.tobytes() == known.act(seen[0], 1).actions.tobytes()
+    rough = policy_fp8.act(seen[0], seed=1).actions
+    assert np.isfinite(rough).all()
+    assert policy_fp8.dtype == policy_fp8._model.dtype == "fp8"
+
+
+def test_a_dtype_that_this_gpu_lacks(as_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence with the reason; the network's own modules have no such weights."""
+    monkeypatch.setattr(policy, "graph_refusal", lambda device, dtype: "the GPU is sm_80")
+    name = shipped_policies()[0]
+    with pytest.raises(Unsupported, match="'fp8' needs vlakern's own engine: the GPU is sm_80"):
+        vlakern.load(name, device=HERE, dtype="fp8")
+    fallen = vlakern.load(name, device=HERE, dtype="bf16")
+    assert isinstance(fallen._model, torch.nn.Module)

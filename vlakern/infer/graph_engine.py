@@ -1,0 +1,226 @@
+"""The GPU engine: every stage a recorded program of our kernels over packed weights, fixed memory.
+
+On a GPU: not measured. Dimension letters: V views, K tokens of a view, M width of the semantic
+expert, T prefix tokens, N chunks, H positions of a chunk, A slots.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlakern.errors import InputError
+from vlakern.flow.solver import Frozen, evaluation_times
+from vlakern.infer.buckets import Bucket, Ladders, ladders, whole_calls
+from vlakern.infer.buffers import Limits
+from vlakern.infer.device_buffers import chunk_inbox, device_buffers, prefix_inbox
+from vlakern.infer.device_calls import calls_for
+from vlakern.infer.device_images import Cameras
+from vlakern.infer.device_inputs import Chunks, fill_chunks, fill_nothing, fill_prefix, on_host
+from vlakern.infer.device_stages import ActionStage, Experts, PrefixStage
+from vlakern.infer.device_vision import VisionStage
+from vlakern.infer.graph import CudaRecorder, Graphs, Recorder, Run
+from vlakern.infer.packing import PackedModel
+from vlakern.models.config import Solver
+from vlakern.models.sequence import Batch
+
+__all__ = ["GraphEngine"]
+
+
+class GraphEngine:
+    """Vision, prefix and integration of packed weights (``isa="rows"``) on their device.
+
+    A call is filled up to the next of a few sizes (``ladders``), whose programs were recorded at
+    construction: prompts and numbers of views are data. Within a size the same inputs give the
+    same bits, whatever fills it up; between sizes kernels may sum in another order.
+
+    Attributes:
+        model: the packed weights.
+        limits: the most that one call may bring.
+        graphs: the programs, and whether they are replayed or run kernel by kernel.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: PackedModel,
+        limits: Limits,
+        *,
+        steps: int,
+        solver: Solver,
+        image_sizes: Sequence[tuple[int, int]] = (),
+        sizes: Ladders | None = None,
+        ops: str = "triton",
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Allocates, binds and records everything.
+
+        Args:
+            image_sizes: height and width [px] of the camera images of one observation, in order;
+                ``act`` of such images is one launch. Others are prepared before it.
+            sizes: that programs are recorded for, up to the limits; ``ladders`` of them by default.
+            ops: backend of the kernels.
+            recorder: of programs; CUDA graphs on a GPU, none elsewhere by default.
+        """
+        self.model, self.limits = model, limits
+        self._config, self._device = model.config, model.device
+        with self._here():
+            if recorder is None and self._device.type == "cuda":
+                recorder = CudaRecorder(self._device)
+            act, longest = model.activation_dtype, limits.tokens
+            self.buffers = device_buffers(self._config, limits, steps, act, self._device)
+            self._prefix = prefix_inbox(self._config, limits, self._device)
+            evaluations = len(evaluation_times(steps, solver))
+            self._chunk = chunk_inbox(self._config, limits, evaluations, self._device)
+            self.sizes = ladders(limits) if sizes is None else sizes
+            self._cameras = Cameras(self._config.vision, self.buffers.pixels, image_sizes, ops)
+            calls = calls_for(model, limits, self.sizes, self.buffers.lse, ops)
+            experts = Experts(calls, self.buffers, longest + self._config.chunk)
+            self.graphs = Graphs(recorder)
+            self._build(
+                VisionStage(calls, self.buffers),
+                PrefixStage(experts, self._prefix),
+                ActionStage(experts, self._chunk, longest, steps, solver),
+            )
+
+    def _build(self, vision: VisionStage, prefix: PrefixStage, action: ActionStage) -> None:
+        towers = {views: vision.program(views) for views in self.sizes.views}
+        prefixes: dict[int, list[Run]] = {}
+        for tokens in self.sizes.tokens:
+            fill_nothing(self._prefix, tokens)
+            prefixes[tokens] = prefix.program(tokens)
+            self.graphs.add(("prefix", tokens), prefixes[tokens])
+        solvers = {rows: action.program(rows) for rows in self.sizes.rows}
+        for views, program in towers.items():
+            self.graphs.add(("vision", views), program)
+        for rows, program in solvers.items():
+            self.graphs.add(("integrate", rows), program)
+        for size in whole_calls(self.sizes, self._config.vision.tokens):
+            fill_nothing(self._prefix, size.tokens)
+            cameras = self._cameras.program(size.views)
+            parts = (cameras, towers[size.views], prefixes[size.tokens], solvers[size.rows])
+            self.graphs.add(size, [run for part in parts for run in part])
+
+    def _here(self) -> AbstractContextManager[object]:
+        """The device as torch's current one; nothing on a CPU."""
+        return torch.cuda.device_of(self.model.tensors["embed"])
+
+    @property
+    def kv(self) -> Tensor:
+        """Keys and values of the prefixes: ``[layers, 2, T, G · D]``."""
+        return self.buffers.kv
+
+    @property
+    def dtype(self) -> str:
+        """Of the large products."""
+        return self.model.dtype
+
+    @torch.no_grad()
+    def prepare(self, images: Sequence[np.ndarray]) -> None:
+        """Camera images to the pixels of the first views, by one kernel each."""
+        with self._here():
+            self._cameras.send(images)
+            self._cameras.prepare(images)
+
+    @torch.no_grad()
+    def take_pixels(self, pixels_V3SS: Tensor) -> None:
+        """Normalised pixels to the first views."""
+        with self._here():
+            self._cameras.take(pixels_V3SS)
+
+    @torch.no_grad()
+    def vision(self, views: int) -> Tensor:
+        """Image tokens ``[V · K, M]`` of the prepared pixels; a view of memory."""
+        if views:
+            with self._here():
+                self.graphs.run(("vision", *self.sizes.of(views=views)))
+        return self.buffers.sources[: views * self._config.vision.tokens]
+
+    @torch.no_grad()
+    def prefix(self, batch: Batch, views: int) -> None:
+        """Keys and values of the prefixes after :meth:`vision`, into :attr:`kv`."""
+        with self._here():
+            self.graphs.run(("prefix", self._fill_prefix(batch, views)))
+
+    def _fill_prefix(self, batch: Batch, views: int) -> int:
+        """Sends a batch; the size of the program for it."""
+        (tokens,) = self.sizes.of(tokens=len(batch.semantic_order))
+        images = len(self.buffers.sources) - self.limits.tokens
+        seen = views * self._config.vision.tokens
+        batch = on_host(batch)
+        fill_prefix(self._prefix, batch, tokens, images, seen, self._config.vocab_size)
+        return tokens
+
+    @torch.no_grad()
+    def integrate(
+        self,
+        noise_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Noise to actions, a copy of the engine's own memory."""
+        if len(noise_NHA) == 0:
+            return self.buffers.x[:0].clone()
+        chunks = Chunks(noise_NHA, cu_prefix.cpu(), prefix_index.cpu(), frozen, slot_mask)
+        with self._here():
+            rows = self._fill_chunks(chunks)
+            if kv.data_ptr() == self.kv.data_ptr():
+                self.graphs.run(("integrate", rows))
+            else:
+                self._run_on(kv, int(chunks.cu_prefix[-1]), rows)
+            return self.buffers.x[: len(noise_NHA)].clone()
+
+    def _fill_chunks(self, chunks: Chunks) -> int:
+        (rows,) = self.sizes.of(rows=len(chunks.noise_NHA))
+        fill_chunks(self._chunk, chunks, rows, self._config.mask.actions == "causal")
+        return rows
+
+    def _run_on(self, kv: Tensor, tokens: int, rows: int) -> None:
+        """Integrates from other keys and values: programs read the engine's own, so these take
+        their place for the time of the call."""
+        own = self.kv[:, :, :tokens]
+        fits = kv.ndim == 4 and kv[:, :, :tokens].shape == own.shape and kv.dtype == own.dtype
+        if not fits:
+            raise InputError(
+                f"engine: kv is {kv.dtype} {list(kv.shape)}, expected {own.dtype} {list(own.shape)}"
+            )
+        kept = own.clone()
+        own.copy_(kv[:, :, :tokens])
+        self.graphs.run(("integrate", rows))
+        own.copy_(kept)
+
+    @torch.no_grad()
+    def act(
+        self,
+        images: Sequence[np.ndarray],
+        batch: Batch,
+        noise_NHA: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Camera images, prompts and noise to actions, in one launch where that was recorded."""
+        cu = batch.cu_prefix.cpu()
+        chunks = Chunks(noise_NHA, cu, prefix_index.cpu(), frozen, slot_mask)
+        with self._here():
+            self._cameras.send(images)
+            tokens, rows = self._fill_prefix(batch, len(images)), self._fill_chunks(chunks)
+            (views,) = self.sizes.of(views=len(images))
+            size = Bucket(views, tokens, rows)
+            known = self._cameras.knows(images)
+            if not known:
+                self._cameras.prepare(images)
+            if size in self.graphs and known == self._cameras.recorded:
+                self.graphs.run(size)
+            else:
+                if known:
+                    self._cameras.prepare(images)
+                for part in (("vision", views), ("prefix", tokens), ("integrate", rows)):
+                    self.graphs.run(part)
+            return self.buffers.x[: len(noise_NHA)].clone()

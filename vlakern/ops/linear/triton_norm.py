@@ -1,0 +1,93 @@
+"""A product that is added to a residual stream, and the RMS norm of the sum, in one bound call.
+
+Where parts of K are added by a kernel of their own that kernel normalises, too: in a chain of small
+products a launch less is what counts. Letters: M rows, N columns, S parts of K.
+"""
+
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
+# Triton types compile-time arguments as constexpr; kernels pass each other literals.
+from functools import partial
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vlakern.ops._triton import rounded
+from vlakern.ops.linear.reference import LEVELS
+from vlakern.ops.linear.triton_kernels import scaled, summed
+from vlakern.ops.linear.triton_launch import (
+    Product,
+    Run,
+    in_turn,
+    launches,
+    leave_sums,
+    plan_of,
+    widen,
+)
+from vlakern.ops.norm._check import Tensors as NormTensors
+from vlakern.ops.norm._triton_launch import launch as launch_norm
+from vlakern.ops.norm._triton_launch import options as norm_options
+
+__all__ = ["add_norm_kernel", "bind"]
+
+
+@triton.jit
+def add_norm_kernel(
+    sums,  # [S, M, N]
+    x_scale,  # [M] if X_SCALED
+    w_scale,  # [N] if W_SCALED
+    bias,  # [N] if BIAS
+    stream,  # [M, N], read and written
+    normed,  # [M, N]
+    width,  # N
+    splits,
+    split_stride,  # M N
+    stream_stride,
+    normed_stride,
+    eps,
+    X_SCALED: tl.constexpr,
+    W_SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """One row: what ``finish_kernel`` makes of it, and what ``norm_kernel`` makes of that."""
+    m = tl.program_id(0) + tl.zeros((BLOCK,), tl.int64)
+    n = tl.arange(0, BLOCK)
+    inside = n < width
+    z = summed(sums + m * width + n, split_stride, splits, inside)
+    z = scaled(z, m, n, inside, x_scale, w_scale, x_scale, bias, 0, X_SCALED, W_SCALED, False, BIAS)
+    at = stream + m * stream_stride + n
+    z += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    h = rounded(z, stream.dtype.element_ty, WIDEN)
+    tl.store(at, h, mask=inside)
+    h = h.to(tl.float32)
+    r = 1.0 / tl.sqrt_rn(tl.sum(h * h, 0) / width + eps)
+    tl.store(
+        normed + m * normed_stride + n, rounded(h * r, normed.dtype.element_ty, WIDEN), mask=inside
+    )
+
+
+def bind(p: Product, normed: Tensor, eps: float, workspace: Tensor | None) -> Run:
+    """``p.out += p.x Wᵀ`` and ``normed = p.out / rms(p.out)``; the residual is ``p.out``."""
+    if p.out.numel() == 0:
+        return in_turn((), p.x)
+    if not plan_of(p.x.shape[0], p.weights, p.activation).two_steps:
+        tensors = NormTensors(p.out, *(None,) * 7, normed, None)  # type: ignore[arg-type]
+        return in_turn([*launches(p, workspace), partial(launch_norm, tensors, "rms", eps)], p.x)
+    runs, sums = leave_sums(p, workspace)
+    w_scale, bias = p.weights.sections()[1:]
+    splits, rows, width = sums.z.shape
+    given = (sums.x_scale, w_scale, bias)
+    tensors = tuple(p.out if one is None else one for one in given)
+    sizes = (width, splits, rows * width, p.out.stride(0), normed.stride(0), eps)
+    options: dict[str, Any] = {
+        "X_SCALED": sums.x_scale is not None,
+        "W_SCALED": p.weights.kind in LEVELS,
+        "BIAS": p.weights.has_bias,
+        "WIDEN": widen(),
+        **norm_options(width),
+    }
+    run = partial(add_norm_kernel[(rows,)], sums.z, *tensors, p.out, normed, *sizes, **options)
+    return in_turn([*runs, run], p.x)

@@ -1,0 +1,74 @@
+"""``linear`` into a residual stream with the RMS norm that follows it, for engines."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlakern.ops._dispatch import resolve
+from vlakern.ops._torch import key_for
+from vlakern.ops.linear import linear_out
+from vlakern.ops.linear._check import Tensors, check, facts_of
+from vlakern.ops.linear.packed import PackedLinear
+from vlakern.ops.norm import norm_out
+
+__all__ = ["BoundLinearNorm", "linear_norm_out"]
+
+
+@dataclass(frozen=True)
+class BoundLinearNorm:
+    """A checked and resolved ``linear_norm_out`` on fixed memory; calling it adds again."""
+
+    tensors: Tensors
+    normed: Tensor
+    run: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.run()
+
+
+def linear_norm_out(
+    x: Tensor,
+    weight: PackedLinear,
+    *,
+    stream: Tensor,
+    normed: Tensor,
+    eps: float,
+    backend: str,
+    workspace: Tensor | None = None,
+) -> BoundLinearNorm:
+    """``stream += x Wᵀ + b`` and ``normed = stream / rms(stream)``: to the bit what ``linear_out``
+    with the stream as residual and ``norm_out`` make, by one kernel less where ``triton`` splits K.
+
+    Letters: M rows, K inputs, N columns.
+
+    Args:
+        x: ``[M, K]``, fp32 or bf16.
+        weight: from ``pack_linear``, without a gate.
+        stream: ``[M, N]``, read and written.
+        normed: ``[M, N]`` in the stream's dtype.
+        eps: added to the mean square.
+        backend: the name of one.
+        workspace: as ``linear_out`` takes it.
+
+    Raises:
+        InputError: a shape, dtype or device does not fit.
+        Unsupported: the backend refuses the case.
+    """
+    tensors = Tensors(x, weight, None, stream, None, stream)
+    if backend != "triton":
+        added = linear_out(
+            x, weight, out=stream, residual=stream, workspace=workspace, backend=backend
+        )
+        norm = norm_out(stream, y_out=normed, eps=eps, backend=backend)
+        return BoundLinearNorm(tensors, normed, lambda: (added(), norm()))
+    check(tensors, "none")
+    key = key_for(x.device, (x.dtype, stream.dtype), flags=facts_of(weight))
+    resolve("linear", key, backend)  # refuses what it cannot serve
+    from vlakern.ops.linear.triton_launch import Product
+    from vlakern.ops.linear.triton_norm import bind
+
+    product = Product(x, weight, stream, residual=stream)
+    bound = BoundLinearNorm(tensors, normed, bind(product, normed, eps, workspace))
+    bound()
+    return bound
