@@ -1,13 +1,13 @@
 """One process or many: what ranks add up, agree on, and gather into one checkpoint.
 
-Only torch.distributed: gloo on CPUs, NCCL on GPUs, under torchrun. A loss is already divided by the
-denominators of all ranks (see :mod:`vlakern.train.step`), so gradients are added and never averaged.
+Only torch.distributed: gloo on CPUs, NCCL on GPUs, under torchrun. A loss is already divided by
+what counts on all ranks (see :mod:`vlakern.train.step`), so gradients are added, never averaged.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
