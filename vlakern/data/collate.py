@@ -34,6 +34,7 @@ class TrainBatch:
         slots_BA: 1 in the slots that the robot of the sample has.
         outcome_BS: normalised proprioception at the end of the episode: where the hand will be.
         view_rows: int64, the sample that each view of ``prefix`` belongs to.
+        robots_B: int64, the embodiment of each sample in a mixture; None for one embodiment.
     """
 
     prefix: Batch
@@ -42,6 +43,7 @@ class TrainBatch:
     slots_BA: Tensor
     outcome_BS: Tensor
     view_rows: Tensor
+    robots_B: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlakern.models.config import ExpertConfig, MoTConfig
 from vlakern.ops.norm import norm
@@ -102,11 +103,16 @@ class Expert(nn.Module):
 
 
 class MoT(nn.Module):
-    """Runs both experts over packed documents; either may have no rows."""
+    """Runs both experts over packed documents; either may have no rows.
+
+    Attributes:
+        recompute: backward computes every layer again instead of keeping what is inside it.
+    """
 
     def __init__(self, config: MoTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.semantic = Expert(config, config.semantic)
         self.action = Expert(config, config.action)
 
@@ -128,6 +134,29 @@ class MoT(nn.Module):
             The final-normed rows of the semantic and of the action expert, and the keys and values
             that this pass made, per layer.
         """
+        streams, made = self._run(semantic_EM, action_EM, layout, prefix)
+        ends = {stream.expert: (stream.x_EM, stream.added_EM) for stream in streams}
+        return (
+            self.semantic.norm(*ends.get(self.semantic, (semantic_EM, None)))[0],
+            self.action.norm(*ends.get(self.action, (action_EM, None)))[0],
+            made,
+        )
+
+    def keys_values(
+        self, semantic_EM: Tensor, action_EM: Tensor, layout: Layout
+    ) -> tuple[KeyValues, ...]:
+        """The keys and values that :meth:`forward` makes, and nothing that only its rows need."""
+        return self._run(semantic_EM, action_EM, layout, None, keys_only=True)[1]
+
+    def _run(
+        self,
+        semantic_EM: Tensor,
+        action_EM: Tensor,
+        layout: Layout,
+        prefix: Sequence[KeyValues] | None,
+        keys_only: bool = False,
+    ) -> tuple[tuple["Stream", ...], tuple[KeyValues, ...]]:
+        """All layers; with ``keys_only`` the last one stops at its keys and values."""
         config = self.config
         cos, sin = rotary(layout.positions, config.head_dim, config.rope_theta)
         streams = (
@@ -138,20 +167,44 @@ class MoT(nn.Module):
         # Joint row t is row order[t] of the experts' rows laid end to end.
         rows = [stream.rows for stream in streams]
         order = torch.cat(rows).argsort().int() if len(rows) > 1 else None
+        again = self.recompute and torch.is_grad_enabled()
         made = []
         for i in range(config.layers):
-            streams, q, k, v = self._attention_inputs(i, streams, cos, sin)
-            made.append(KeyValues(k, v))
-            cached = (prefix[i].k_TGD, prefix[i].v_TGD) if prefix is not None else (None, None)
-            out_EHD, _ = shared_attention(q, k, v, layout.who, *cached, rows=order)
-            outs = out_EHD.split([len(stream.x_EM) for stream in streams])
-            streams = tuple(s.advance(i, out) for s, out in zip(streams, outs, strict=True))
-        ends = {stream.expert: (stream.x_EM, stream.added_EM) for stream in streams}
-        return (
-            self.semantic.norm(*ends.get(self.semantic, (semantic_EM, None)))[0],
-            self.action.norm(*ends.get(self.action, (action_EM, None)))[0],
-            tuple(made),
-        )
+            stop = keys_only and i == config.layers - 1
+            cached = prefix[i] if prefix is not None else None
+            given = (i, streams, cos, sin, layout.who, order, cached, stop)
+            if again:
+                # Nothing here is random, so there is no state of a generator to put back.
+                found = checkpoint(
+                    self._layer, *given, use_reentrant=False, preserve_rng_state=False
+                )
+                assert found is not None
+                streams, own = found
+            else:
+                streams, own = self._layer(*given)
+            made.append(own)
+        return streams, tuple(made)
+
+    def _layer(
+        self,
+        layer: int,
+        streams: tuple["Stream", ...],
+        cos: Tensor,
+        sin: Tensor,
+        who: KvEnd,
+        order: Tensor | None,
+        cached: KeyValues | None,
+        stop: bool,
+    ) -> tuple[tuple["Stream", ...], KeyValues]:
+        """Streams after one layer, and its keys and values."""
+        streams, q, k, v = self._attention_inputs(layer, streams, cos, sin)
+        if stop:
+            return streams, KeyValues(k, v)
+        before = (cached.k_TGD, cached.v_TGD) if cached is not None else (None, None)
+        out_EHD, _ = shared_attention(q, k, v, who, *before, rows=order)
+        outs = out_EHD.split([len(stream.x_EM) for stream in streams])
+        streams = tuple(s.advance(layer, out) for s, out in zip(streams, outs, strict=True))
+        return streams, KeyValues(k, v)
 
     def _attention_inputs(
         self, layer: int, streams: tuple["Stream", ...], cos: Tensor, sin: Tensor

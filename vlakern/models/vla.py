@@ -101,8 +101,14 @@ class VLA(nn.Module):
     def prefill(self, batch: Batch, views: Tensor | None = None) -> Prefix:
         """Runs everything that does not depend on the ODE variable, once."""
         semantic, state = self.embed_prefix(batch, views)
-        _, _, layers = self.mot(semantic, state, batch.layout)
+        layers = self.mot.keys_values(semantic, state, batch.layout)
         return Prefix(layers, batch.cu_prefix)
+
+    def prefill_rows(self, batch: Batch, views: Tensor | None = None) -> tuple[Prefix, Tensor]:
+        """:meth:`prefill`, and the final-normed rows of the semantic expert ``[E, M]``."""
+        semantic, state = self.embed_prefix(batch, views)
+        rows, _, layers = self.mot(semantic, state, batch.layout)
+        return Prefix(layers, batch.cu_prefix), rows
 
     def velocity(
         self, prefix: Prefix, x_RHA: Tensor, tau: Tensor, prefix_index: Tensor | None = None

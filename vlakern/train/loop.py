@@ -1,6 +1,7 @@
 """From a dataset directory to a policy directory."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.data.lerobot import LeRobotDataset
@@ -27,13 +27,9 @@ from vlakern.models.weights.native import (
 from vlakern.space import Embodiment, SlotMap, VectorStats
 from vlakern.train.body import resized, resolve_body
 from vlakern.train.config import Recipe, TrainConfig
-from vlakern.train.step import (
-    Average,
-    Foresight,
-    learning_rate,
-    make_optimizer,
-    train_step,
-)
+from vlakern.train.optimizer import Average, Optimizer, learning_rate
+from vlakern.train.stages import select
+from vlakern.train.step import Draws, Objective, counts
 
 __all__ = ["JsonLines", "Prepared", "Progress", "Summary", "prepare", "save", "train"]
 
@@ -139,21 +135,21 @@ def train(
     check_target(out)
     config = recipe.train
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = VLA(prepared.model)
-    foresight = Foresight(model.config) if config.foresight else None
-    optimizer = make_optimizer(nn.ModuleList([model, *([foresight] if foresight else [])]), config)
+    objective = Objective(model, config)
+    select(objective, config.stage(0).part)
+    optimizer = Optimizer(objective, config)
     average = Average(model, config.ema)
     chunks = Chunks(prepared.store)
     begin, losses, skipped = time.perf_counter(), [], 0
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
         fetched = time.perf_counter()
         batch = _batch(model.config, prepared, chunks, config, rng)
         waited = time.perf_counter() - fetched
-        metrics = train_step(model, optimizer, batch, config, generator, foresight)
+        first = step * config.batch_size
+        draws = Draws(seed, torch.arange(first, first + config.batch_size))
+        metrics = train_step(objective, optimizer, batch, draws, learning_rate(step, config))
         if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
             skipped = 0
             losses.append(metrics["loss"])
@@ -174,6 +170,25 @@ def train(
     seconds = time.perf_counter() - begin
     tail = losses[-max(1, len(losses) // 10) :]
     return Summary(config.steps, config.steps * config.batch_size, seconds, float(np.mean(tail)))
+
+
+def train_step(
+    objective: Objective, optimizer: Optimizer, batch: TrainBatch, draws: Draws, rate: float
+) -> dict[str, float]:
+    """One update from one batch: its losses and the gradients' norm before they are clipped."""
+    totals = counts(batch, objective.config, draws)
+    found = objective(batch, draws, totals)
+    if torch.isfinite(found["loss"]):
+        found.pop("loss").backward()
+    else:
+        return {"loss": float(found["flow"]), "foresight": 0.0, "grad_norm": math.nan}
+    optimizer.accumulate()
+    norm = optimizer.update(rate)
+    return {
+        "loss": float(found["flow"]),
+        "foresight": float(found["foresight"]),
+        "grad_norm": norm,
+    }
 
 
 def save(out: Path, recipe: Recipe, prepared: Prepared, average: Average) -> None:
