@@ -44,6 +44,8 @@ class TrainBatch:
     outcome_BS: Tensor
     view_rows: Tensor
     robots_B: Tensor | None = None
+    numbers_B: Tensor | None = None
+    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

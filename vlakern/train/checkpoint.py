@@ -255,7 +255,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield struct.pack("<Q", len(text)) + text
     for _, tensor in sorted(tensors.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        yield memoryview(flat.numpy())
+        yield flat.numpy().data
 
 
 def _write(path: Path, blocks: Iterator[bytes | memoryview]) -> tuple[int, str]:

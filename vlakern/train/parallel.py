@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import get_node_local_rank
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -111,7 +112,7 @@ def start(device: str = "cpu") -> Iterator[World]:
         return
     place = torch.device(device)
     if place.type == "cuda":
-        place = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+        place = torch.device("cuda", get_node_local_rank(fallback_rank=0))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
@@ -135,10 +136,9 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
             raise ConfigError("shard is fsdp, which needs several ranks; start it under torchrun")
         return objective
     if shard == "ddp":
-        places = [world.device.index] if world.device.type == "cuda" else None
-        # Unused: the last layer of the prefix has a query and a feed-forward that no loss sees.
+        # Unused on a rank: what a loss needs that its samples happen not to have.
         both = DistributedDataParallel(
-            objective, device_ids=places, find_unused_parameters=True, broadcast_buffers=False
+            objective, find_unused_parameters=True, broadcast_buffers=False
         )
         both.register_comm_hook(None, _added)
         return both
@@ -155,7 +155,7 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
     return objective
 
 
-def _added(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _added(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])
