@@ -16,13 +16,12 @@ ROWS, STEPS = 8, 6
 
 
 class Objective(nn.Module):
-    """A small regression with a weight that no loss sees and one that is frozen."""
+    """A small regression with a weight that is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3))
-        self.unseen = nn.Linear(3, 3)
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
     def forward(self, x: Tensor, total: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(
     def spoilt(self: Any, *rest: Any) -> Any:
         found = micro(self, *rest)
         if len(rows) == 1:
-            self.optimizer.gradients[0].fill_(math.inf)
+            next(iter(self.optimizer.gradients.values())).fill_(math.inf)
         return found
 
     monkeypatch.setattr(loop.Learner, "micro", spoilt)
@@ -320,12 +320,12 @@ def test_another_run_is_not_continued(lab: ModuleType, tmp_path: Path) -> None:
         ({"data": {"n": [4]}}, r"data\.n was \[3\] and is \[4\] now"),
         ({}, r"data was \{'n': \[3\]\} and is None now"),
     ):
+        place = lab.place(tmp_path, **facts)
         with pytest.raises(CheckpointError, match=sentence):
-            place = lab.place(tmp_path, **facts)
             train(lab.make_model(), config, 0, lab.Samples(4), place, run, start=start)
     wide = dataclasses.replace(lab.MODEL, chunk=3, action_dim=3)
+    place = lab.place(tmp_path, data={"n": [3]})
     with pytest.raises(CheckpointError, match=r"'model\.action_.*, this run needs"):
-        place = lab.place(tmp_path, data={"n": [3]})
         train(lab.make_model(0, wide), config, 0, lab.Samples(4), place, run, start=start)
 
 

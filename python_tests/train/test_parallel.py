@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_ranks_with_two_parts_are_one_rank(report: dict[str, Any], shard: str) -> None:
     """The same rows in another division, clipped by the same norm: weights, moments and losses.
 
-    The second rank began with other weights, and one weight is never used, another frozen.
+    The second rank began with other weights, and one weight is frozen.
     """
     weights, losses = report[shard]
     assert weights < 1e-6

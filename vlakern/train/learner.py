@@ -74,9 +74,12 @@ class Learner:
         stage = self.config.stage(step)
         if stage == self.stage:
             return
-        masters = _starting(self.optimizer.state_dict(), MASTER)
+        before = self.optimizer.masters
         self._begin(stage)
-        self.optimizer.load_state_dict(masters)
+        with torch.no_grad():
+            for name in before.keys() & self.optimizer.masters.keys():
+                self.optimizer.masters[name].copy_(before[name])
+        self.optimizer.settle()
 
     def counts(self, batch: TrainBatch) -> Tensor:
         """What counts in a batch, see :func:`vlakern.train.step.counts`."""
@@ -126,8 +129,7 @@ class Learner:
             "rng": _generators(self.world.device),
         }
         if part:
-            masters = self.optimizer.masters.items()
-            files["gradients"] = {n: m.grad for n, m in masters if m.grad is not None}
+            files["gradients"] = self.optimizer.gradients
         return {name: gather(tensors, self.world) for name, tensors in files.items()}
 
     def restore(self, state: TrainState | None, step: int) -> None:
@@ -137,27 +139,26 @@ class Learner:
             CheckpointError: on every rank; it is of another model or recipe.
         """
         given = state.tensors if state else {}
-        names = self.world.tell({file: sorted(one) for file, one in given.items()})
-        written = Stage(**self.world.tell(state.progress["stage"] if state else None))
+        files = self.world.tell(list(given))
+        progress = self.world.tell(dict(state.progress) if state else None)
         stage = self.config.stage(step)
         if stage != self.stage:
             self._begin(stage)
-        self._fill(self.objective.state_dict(), given.get("model", {}), "model")
-        average = {n: t.clone() for n, t in self.average.state_dict().items()}
-        self._fill(average, given.get("average", {}), "average")
-        self.average.load_state_dict(average)
-        # A checkpoint between two stages has moments that the next stage does not continue.
-        files = ("master", "optimizer") if written == stage else ("master",)
-        for file in files:
-            blank = {n: self._blank(n) for n in names.get(file, ()) if self._known(n)}
-            source = {n: t for n, t in given.get(file, {}).items() if self._known(n)}
-            self._fill(blank, source, file)
-            self.optimizer.load_state_dict(blank)
-        if "gradients" in names:
-            blank = {n: torch.zeros_like(self.optimizer.masters[n]) for n in names["gradients"]}
-            self._fill(blank, given.get("gradients", {}), "gradients")
-            for name, gradient in blank.items():
-                self.optimizer.masters[name].grad = gradient
+
+        def put(targets: Mapping[str, Tensor], file: str) -> None:
+            fill(targets, given.get(file, {}), file, self.world)
+
+        put(self.objective.state_dict(), "model")
+        put(self.average.state_dict(), "average")
+        self.average.updates = progress["updates"]
+        kept = self.optimizer.state_dict()
+        if Stage(**progress["stage"]) == stage:
+            put(_starting(kept, MASTER), "master")
+            put({n: t for n, t in kept.items() if not n.startswith(MASTER)}, "optimizer")
+            self.optimizer.settle()
+        # Between two stages: new moments, and masters as exact as the weights are.
+        if "gradients" in files:
+            put(self.optimizer.gradients, "gradients")
         if self.world.size == 1:
             _continue(given.get("rng", {}), self.world.device)
 
@@ -173,17 +174,6 @@ class Learner:
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         optimizer = self.optimizer
         return [(weight, optimizer.masters[name]) for name, weight in optimizer.weights.items()]
-
-    def _fill(self, targets: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:
-        fill(targets, source, what, self.world)
-
-    def _known(self, key: str) -> bool:
-        return key.partition("/")[2] in self.optimizer.masters
-
-    def _blank(self, key: str) -> Tensor:
-        kind, _, name = key.partition("/")
-        master = self.optimizer.masters[name]
-        return torch.zeros(()) if kind == "step" else torch.zeros_like(master)
 
 
 def moved(value: Any, device: torch.device) -> Any:

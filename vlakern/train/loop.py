@@ -220,8 +220,9 @@ def _one_step(
     # The flow loss is the loss that people compare; the others are told beside it.
     row = {"loss": row["flow"], **{name: row[name] for name in LOSSES[2:]}}
     row |= {"grad_norm": norm, "lr": learning_rate(step, learner.config), "wait_s": waited}
-    ids = () if math.isfinite(norm) else bad or [one for batch in mine for one in batch.sample_ids]
-    _account(state, world, row, list(ids))
+    # If every loss is finite and the gradient is not, any sample may be to blame.
+    ids = bad if told[-1] else [one for batch in mine for one in batch.sample_ids]
+    _account(state, world, row, ids)
     state.step, state.part, state.sums = step + 1, 0, [0.0] * len(LOSSES)
     state.waited += waited
     on_step(state.step, {**row, "step_s": time.perf_counter() - begin})
@@ -256,6 +257,7 @@ def _save(learner: Learner, place: Place, run: RunConfig, state: _State) -> bool
     progress = {
         "stage": {"begin": stage.begin, "end": stage.end, "part": stage.part},
         "parts": run.parts,
+        "updates": learner.average.updates,
         "samples": state.step * learner.config.batch_size,
         "skipped": state.skipped,
         "skips": state.skips,

@@ -5,8 +5,7 @@ here talks to other ranks: add up what :attr:`Optimizer.gradients` returns befor
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,6 @@ from vlakern.train.config import TrainConfig
 from vlakern.train.lora import LoraLinear
 
 __all__ = ["Average", "Optimizer", "in_bf16", "learning_rate"]
-
-# What AdamW keeps of each weight.
-KEPT = ("step", "exp_avg", "exp_avg_sq")
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -71,6 +67,13 @@ class Optimizer:
             betas=config.betas,
             fused=True,
         )
+        for master in self.masters.values():
+            # From the start, so that a checkpoint always holds the same tensors.
+            self.adamw.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros_like(master, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+            }
 
     def accumulate(self) -> None:
         """Moves the gradients of low-precision weights to their masters; after each backward."""
@@ -85,12 +88,14 @@ class Optimizer:
             weight.grad = None
 
     @property
-    def gradients(self) -> list[Tensor]:
-        """The fp32 gradients so far, in the order of ``weights``; zeros where there is none yet."""
-        for master in self.masters.values():
+    def gradients(self) -> dict[str, Tensor]:
+        """The fp32 gradients so far by name, zeros where there is none; in place, not copied."""
+        found = {}
+        for name, master in self.masters.items():
             if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        return [master.grad for master in self.masters.values() if master.grad is not None]
+                master.grad = torch.zeros_like(master, requires_grad=False)
+            found[name] = master.grad
+        return found
 
     def update(self, rate: float) -> float:
         """One step at a learning rate; returns the gradients' norm before they are clipped.
@@ -107,9 +112,7 @@ class Optimizer:
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.adamw.step()
-            with torch.no_grad():
-                for weight, master in self._pairs():
-                    weight.copy_(master)
+            self.settle()
         self.forget()
         return found
 
@@ -126,12 +129,6 @@ class Optimizer:
             if name.startswith(prefix) and self.masters[name] is not weight
         }
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Low-precision weights and their masters."""
-        for name, weight in self.weights.items():
-            if self.masters[name] is not weight:
-                yield weight, self.masters[name]
-
     def state_dict(self) -> dict[str, Tensor]:
         """What AdamW keeps, as ``exp_avg/NAME`` and so on, and ``master/NAME``; not copied."""
         found = {}
@@ -141,31 +138,22 @@ class Optimizer:
             found |= {f"{key}/{name}": one for key, one in self.adamw.state[master].items()}
         return found
 
+    @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Continues where another optimizer of the same weights was.
 
         Raises:
-            CheckpointError: naming a tensor of no weight that trains, or one that does not fit it.
+            CheckpointError: a tensor is missing, unknown or misshapen.
         """
-        for key, one in tensors.items():
-            kind, _, name = key.partition("/")
-            if name not in self.masters or kind not in (*KEPT, "master"):
-                raise CheckpointError(
-                    f"the optimizer's tensor {key!r} is of no weight that trains here; continue"
-                    " with the stages and weights of the run that wrote it"
-                )
-            expected = torch.Size() if kind == "step" else self.masters[name].shape
-            if one.shape != expected:
-                raise CheckpointError(
-                    f"the optimizer's tensor {key!r} has shape {list(one.shape)}, expected"
-                    f" {list(expected)}"
-                )
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                if f"master/{name}" in tensors:
-                    master.copy_(tensors[f"master/{name}"])
-                    self.weights[name].copy_(master)
-                self.adamw.state[master] = _kept(name, master, tensors)
+        _fill("optimizer", self.state_dict(), tensors)
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Rounds masters to weights; for who filled what :meth:`state_dict` gives in place."""
+        for name, master in self.masters.items():
+            if master is not self.weights[name]:
+                self.weights[name].copy_(master)
 
 
 def _master(weight: nn.Parameter) -> Tensor:
@@ -174,15 +162,22 @@ def _master(weight: nn.Parameter) -> Tensor:
     return weight.detach().float().requires_grad_()
 
 
-def _kept(name: str, master: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What AdamW keeps of one weight, on its device; empty before its first update."""
-    found = {}
-    for key in KEPT:
-        if f"{key}/{name}" in tensors:
-            one = tensors[f"{key}/{name}"]
-            like = {"device": master.device, "dtype": torch.float32 if key == "step" else None}
-            found[key] = one.detach().to(**like, copy=True)
-    return found
+def _fill(what: str, targets: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copies tensors of the same names and shapes; raises CheckpointError for others."""
+    wrong = sorted(targets.keys() ^ source.keys())
+    if wrong:
+        where = "lacks" if wrong[0] in targets else "holds an unknown"
+        raise CheckpointError(
+            f"the state of the {what} {where} {wrong[0]!r}; it is of a run with other weights or in"
+            " another stage"
+        )
+    for name, target in targets.items():
+        if source[name].shape != target.shape:
+            raise CheckpointError(
+                f"the state of the {what} has {name!r} of shape {list(source[name].shape)},"
+                f" expected {list(target.shape)}"
+            )
+        target.copy_(source[name])
 
 
 class Average:
@@ -210,21 +205,17 @@ class Average:
                 held.lerp_(current[name].to(held.dtype), 1.0 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, and ``updates`` as a tensor; not copied."""
-        return {**self.weights, "updates": torch.tensor(self.updates)}
+        """The weights, not copied; ``updates`` is a number to be kept beside them."""
+        return dict(self.weights)
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Continues another average of the same weights.
 
         Raises:
-            CheckpointError: other weights than these.
+            CheckpointError: a tensor is missing, unknown or misshapen.
         """
-        wrong = {*tensors} ^ {*self.weights, "updates"}
-        if wrong:
-            raise CheckpointError(f"the average's tensor {min(wrong)!r} is missing or unknown")
-        self.updates = int(tensors["updates"])
-        for name, held in self.weights.items():
-            held.copy_(tensors[name])
+        _fill("average", self.weights, tensors)
+        self.updates = updates
 
 
 def _wide(weight: Tensor) -> torch.dtype:

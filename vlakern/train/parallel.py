@@ -136,10 +136,8 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
             raise ConfigError("shard is fsdp, which needs several ranks; start it under torchrun")
         return objective
     if shard == "ddp":
-        # Unused on a rank: what a loss needs that its samples happen not to have.
-        both = DistributedDataParallel(
-            objective, find_unused_parameters=True, broadcast_buffers=False
-        )
+        # No weight goes without a gradient: what no loss reaches is frozen by stages.select.
+        both = DistributedDataParallel(objective)
         both.register_comm_hook(None, _added)
         return both
     from torch.distributed.device_mesh import init_device_mesh
@@ -155,7 +153,7 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
     return objective
 
 
-def _added(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _added(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])

@@ -1,8 +1,9 @@
 """From a batch to its losses, as pure functions: no input, output, optimizer or state.
 
 What is random in a sample depends on the run's seed and the sample's global number alone, and a
-loss is divided by what counts in the whole update. So the losses of the parts of a batch, on however
-many ranks and in however many micro-batches, add up to the loss of the whole; so do the gradients.
+loss is divided by what counts in the whole update. So the losses of the parts of a batch, on any
+number of ranks and in any number of micro-batches, add up to the loss of the whole, and so do their
+gradients.
 
 Dimension letters: B samples, R = B · flow samples rows, H chunk, A action width, V views, K tokens
 of a view, M width of the semantic expert, E its rows, S state width, L text tokens, G embodiments.
