@@ -17,7 +17,7 @@ from vlakern.models.vla import VLA
 from vlakern.ops.shared_attention import KvEnd
 from vlakern.train.checkpoint import TrainState
 from vlakern.train.config import Stage, TrainConfig
-from vlakern.train.lora import add_lora, merged
+from vlakern.train.lora import merged
 from vlakern.train.optimizer import Average, Optimizer, in_bf16, learning_rate
 from vlakern.train.parallel import Shard, World, fill, gather, synchronised, wrap
 from vlakern.train.stages import select
@@ -57,8 +57,6 @@ class Learner:
                 "shard is fsdp, which cannot freeze and thaw weights within a run; run the stages"
                 " one after the other: expert_steps = steps, then --init with the policy it wrote"
             )
-        if config.lora.rank:
-            add_lora(model, config.lora)
         self.objective = Objective(model, config).to(self.world.device)
         # FSDP gathers fp32 shards and autocast rounds them; its groups have one dtype.
         if config.bf16 and self.world.device.type == "cuda" and shard == "ddp":
