@@ -143,7 +143,8 @@ def test_a_wide_model_takes_the_whole_map(libero: LeRobotDataset) -> None:
 
 
 def loss_of(model: VLA, batch: Any) -> torch.Tensor:
-    return step.flow_loss(model, batch, RUN, torch.Generator().manual_seed(3))
+    run, draws = dataclasses.replace(RUN, foresight=0.0), step.Draws(3, torch.arange(2))
+    return step.losses(model, batch, run, draws, step.counts(batch, run, draws))["loss"]
 
 
 @pytest.mark.parametrize("unused", ["noise", "zero"])

@@ -88,6 +88,11 @@ class ExpertLayer(nn.Module):
         """The projections of normed rows, before QK-norm: q ``[E, H·D]``, k and v ``[E, G·D]``."""
         return [self.q_proj(h_EM), self.k_proj(h_EM), self.v_proj(h_EM)]
 
+    def kv(self, h_EM: Tensor) -> list[Tensor]:
+        """The same where no query is asked for: as many of zeros as there are key-value heads."""
+        k_EN = self.k_proj(h_EM)
+        return [torch.zeros_like(k_EN), k_EN, self.v_proj(h_EM)]
+
     def mlp(self, h_EM: Tensor) -> Tensor:
         """SwiGLU of normed rows."""
         return self.down_proj(F.silu(self.gate_proj(h_EM)) * self.up_proj(h_EM))
@@ -197,7 +202,7 @@ class MoT(nn.Module):
         stop: bool,
     ) -> tuple[tuple["Stream", ...], KeyValues]:
         """Streams after one layer, and its keys and values."""
-        streams, q, k, v = self._attention_inputs(layer, streams, cos, sin)
+        streams, q, k, v = self._attention_inputs(layer, streams, cos, sin, stop)
         if stop:
             return streams, KeyValues(k, v)
         before = (cached.k_TGD, cached.v_TGD) if cached is not None else (None, None)
@@ -207,7 +212,12 @@ class MoT(nn.Module):
         return streams, KeyValues(k, v)
 
     def _attention_inputs(
-        self, layer: int, streams: tuple["Stream", ...], cos: Tensor, sin: Tensor
+        self,
+        layer: int,
+        streams: tuple["Stream", ...],
+        cos: Tensor,
+        sin: Tensor,
+        keys_only: bool,
     ) -> tuple[tuple["Stream", ...], Tensor, Tensor, Tensor]:
         """Streams after their additions, q in the experts' order, k and v in joint order."""
         blocks = [stream.block(layer) for stream in streams]
@@ -215,16 +225,20 @@ class MoT(nn.Module):
             block.input_norm(stream.x_EM, stream.added_EM)
             for block, stream in zip(blocks, streams, strict=True)
         ]
-        parts = [block.qkv(h_EM) for block, (h_EM, _) in zip(blocks, normed, strict=True)]
+        parts = [
+            block.kv(h_EM) if keys_only else block.qkv(h_EM)
+            for block, (h_EM, _) in zip(blocks, normed, strict=True)
+        ]
+        q_norms = [block.q_norm.weight for block in blocks]
         wide = torch.promote_types(parts[0][0].dtype, torch.float32)
         q, k, v = qkv_prep(
             [one for part in parts for one in part],
-            [block.q_norm.weight for block in blocks],
+            [one.detach() for one in q_norms] if keys_only else q_norms,
             [block.k_norm.weight for block in blocks],
             cos.to(wide),
             sin.to(wide),
             [stream.rows for stream in streams],
-            heads=self.config.q_heads,
+            heads=self.config.kv_heads if keys_only else self.config.q_heads,
             groups=self.config.kv_heads,
             eps=self.config.norm_eps,
         )
