@@ -30,6 +30,7 @@ __all__ = [
     "TrainState",
     "check_directory",
     "checkpoints",
+    "facts",
     "newest_good",
     "read",
     "save",
@@ -104,14 +105,14 @@ def save(directory: Path, state: TrainState, keep: int = 3) -> Path:
             f"{stem}.safetensors": _write(temporary / f"{stem}.safetensors", _safetensors(tensors))
             for stem, tensors in sorted(state.tensors.items())
         }
-        facts = {
+        values = {
             "step": state.step,
             "part": state.part,
             "config": state.config,
             "progress": state.progress,
             "versions": {"vlakern": vlakern.__version__, "torch": torch.__version__},
         }
-        text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
         hashes[STATE] = _write(temporary / STATE, iter([text.encode()]))
         _write(temporary / MANIFEST, iter([_manifest(hashes)]))
     _prune(directory, [*older, target], keep)
@@ -190,7 +191,7 @@ def verify(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes, {size} were written")
         if _digest(file) != digest:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the manifest's")
-    return _facts(path)
+    return facts(path)
 
 
 def read(path: Path, checked: bool = False) -> TrainState:
@@ -202,21 +203,36 @@ def read(path: Path, checked: bool = False) -> TrainState:
     Raises:
         CheckpointError: as :func:`verify`.
     """
-    facts = _facts(path) if checked else verify(path)
+    found = facts(path) if checked else verify(path)
     tensors = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
             tensors[file.stem] = load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a safetensors file ({error})") from error
-    return TrainState(
-        facts["step"],
-        facts["part"],
-        tensors,
-        facts["config"],
-        facts["progress"],
-        facts["versions"],
-    )
+    return TrainState(tensors=tensors, **found)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The content of a verified checkpoint's state.json: everything but the tensors.
+
+    Raises:
+        CheckpointError: it is not what :func:`save` writes.
+    """
+    file = path / STATE
+    if file.stat().st_size > STATE_LIMIT:
+        raise CheckpointError(f"{file} is larger than {STATE_LIMIT} bytes")
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    kinds = {"step": int, "part": int, "config": dict, "progress": dict, "versions": dict}
+    if not isinstance(values, dict) or set(values) != set(kinds):
+        raise CheckpointError(f"{file}: expected an object with the keys {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind:
+            raise CheckpointError(f"{file}.{name} is {values[name]!r}, expected {kind.__name__}")
+    return values
 
 
 def _number(path: Path) -> int:
@@ -308,23 +324,6 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     if STATE not in hashes:
         raise CheckpointError(f"{file} names no {STATE}")
     return hashes
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    file = path / STATE
-    if file.stat().st_size > STATE_LIMIT:
-        raise CheckpointError(f"{file} is larger than {STATE_LIMIT} bytes")
-    try:
-        facts = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    kinds = {"step": int, "part": int, "config": dict, "progress": dict, "versions": dict}
-    if not isinstance(facts, dict) or set(facts) != set(kinds):
-        raise CheckpointError(f"{file}: expected an object with the keys {', '.join(kinds)}")
-    for name, kind in kinds.items():
-        if type(facts[name]) is not kind:
-            raise CheckpointError(f"{file}.{name} is {facts[name]!r}, expected {kind.__name__}")
-    return facts
 
 
 def _digest(file: Path) -> str:
