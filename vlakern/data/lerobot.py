@@ -9,7 +9,7 @@ import numpy as np
 
 from vlakern.data.episode import Episode
 from vlakern.data.lerobot_writer import IMAGE_PREFIX, VERSION, LeRobotWriter
-from vlakern.data.video import read_frames
+from vlakern.data.video import read_frames, read_picture
 from vlakern.errors import DatasetError
 
 __all__ = ["LeRobotDataset", "LeRobotWriter"]
@@ -93,6 +93,11 @@ class LeRobotDataset:
         """Instants over all episodes."""
         return int(self._info["total_frames"])
 
+    @property
+    def lengths(self) -> list[int]:
+        """Instants of each episode."""
+        return [row["length"] for row in self._episodes]
+
     def episode(self, i: int) -> Episode:
         """Episode ``i`` (0 <= i < num_episodes) without its pictures."""
         row = self._row(i)
@@ -115,7 +120,8 @@ class LeRobotDataset:
         if task_index not in self.tasks:
             raise DatasetError(f"{path}: task_index {task_index} is not in meta/tasks.parquet")
         states, actions = table["observation.state"][part], table["action"][part]
-        return Episode(i, self.tasks[task_index], states, actions)
+        task = self.tasks[task_index]
+        return Episode(i, task, states, actions, {"task": task})
 
     def frames(self, i: int, view: str) -> np.ndarray:
         """Every picture of ``view`` in episode ``i``: uint8 ``[T, H, W, 3]`` RGB.
@@ -123,17 +129,34 @@ class LeRobotDataset:
         Raises:
             DatasetError: a view that is not there, a file that cannot be decoded, a missing frame.
         """
+        path, first, length = self._clip(i, view)
+        frames = read_frames(path, first, length, self.fps)
+        self._check_size(path, view, frames.shape[1:3])
+        return frames
+
+    def picture(self, i: int, view: str, frame: int) -> np.ndarray:
+        """Picture ``frame`` of ``view`` in episode ``i``: uint8 ``[H, W, 3]`` RGB.
+
+        Raises as :meth:`frames`, and for a frame that the episode does not have.
+        """
+        path, first, length = self._clip(i, view)
+        if not 0 <= frame < length:
+            raise DatasetError(f"{self.root}: episode {i} has frames 0..{length - 1}, not {frame}")
+        picture = read_picture(path, first + frame, self.fps)
+        self._check_size(path, view, picture.shape[:2])
+        return picture
+
+    def _clip(self, i: int, view: str) -> tuple[Path, int, int]:
+        """The video of an episode: file, number of its first frame, frames."""
         if view not in self.views:
             raise DatasetError(f"{self.root} has no view {view!r}; it has {sorted(self.views)}")
         row = self._row(i)
         first = round(row[f"videos/{IMAGE_PREFIX}{view}/from_timestamp"] * self.fps)
-        path = self._video_path(row, view)
-        frames = read_frames(path, first, row["length"], self.fps)
-        if frames.shape[1:3] != self.views[view]:
-            raise DatasetError(
-                f"{path} has frames {frames.shape[1:3]}, meta/info.json says {self.views[view]}"
-            )
-        return frames
+        return self._video_path(row, view), first, row["length"]
+
+    def _check_size(self, path: Path, view: str, size: tuple[int, ...]) -> None:
+        if size != self.views[view]:
+            raise DatasetError(f"{path} has frames {size}, meta/info.json says {self.views[view]}")
 
     def _names(self, key: str) -> list[str]:
         """The names of a feature's numbers, numbered where the dataset gives none."""
