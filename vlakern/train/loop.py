@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vlakern.data.body import resized, resolve_body
 from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.errors import VlakernError
@@ -25,7 +26,6 @@ from vlakern.models.weights.native import (
     write,
 )
 from vlakern.space import Embodiment, SlotMap, VectorStats
-from vlakern.train.body import resized, resolve_body
 from vlakern.train.config import Recipe, TrainConfig
 from vlakern.train.step import (
     Average,
