@@ -185,7 +185,7 @@ def _read(path: Path, root: Path | None, above: tuple[Path, ...]) -> Mixture:
     path = Path(os.path.normpath(path))
     if path in above or len(above) >= MOST_FILES:
         chain = " -> ".join(one.name for one in (*above, path))
-        raise ConfigError(f"{above[-1]}: extends comes back to itself ({chain}); remove one of them")
+        raise ConfigError(f"{above[-1]}: extends comes back to itself ({chain}); remove one link")
     values = read_toml(path)
     found = from_dict(Mixture, values, str(path))
     if root is None and found.root:
@@ -202,9 +202,7 @@ def _read(path: Path, root: Path | None, above: tuple[Path, ...]) -> Mixture:
         datasets[entry.name] = replace(entry, path=place, embodiment=robot)
     groups |= {group.name: group for group in found.groups}
     found = replace(found, slot_map=_beside(path, found.slot_map))
-    kept = {
-        key: getattr(one, key) for one in parents for key in _INHERITED if key not in values
-    }
+    kept = {key: getattr(one, key) for one in parents for key in _INHERITED if key not in values}
     whole = tuple(datasets.values()), tuple(groups.values())
     return replace(found, datasets=whole[0], groups=whole[1], extends=(), root="", **kept)
 
@@ -214,9 +212,7 @@ def _beside(path: Path, name: str) -> str:
     return os.path.normpath(path.parent / name) if name.endswith(".toml") else name
 
 
-def shares(
-    mixture: Mixture, raw: Sequence[int], effective: Sequence[float]
-) -> tuple[float, ...]:
+def shares(mixture: Mixture, raw: Sequence[int], effective: Sequence[float]) -> tuple[float, ...]:
     """The share of every dataset; they add up to 1.
 
     A dataset has ``weight`` of its group for ``explicit``, ``weight * frames ** power`` for

@@ -13,8 +13,8 @@ A leaf's draws come in *passes*. A pass visits every start frame of the pass onc
 order. With a stride the starts of an episode lie a stride apart from an offset that every episode
 draws anew for each pass. An episode of L frames has ceil(L / stride) places in a pass; where the
 last of them is past its end a random place with an offset of its own is drawn instead. So every
-frame is a start with exactly the same probability, or 1 / L of an episode's where L < stride, and an
-episode counts max(L / stride, 1), as the report of effective frames says.
+frame is a start with exactly the same probability, or 1 / L of an episode's where L < stride, and
+an episode counts max(L / stride, 1), as the report of effective frames says.
 """
 
 import bisect
