@@ -166,7 +166,7 @@ def test_missing_or_truncated_file(root: Path, kind: str):
         dataset = LeRobotDataset(root)
         assert len(dataset.episode(0).states) == len(dataset.frames(0, "left"))
         with pytest.raises(DatasetError, match=rf"episode_000001\.{kind}"):
-            (dataset.episode(1), dataset.frames(1, "left"))
+            read_all(dataset, 1)
         path.touch()
 
 
@@ -202,6 +202,11 @@ def test_empty_episode(root: Path):
     change(root, lambda info: info.update(total_frames=10))
     with pytest.raises(DatasetError, match=r"episodes\.jsonl: episode 1 has length 0"):
         LeRobotDataset(root)
+
+
+def read_all(dataset: LeRobotDataset, episode: int) -> None:
+    dataset.episode(episode)
+    dataset.frames(episode, "left")
 
 
 def change(root: Path, edit: Callable[[dict], object]) -> None:

@@ -109,8 +109,9 @@ def open_dataset(root: str | Path, kind: Kind = "auto", **options: Any) -> Datas
 
 def _reader(kind: str) -> Any:
     from vlakern.data.lerobot import LeRobotDataset
+    from vlakern.data.robomimic import RobomimicDataset
 
-    readers = {"lerobot": LeRobotDataset}
+    readers = {"lerobot": LeRobotDataset, "robomimic": RobomimicDataset}
     if kind not in readers:
         raise ConfigError(f"there is no reader of {kind} datasets yet")
     return readers[kind]

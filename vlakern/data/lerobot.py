@@ -123,8 +123,6 @@ class LeRobotDataset:
             instructions |= {key: text} if text else {}
         states, actions = (
             np.concatenate([rows[key] for key in keys], axis=1)
-            if len(keys) > 1
-            else rows[keys[0]].copy()
             for keys in (self._state, self._action)
         )
         return Episode(i, task, states, actions, instructions)

@@ -106,13 +106,13 @@ class FrameTables:
     def _group(self, path: Path, group: int) -> dict[str, Any]:
         return self._kept((path, group), lambda: self._decode(path, group))
 
-    def _kept(self, key: Any, make: Callable[[], Value]) -> Value:
+    def _kept(self, key: Any, make: Callable[[], Any]) -> Any:
         """The cached value of a key; the least recently used go when they are too many bytes."""
         with self._lock:
             if key in self._groups:
                 self._groups.move_to_end(key)
                 return self._groups[key][0]
-        value: Any = make()
+        value = make()
         size = sum(v.nbytes for v in (value.values() if isinstance(value, dict) else [value]))
         with self._lock:
             self._groups[key] = (value, size)
