@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from vlakern.data import lerobot_table
 from vlakern.data.lerobot_table import FrameTables, read_table, row_count
 from vlakern.errors import DatasetError
 
@@ -80,7 +79,7 @@ def test_little_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch):
     for first in (0, 1, 7, 0):
         found.rows(path, first, 1)
     assert reads == [0, 1]
-    monkeypatch.setattr(lerobot_table, "CACHE_BYTES", 1)
+    found._groups.limit = 1
     for first in (14, 15, 0):
         found.rows(path, first, 1)
     assert reads == [0, 1, 2, 0]
@@ -128,7 +127,7 @@ def test_after_a_fork(path: Path):
     """A child reads although its parent's other thread held the lock when it was made."""
     found = tables()
     found.rows(path, 0, 3)
-    with found._lock:
+    with found._groups._lock:
         child = multiprocessing.get_context("fork").Process(target=_read, args=(found, path))
         child.start()
     child.join(30)

@@ -1,15 +1,12 @@
 """Rows of memory-mapped parquet files, decoded a row group at a time when they are asked for."""
 
-import os
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from vlakern.data.pool import Recent
 from vlakern.errors import DatasetError
 
 __all__ = ["CACHE_BYTES", "FrameTables", "read_table", "row_count"]
@@ -33,14 +30,8 @@ class FrameTables:
         self, widths: Mapping[str, int], scalars: Sequence[str], others: Sequence[str] = ()
     ) -> None:
         self._widths, self._scalars, self._others = dict(widths), tuple(scalars), tuple(others)
-        self._clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("_widths", "_scalars", "_others")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._clear()
+        self._groups: Recent[Any, Any] = Recent(CACHE_BYTES, _weight)
+        self._footers: Recent[Path, Any] = Recent(OPEN_FILES)
 
     def rows(self, path: Path, first: int, count: int) -> dict[str, Any]:
         """Rows ``first`` to ``first + count - 1``, fewer at the end of the file.
@@ -64,7 +55,9 @@ class FrameTables:
     def cell(self, path: Path, key: str, row: int) -> Any:
         """One entry of a column that no vector or scalar is, such as a picture."""
         for group, begin, _ in self._overlapping(path, row, 1):
-            column = self._kept((path, group, key), lambda g=group: self._read(path, g, [key])[key])
+            column = self._groups.get(
+                (path, group, key), lambda g=group: self._read(path, g, [key])[key]
+            )
             return column[row - begin].as_py()
         raise DatasetError(f"{path} has no row {row}")
 
@@ -72,26 +65,11 @@ class FrameTables:
         """Rows of a file, from its footer alone."""
         return self._footer(path).num_rows
 
-    def renew_lock(self) -> None:
-        """After a fork: a thread that is not in this process may have held the lock."""
-        self._lock = threading.Lock()
-
-    def _clear(self) -> None:
-        self.renew_lock()
-        _instances.add(self)
-        self._groups: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._footers: OrderedDict[Path, Any] = OrderedDict()
-
     def _footer(self, path: Path) -> Any:
-        with self._lock:
-            footer = self._footers.get(path)
-        if footer is None:
-            footer = _guarded(path, lambda parquet: parquet.read_metadata(path, memory_map=True))
-            with self._lock:
-                self._footers[path] = footer
-                while len(self._footers) > OPEN_FILES:
-                    self._footers.popitem(last=False)
-        return footer
+        return self._footers.get(
+            path,
+            lambda: _guarded(path, lambda parquet: parquet.read_metadata(path, memory_map=True)),
+        )
 
     def _overlapping(self, path: Path, first: int, count: int) -> list[tuple[int, int, int]]:
         """Number, first row and rows of the groups that hold any of the rows."""
@@ -104,22 +82,7 @@ class FrameTables:
         return found
 
     def _group(self, path: Path, group: int) -> dict[str, Any]:
-        return self._kept((path, group), lambda: self._decode(path, group))
-
-    def _kept(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The cached value of a key; the least recently used go when they are too many bytes."""
-        with self._lock:
-            if key in self._groups:
-                self._groups.move_to_end(key)
-                return self._groups[key][0]
-        value = make()
-        size = sum(v.nbytes for v in (value.values() if isinstance(value, dict) else [value]))
-        with self._lock:
-            self._groups[key] = (value, size)
-            total = sum(size for _, size in self._groups.values())
-            while total > CACHE_BYTES and len(self._groups) > 1:
-                total -= self._groups.popitem(last=False)[1][1]
-        return value
+        return self._groups.get((path, group), lambda: self._decode(path, group))
 
     def _read(self, path: Path, group: int, columns: Sequence[str]) -> dict[str, Any]:
         footer = self._footer(path)
@@ -152,15 +115,9 @@ class FrameTables:
         return found
 
 
-_instances: "weakref.WeakSet[FrameTables]" = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for tables in _instances:
-        tables.renew_lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
+def _weight(value: Any) -> int:
+    """Bytes of a column or of several."""
+    return sum(part.nbytes for part in (value.values() if isinstance(value, dict) else [value]))
 
 
 def read_table(path: Path, columns: Iterable[str] = (), prefix: str = "\0") -> Any:

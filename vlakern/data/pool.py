@@ -1,4 +1,4 @@
-"""Open files and decoders that wait for their next use: bounded, for threads and after forks."""
+"""What is kept for its next use, open files and decoded rows: bounded, for threads and forks."""
 
 import os
 import threading
@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vlakern.errors import DatasetError
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "Recent"]
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -69,18 +70,71 @@ class Pool(Generic[T]):
     def _empty(self) -> None:
         self._lock = threading.Lock()
         self._idle: OrderedDict[Hashable, list[T]] = OrderedDict()
-        _pools.add(self)
+        _kept.add(self)
+
+    def _after_fork(self) -> None:
+        _inherited.append(self._idle)
+        self._empty()
+
+
+def _one(_: Any) -> int:
+    return 1
+
+
+class Recent(Generic[K, T]):
+    """Values by key; the least recently used go when all together weigh more than ``limit``.
+
+    Threads may share it. A copy or a pickle of it is empty.
+    """
+
+    def __init__(self, limit: int, weigh: Callable[[T], int] = _one) -> None:
+        self.limit, self._weigh = limit, weigh
+        self._empty()
+
+    def get(self, key: K, make: Callable[[], T]) -> T:
+        """The value of ``key``, made if it is not kept; two threads may make it at once."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key][0]
+        value = make()
+        weight = self._weigh(value)
+        with self._lock:
+            self._weight += weight - self._values.pop(key, (value, 0))[1]
+            self._values[key] = value, weight
+            while self._weight > self.limit and len(self._values) > 1:
+                self._weight -= self._values.popitem(last=False)[1][1]
+        return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "_weigh": self._weigh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._empty()
+
+    def _empty(self) -> None:
+        self._values: OrderedDict[K, tuple[T, int]] = OrderedDict()
+        self._weight = 0
+        self._after_fork()
+
+    def _after_fork(self) -> None:
+        # A thread that is not in the child may have held the lock.
+        self._lock = threading.Lock()
+        _kept.add(self)
 
 
 # Closing what a parent opened may wait for ever for one of its threads.
 _inherited: list[object] = []
-_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+_kept: "weakref.WeakSet[Pool | Recent]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for pool in list(_pools):
-        _inherited.append(pool._idle)
-        pool._empty()
+    for kept in list(_kept):
+        kept._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
