@@ -35,7 +35,7 @@ def test_sample():
     data = memoryview(SAMPLE)
     found = features(data)
     assert found == {"f": (9, 21), "b": (28, 38), "i": (45, 53)}
-    np.testing.assert_array_equal(floats(data, found["f"]), np.float32([1.5, -2.0]))
+    np.testing.assert_array_equal(floats(data, found["f"]), [1.5, -2.0])
     assert [bytes(data[slice(*item)]) for item in items(data, found["b"])] == [b"hi", b"", b""]
     assert items(data, found["b"])[0] == (32, 34)
     np.testing.assert_array_equal(integers(data, found["i"]), [1, 300, 0])
@@ -69,7 +69,7 @@ def test_unpacked_and_in_parts(rlds_writer: Any):
     content = b"".join(block(1, block(1, k.encode()) + block(2, v)) for k, v in entries.items())
     data = memoryview(unknown + block(1, content + unknown))
     found = features(data)
-    np.testing.assert_array_equal(floats(data, found["a"]), np.float32([2.5, 2.5, 3.5]))
+    np.testing.assert_array_equal(floats(data, found["a"]), [2.5, 2.5, 3.5])
     np.testing.assert_array_equal(integers(data, found["b"]), [300, 5])
     assert len(items(data, found["c"])) == 1
     assert [count(data, found[key]) for key in "abcd"] == [3, 2, 1, 0]

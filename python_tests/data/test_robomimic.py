@@ -222,8 +222,11 @@ def test_damaged_pictures(lift: Path):
     """Compressed pictures that were overwritten are an error, not zeros."""
     with h5py.File(lift, "a") as file:
         del file["data/demo_0/obs/agentview_image"]
-        stored = file["data/demo_0/obs"].create_dataset(
-            "agentview_image", data=pictures("demo_0"), compression="gzip", chunks=(1, 8, 12, 3)
+        stored = file.create_dataset(
+            "data/demo_0/obs/agentview_image",
+            data=pictures("demo_0"),
+            compression="gzip",
+            chunks=(1, 8, 12, 3),
         )
         place = stored.id.get_chunk_info(2)
     content = bytearray(lift.read_bytes())

@@ -229,7 +229,7 @@ class RobomimicDataset:
             masks = sorted(file["mask"]) if "mask" in file else []
             if self._split not in masks:
                 raise DatasetError(f"{path} has no filter mask/{self._split}; it has {masks}")
-            chosen = {_text(name) for name in file[f"mask/{self._split}"][()]}
+            chosen = {_text(name) or "" for name in file[f"mask/{self._split}"][()]}
             lost = sorted(name for name in chosen if name not in names)
             if lost:
                 raise DatasetError(
