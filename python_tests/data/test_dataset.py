@@ -1,6 +1,7 @@
 """The door to datasets of any kind: what is there is recognised, what is not is named."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from vlakern.errors import ConfigError, DatasetError
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    names = {"state_names": ("x",), "action_names": ("dx",)}
+    names: dict[str, Any] = {"state_names": ("x",), "action_names": ("dx",)}
     with LeRobotWriter(tmp_path / "set", fps=20, views={}, robot_type="arm", **names) as out:
         for length in (4, 2):
             out.add_episode({}, np.ones((length, 1), "f4"), np.ones((length, 1), "f4"), "push")

@@ -121,7 +121,7 @@ def test_missing_info_field(root: Path, field: str):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("codebase_version", "v2.1", r"'v2\.1', expected 'v3\.0'"),
+        ("codebase_version", "v1.6", r"'v1\.6', expected one of v3\.0"),
         ("fps", 0, "fps is 0"),
         ("fps", "fast", "fps is 'fast'"),
         ("total_frames", 16, "total_frames is 16 but the episodes have 15"),

@@ -109,11 +109,10 @@ def open_dataset(root: str | Path, kind: Kind = "auto", **options: Any) -> Datas
 
 def _reader(kind: str) -> Any:
     from vlakern.data.lerobot import LeRobotDataset
+    from vlakern.data.rlds import RldsDataset
+    from vlakern.data.robomimic import RobomimicDataset
 
-    readers = {"lerobot": LeRobotDataset}
-    if kind not in readers:
-        raise ConfigError(f"there is no reader of {kind} datasets yet")
-    return readers[kind]
+    return {"lerobot": LeRobotDataset, "robomimic": RobomimicDataset, "rlds": RldsDataset}[kind]
 
 
 def _recognise(root: Path) -> str:

@@ -1,16 +1,13 @@
 """H.264 video files of small frames: exact frame counts in, exact frame counts out."""
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlakern.data.pool import Pool
 from vlakern.errors import DatasetError, InputError
 
 __all__ = [
@@ -203,47 +200,11 @@ class VideoReader:
         return DatasetError(f"{self._path} cannot be decoded ({error}); make the dataset again")
 
 
-@contextmanager
-def _borrowed(path: Path, fps: float) -> Iterator[VideoReader]:
-    """A reader that no other thread has; it is kept for the next call unless this one fails."""
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be decoded ({error.strerror})") from error
-    # A file that was replaced is another file.
-    key = (str(path), fps, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    pool = _pool
-    with pool.lock:
-        kept = pool.idle.get(key)
-        reader = kept.pop() if kept else None
-    reader = reader or VideoReader(path, fps)
-    yield reader
-    with pool.lock:
-        pool.idle.setdefault(key, []).append(reader)
-        pool.idle.move_to_end(key)
-        while sum(map(len, pool.idle.values())) > OPEN_DECODERS:
-            oldest = next(iter(pool.idle))
-            pool.idle[oldest].pop(0)
-            if not pool.idle[oldest]:
-                del pool.idle[oldest]
+_pool: Pool[VideoReader] = Pool(OPEN_DECODERS)
 
 
-class _Pool:
-    """Readers that wait for their next use, least recently used first."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.idle: OrderedDict[tuple[Any, ...], list[VideoReader]] = OrderedDict()
-
-
-def _forget() -> None:
-    """After a fork: the parent's decoders share their place in the file with this process."""
-    global _pool
-    _pool = _Pool()
-
-
-_pool = _Pool()
-os.register_at_fork(after_in_child=_forget)
+def _borrowed(path: Path, fps: float) -> AbstractContextManager[VideoReader]:
+    return _pool.borrow(path, lambda: VideoReader(path, fps), fps)
 
 
 def _rate(fps: float) -> Fraction:
