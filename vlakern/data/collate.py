@@ -45,7 +45,7 @@ class TrainBatch:
         slots_BA: 1 in the slots that the robot of the sample has.
         outcome_BS: normalised proprioception at the end of the episode: where the hand will be.
         view_rows: int64, the sample that each view of ``prefix`` belongs to.
-        robots_B: int64, the embodiment of each sample, as a number in its mixture.
+        robots_B: int64, the embodiment of each sample in a mixture; None for one embodiment.
         numbers_B: int64, the number of each sample in the run, whatever the number of ranks.
         sample_ids: ``dataset/episode/frame`` of each sample, for messages.
     """
@@ -56,9 +56,9 @@ class TrainBatch:
     slots_BA: Tensor
     outcome_BS: Tensor
     view_rows: Tensor
-    robots_B: Tensor
-    numbers_B: Tensor
-    sample_ids: tuple[str, ...]
+    robots_B: Tensor | None = None
+    numbers_B: Tensor | None = None
+    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Loader:
     """Batches of a corpus in any order, fastest in the order of a run.
 
     Sample ``i`` of part ``p`` on rank ``r`` at step ``s`` is number
-    ``s * batch_size + (r * parts + p) * (batch_size / world / parts) + i`` of the run: the samples
+    ``s * batch_size + (p * world + r) * (batch_size / world / parts) + i`` of the run: the samples
     of a step are the same on any number of ranks, in any number of parts, with any number of
     workers.
 
@@ -174,7 +174,8 @@ class Loader:
         self.quarantine = Quarantine()
         self._corpus, self._sampler, self._augment = corpus, sampler, augment or Augment()
         self._seed, self._size, self._parts = seed, batch_size, parts
-        self._local, self._rank, self._workers = batch_size // (world * parts), rank, workers
+        self._local, self._workers = batch_size // (world * parts), workers
+        self._rank, self._world = rank, world
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[Made | VlakernError] | None = None
 
@@ -185,7 +186,7 @@ class Loader:
 
     def numbers(self, step: int, part: int = 0) -> range:
         """The sample numbers of a batch."""
-        first = step * self._size + (self._rank * self._parts + part) * self._local
+        first = step * self._size + (part * self._world + self._rank) * self._local
         return range(first, first + self._local)
 
     def make(self, step: int, part: int = 0) -> Made:
