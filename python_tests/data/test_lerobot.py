@@ -121,7 +121,7 @@ def test_missing_info_field(root: Path, field: str):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("codebase_version", "v2.1", r"'v2\.1', expected 'v3\.0'"),
+        ("codebase_version", "v1.6", r"'v1\.6', expected one of v3\.0"),
         ("fps", 0, "fps is 0"),
         ("fps", "fast", "fps is 'fast'"),
         ("total_frames", 16, "total_frames is 16 but the episodes have 15"),
@@ -235,3 +235,17 @@ def change_table(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 def replaced(table: pa.Table, column: str, values: object) -> pa.Table:
     return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
+def test_single_pictures_are_those_of_the_episode(original: Path):
+    """A picture in random order has the very numbers that the whole episode has there."""
+    dataset = LeRobotDataset(original)
+    assert dataset.lengths == list(LENGTHS)
+    whole = [dataset.frames(number, "left") for number in range(3)]
+    for place in np.random.default_rng(0).permutation(sum(LENGTHS)):
+        number = int(np.searchsorted(np.cumsum(LENGTHS), place, side="right"))
+        frame = int(place) - sum(LENGTHS[:number])
+        found = dataset.picture(number, "left", frame)
+        np.testing.assert_array_equal(found, whole[number][frame])
+    with pytest.raises(DatasetError, match=r"episode 1 has frames 0\.\.2, not 3"):
+        dataset.picture(1, "left", 3)

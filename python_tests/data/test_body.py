@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation as Peer
 
+from vlakern.data.body import resolve_body
 from vlakern.data.collate import Augment, collate
 from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
 from vlakern.errors import ConfigError, DatasetError, InputError, VlakernError
@@ -18,7 +19,6 @@ from vlakern.models.weights import Processing
 from vlakern.space import SlotMap, embodiment, robot_and_slots
 from vlakern.space.action_space import ActionFrame
 from vlakern.train import Recipe, TrainConfig, loop, step
-from vlakern.train.body import resolve_body
 from vlakern.types import Observation
 
 VIEWS = ("agentview", "robot0_eye_in_hand")
