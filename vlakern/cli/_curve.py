@@ -88,26 +88,30 @@ def report(
     """The summary for people, the picture and the file for programs."""
     from vlakern.train.report import curve_rows, write_curves
 
-    out, rate = console(), summary.samples / max(summary.seconds, 1e-9)
+    rate = summary.samples / max(summary.seconds, 1e-9)
+
+    def say(words: str) -> None:
+        console().print(words, highlight=False, soft_wrap=True)
+
     used = utilisation(recipe, corpus, summary, world)
-    out.print(
+    say(
         f"{summary.steps} steps, {summary.samples} samples in {summary.seconds:.0f} s"
         f" ({rate:.1f} samples/s), mean loss of the last tenth {summary.loss:.4f}"
     )
-    out.print(
+    say(
         f"waited for data {summary.wait_share:.1%} of the time, peak memory"
         f" {summary.peak_memory_bytes / 2**30:.2f} GiB, {summary.skipped} updates skipped,"
         f" {len(loader.quarantined)} damaged samples"
     )
-    out.print(_sentence(used))
+    say(_sentence(used))
     if args.plot is not None:
         rows = curve_rows(beside(args.out, "jsonl"))
         write_curves(args.plot, rows, f"{args.out.name}: {recipe.preset}, {summary.steps} steps")
-        out.print(f"curves: {args.plot}")
+        say(f"curves: {args.plot}")
     if summary.stopped:
-        out.print(f"stopped by SIGTERM after step {summary.steps}; go on with --resume auto")
+        say(f"stopped by SIGTERM after step {summary.steps}; go on with --resume auto")
     else:
-        out.print(f"policy: {args.out}")
+        say(f"policy: {args.out}")
     if args.json:
         told = {"train": dataclasses.asdict(summary), "frames": corpus.frames.to_json()}
         told |= {"utilisation": used, "quarantine": loader.quarantine.to_json()}

@@ -264,17 +264,19 @@ def _train(
     from vlakern.train.policy import identity, write_policies
 
     run = loop.RunConfig(args.save_every, args.keep, args.accumulate, args.shard)
-    model, train = _model(args, corpus, world), recipe.train
+    decisive, train = identity(corpus, recipe, args.seed), recipe.train
+    after = None
+    if start is not None:
+        loop.check_same(start, decisive)
+        after = checkpoint.facts(start)["step"]
+    model = _model(args, corpus, world)
     checkpoints = beside(args.out, "checkpoints")
     if world.first and start is None and checkpoints.exists():
         shutil.rmtree(checkpoints)
     place = loop.Place(
-        checkpoints,
-        lambda weights: write_policies(corpus, args.out, weights),
-        identity(corpus, recipe, args.seed),
+        checkpoints, lambda weights: write_policies(corpus, args.out, weights), decisive
     )
     augment = Augment(train.drop_state, train.drop_view, train.shift, train.jitter)
-    after = checkpoint.facts(start)["step"] if start is not None else None
     loader = Loader(
         corpus,
         corpus.sampler(args.seed),

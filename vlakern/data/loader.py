@@ -5,6 +5,7 @@ same time. They are forked, so that episodes in memory are shared and not copied
 """
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -228,6 +229,7 @@ class Loader:
             prefetch_factor=AHEAD,
             collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
             multiprocessing_context="fork",
+            worker_init_fn=_stay,
         )
         return iter(batches)
 
@@ -250,6 +252,11 @@ class Loader:
         made = next(self._stream)
         self._next = (step, part + 1) if part + 1 < self._parts else (step + 1, 0)
         return made
+
+
+def _stay(_: int) -> None:
+    """A scheduler's SIGTERM is for the run, which needs its workers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(made: Made | VlakernError) -> Made | VlakernError:

@@ -167,6 +167,7 @@ class Learner:
         self.optimizer = Optimizer(self.objective, self.config)
 
     def _draws(self, batch: TrainBatch) -> Draws:
+        assert batch.numbers_B is not None  # a loader's batches have them
         return Draws(self.seed, batch.numbers_B)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from vlakern.train.optimizer import learning_rate
 from vlakern.train.parallel import Shard, World
 from vlakern.train.report import Summary, peak_memory
 
-__all__ = ["Batches", "Place", "Progress", "RunConfig", "find_start", "train"]
+__all__ = ["Batches", "Place", "Progress", "RunConfig", "check_same", "find_start", "train"]
 
 # Consecutive updates that may be skipped because loss or gradient was not finite.
 MAX_SKIPPED = 3
@@ -120,6 +120,21 @@ def find_start(
     if found is not None:
         checkpoint.set_aside(directory, found)
     return found
+
+
+def check_same(start: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses to continue a verified checkpoint with something else that decides the result.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    here = json.loads(json.dumps(identity))
+    difference = _difference(checkpoint.facts(start)["config"], here, "")
+    if difference:
+        raise CheckpointError(
+            f"{start} is of another run: {difference}; say the same, or begin anew with another"
+            " --out"
+        )
 
 
 def train(
@@ -299,18 +314,11 @@ def _resumed(learner: Learner, place: Place, start: Path | None, run: RunConfig)
     world = learner.world
     if not world.tell(start is not None):
         return _State()
-    here = json.loads(json.dumps(place.identity))
 
     def opened() -> TrainState | None:
         assert start is not None
-        read = checkpoint.read(start, checked=True)
-        difference = _difference(read.config, here, "")
-        if difference:
-            raise CheckpointError(
-                f"{start} is of another run: {difference}; say the same, or begin anew with"
-                " another --out"
-            )
-        return read
+        check_same(start, place.identity)
+        return checkpoint.read(start, checked=True)
 
     found = world.on_first(opened, None)
     step, part, progress = world.tell((found.step, found.part, found.progress) if found else None)
