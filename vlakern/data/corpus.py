@@ -7,7 +7,7 @@ import numpy as np
 
 from vlakern.data.body import Body
 from vlakern.data.collate import Augment, Clip, chunks_at, kept_views
-from vlakern.data.measure import Measured, measure
+from vlakern.data.measure import Count, Measured, measure
 from vlakern.data.mixture import Mixture, shares
 from vlakern.data.recording import Recording
 from vlakern.data.sampler import Leaf, Sample, Sampler
@@ -143,7 +143,7 @@ class Corpus:
             self.embodiments[robot],
             self.state_map,
             self.action_map,
-            self.processing,
+            self._processing(body),
             *self._stats(body),
             self.tokenizer,
         )
@@ -161,7 +161,11 @@ class Corpus:
 
     def _space(self, body: Body) -> ActionSpace:
         maps = self.state_map, self.action_map
-        return make_space(body.robot, *maps, self.processing, *self._stats(body))
+        return make_space(body.robot, *maps, self._processing(body), *self._stats(body))
+
+    def _processing(self, body: Body) -> Processing:
+        """An arm of joints among others is native, in the units of its slots."""
+        return replace(self.processing, frame=body.frame)
 
     def _leaves(self, i: int) -> list[Leaf]:
         one, share, stride = self.recordings[i], self.shares[i], self.recordings[i].body.stride
@@ -208,7 +212,7 @@ def open_corpus(
     side = config.vision.image_size
     loaded = _fitting(recordings, side, memory)
     total = 2 * sum(len(one.lengths) for one in recordings)
-    done = _Count(total, on_episode)
+    done = Count(total, on_episode)
     for one in recordings:
         if one in loaded:
             one.load(side, done)
@@ -216,17 +220,6 @@ def open_corpus(
             done(len(one.lengths))
     measured = measure(recordings, config.chunk, done)
     return Corpus(config, mixture, processing, recordings, measured, tokenizer)
-
-
-class _Count:
-    """Counts episodes for the caller."""
-
-    def __init__(self, total: int, tell: OnEpisode) -> None:
-        self._done, self._total, self._tell = 0, total, tell
-
-    def __call__(self, count: int = 1) -> None:
-        self._done += count
-        self._tell(self._done, self._total)
 
 
 def _fitting(recordings: Sequence[Recording], side: int, memory: int) -> list[Recording]:

@@ -7,10 +7,21 @@ from vlakern.data.recording import Recording
 from vlakern.data.stats_tree import StatsTree
 from vlakern.errors import DatasetError, VlakernError
 
-__all__ = ["MEASURED", "Measured", "measure"]
+__all__ = ["MEASURED", "Count", "Measured", "measure"]
 
 # Frames of a dataset that enter its statistics; more of them are taken at even distances.
 MEASURED = 200_000
+
+
+class Count:
+    """Counts episodes for the caller."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._tell = 0, total, tell
+
+    def __call__(self, count: int = 1) -> None:
+        self._done += count
+        self._tell(self._done, self._total)
 
 
 class Measured:
@@ -59,7 +70,7 @@ def measure(
                 damages.append(Damage(f"{one.name}/{i}", str(error)))
                 continue
             finally:
-                done(1)
+                done(min(every, len(one.lengths) - i))
             found.state.add(robot, one.name, unified, space.state_mask)
             for part in rows:
                 found.action.add(robot, one.name, part, space.action_mask)

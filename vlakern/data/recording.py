@@ -40,10 +40,37 @@ class Recording:
         self._episodes: dict[int, Episode] = {}
         self._frames: dict[tuple[int, str], np.ndarray] = {}
         self._damaged: dict[int, str] = {}
+        self._affine: dict[str, list[tuple[slice, float, float]]] = {}
 
     def use(self, body: Body) -> None:
         """Goes on with another slot map of the same robot."""
         self.body, self.control = body, body.control
+
+    def use_slot_units(self) -> None:
+        """Reads joints and grippers in the units of their slots: degrees become radians.
+
+        The robot's record then says that these are its numbers, and its frame is native. Beside
+        robots whose poses are in a frame, a slot so has one unit, as in every other frame.
+        """
+        robot = self.body.robot
+        plain = {"degrees": False, "closed": None, "open": None}
+        for part, fields in (("states", robot.state), ("actions", robot.action)):
+            self._affine[part] = [(slice(*field.native), *field.affine) for field in fields]
+        state, action = (
+            tuple(replace(field, **plain) for field in fields)
+            for fields in (robot.state, robot.action)
+        )
+        self.use(replace(self.body, robot=replace(robot, state=state, action=action)))
+
+    def _in_units(self, episode: Episode) -> Episode:
+        """The episode with its numbers in the units that are used."""
+        changed = {}
+        for part, runs in self._affine.items():
+            values = np.array(getattr(episode, part), np.float32)
+            for run, scale, offset in runs:
+                values[:, run] = values[:, run] * scale + offset
+            changed[part] = values
+        return replace(episode, **changed) if changed else episode
 
     @property
     def name(self) -> str:
@@ -74,7 +101,7 @@ class Recording:
         """Episode ``i`` without pictures; raises DatasetError if it is damaged."""
         if i in self._damaged:
             raise DatasetError(self._damaged[i])
-        return self._episodes.get(i) or self.dataset.episode(i)
+        return self._episodes.get(i) or self._in_units(self.dataset.episode(i))
 
     def words(self, i: int) -> tuple[str, ...]:
         """The instructions of episode ``i`` that samples draw from.
@@ -113,7 +140,7 @@ class Recording:
         found = []
         for i in range(len(self.lengths)):
             try:
-                episode = self.dataset.episode(i)
+                episode = self.episode(i)
                 for name, recorded in self.views.items():
                     self._frames[i, name] = resized(self.dataset.frames(i, recorded), side)
                 self._episodes[i] = episode
@@ -135,9 +162,13 @@ def naming(mixture: Mixture, entry: DatasetEntry) -> Iterator[None]:
 
 
 def open_recording(
-    mixture: Mixture, entry: DatasetEntry, frame: ActionFrame, chunk: int
+    mixture: Mixture, entry: DatasetEntry, frame: ActionFrame, chunk: int, among: bool = False
 ) -> Recording:
     """Opens a dataset and finds its robot, with the robot's own slot map.
+
+    Args:
+        among: other robots: one without any pose, such as an arm of joints, then takes part in
+            every frame, which says nothing about joints; see :meth:`Recording.use_slot_units`.
 
     Raises:
         DatasetError: missing files, another rate than the mixture says, vectors of other widths
@@ -155,12 +186,16 @@ def open_recording(
             )
         robot = robot_of(entry, dataset)
         stride = _stride(mixture, entry, rate)
+        joints = among and frame != "native" and robot is not None and not _has_pose(*robot)
+        frame = "native" if joints else frame
         body = resolve_body(dataset, robot[1].width if robot else 0, frame, robot, stride)
         views = _views(entry, dataset)
         body = replace(body, robot=replace(body.robot, views=tuple(views)))
         # Raises for a frame that the robot cannot have, before minutes of decoding.
         body.plain_space()
         found = Recording(entry, dataset, body, views)
+        if joints:
+            found.use_slot_units()
         _check_instructions(found)
         if mixture.short_episodes == "refuse":
             _check_lengths(found, chunk)
@@ -174,6 +209,10 @@ def robot_of(entry: DatasetEntry, dataset: Dataset) -> tuple[Embodiment, SlotMap
     if dataset.robot_type in shipped_embodiments():
         return robot_and_slots(dataset.robot_type)
     return None
+
+
+def _has_pose(robot: Embodiment, slots: SlotMap) -> bool:
+    return any(slots.slot(field.slot).kind == "position" for field in robot.action)
 
 
 def _stride(mixture: Mixture, entry: DatasetEntry, rate: float) -> int:

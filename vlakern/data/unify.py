@@ -28,7 +28,11 @@ def open_recordings(
     entries = [e for e in mixture.datasets if e.weight > 0 and mixture.group(e.group).weight > 0]
     if not entries:
         raise ConfigError(f"mixture {mixture.name!r}: weight is 0 for every dataset or its group")
-    whole = [open_recording(mixture, entry, frame, chunk) for entry in entries]
+    among = len(entries) > 1
+    whole = [open_recording(mixture, entry, frame, chunk, among) for entry in entries]
+    if all(one.body.frame != frame for one in whole):
+        with naming(mixture, whole[0].entry):
+            replace(whole[0].body, frame=frame).plain_space()
     _check_units(mixture, whole)
     robots = {one.body.robot.name for one in whole}
     if mixture.slot_map:
@@ -58,7 +62,10 @@ def _check_maps(mixture: Mixture, recordings: Sequence[Recording]) -> None:
                     f" {theirs.name!r} and dataset {one.name!r} {mine.name!r}; name one map for"
                     " both with slot_map"
                 )
-        if _plain(one) != _plain(first) and one.body.robot.name == first.body.robot.name:
+    known: dict[str, Recording] = {}
+    for one in recordings:
+        first = known.setdefault(one.body.robot.name, one)
+        if _plain(one) != _plain(first):
             raise ConfigError(
                 f"mixture {mixture.name!r}: datasets {first.name!r} and {one.name!r} both name"
                 f" robot {one.body.robot.name!r}, but their records differ; give one another name"
@@ -96,10 +103,11 @@ def _meanings(body: Body) -> list[tuple[str, str, str]]:
             slot = slots.slot(field.slot)
             meaning = f"in unit {slot.unit!r}"
             if part == "action" and body.frame == "native":
-                made = f"{field.affine[0]:g} x + {field.affine[1]:g}"
-                meaning = f"native numbers x of which the slot is {made}"
                 if slot.kind == "position" or field.rotation:
                     meaning = _controlled(robot, field.rotation or "")
+                elif field.affine != (1.0, 0.0):
+                    made = f"{field.affine[0]:g} x + {field.affine[1]:g}"
+                    meaning = f"native numbers x of which the slot is {made}"
             found.append((part, field.slot, meaning))
     return found
 
