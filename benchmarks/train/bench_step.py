@@ -91,11 +91,12 @@ class Contest:
         self.draws = Draws(1, torch.arange(self.count))
         module = padded()
         self.loss = module.loss
+        given = (self.config, self.batch, self.train.flow_samples)
+        dense = module.pad(*given)
         self.dense = {
-            "padded": module.pad(self.config, self.batch, self.train.flow_samples),
-            "padded, kept views": module.pad(
-                self.config, self.batch, self.train.flow_samples, all_views=False
-            ),
+            "padded": (dense, False),
+            "padded, kept views": (module.pad(*given, all_views=False), False),
+            "padded, no SDPA": (dense, True),
         }
         self.parts = {name: self._parts() for name in ("packed", *self.dense)}
 
@@ -112,15 +113,10 @@ class Contest:
 
     def padded_loss(self, name: str, objective: Objective, noise: Tensor, tau: Tensor) -> Tensor:
         """The loss of a padded batch in plain PyTorch, under autocast."""
+        batch, explicit = self.dense[name]
+        aside = (objective.foresight, self.train.foresight, explicit)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.train.bf16):
-            return self.loss(
-                objective.model,
-                self.dense[name],
-                noise,
-                tau,
-                objective.foresight,
-                self.train.foresight,
-            )
+            return self.loss(objective.model, batch, noise, tau, *aside)
 
     def own_draws(self) -> tuple[Tensor, Tensor]:
         """The noise and flow times of the packed form."""

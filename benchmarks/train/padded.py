@@ -8,6 +8,7 @@ Dimension letters: B samples, N flow samples, S padded semantic tokens, C = N ·
 T = S + 1 + C all tokens, V views of a sample, M width, D head dim, P half of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from vlakern.models.mot import rotary
 from vlakern.train.step import Foresight
 
 __all__ = ["PaddedBatch", "loss", "pad"]
+
+Attend = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,19 @@ def loss(
     tau_BN: Tensor,
     foresight: Foresight | None = None,
     weight: float = 0.0,
+    explicit: bool = False,
 ) -> Tensor:
-    """The masked flow-matching loss, and foresight's with its weight."""
+    """The masked flow-matching loss, and foresight's with its weight.
+
+    ``explicit`` attention is two products and a softmax, which torch differentiates faster on CPUs
+    than its fused kernel.
+    """
     action = batch.action_BHA[:, None]
     share = tau_BN[..., None, None]
     x = (1 - share) * noise_BNHA + share * action
     views_VKM = model.vision(batch.pixels_V3SS)
-    velocity = _velocity(model, batch, views_VKM, x, tau_BN)
+    attend = _explicit if explicit else F.scaled_dot_product_attention
+    velocity = _velocity(model, batch, views_VKM, x, tau_BN, attend)
     mask = batch.loss_mask_BHA[:, None].expand_as(x)
     error = (velocity.float() - (action - noise_BNHA)).square() * mask
     total = error.sum() / (mask.sum() + 1e-8)
@@ -143,7 +152,14 @@ def loss(
     return total
 
 
-def _velocity(model: VLA, batch: PaddedBatch, views_VKM: Tensor, x: Tensor, tau: Tensor) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _velocity(
+    model: VLA, batch: PaddedBatch, views_VKM: Tensor, x: Tensor, tau: Tensor, attend: Attend
+) -> Tensor:
     """dx/dτ ``[B, N, H, A]``."""
     samples = x.shape[1]
     text = model.embed_tokens(batch.tokens_L).to(views_VKM.dtype)
@@ -156,13 +172,19 @@ def _velocity(model: VLA, batch: PaddedBatch, views_VKM: Tensor, x: Tensor, tau:
     own = torch.cat([state, actions], dim=1)
     layers = model.mot.config.layers
     for i in range(layers):
-        semantic, own = _layer(model, i, batch, semantic, own, last=i == layers - 1)
+        semantic, own = _layer(model, i, batch, semantic, own, i == layers - 1, attend)
     hidden = _rms(own[:, 1:], model.mot.action.norm)
     return model.action_decoder(hidden).unflatten(1, (samples, -1))
 
 
 def _layer(
-    model: VLA, i: int, batch: PaddedBatch, semantic: Tensor, own: Tensor, last: bool
+    model: VLA,
+    i: int,
+    batch: PaddedBatch,
+    semantic: Tensor,
+    own: Tensor,
+    last: bool,
+    attend: Attend,
 ) -> tuple[Tensor, Tensor]:
     """One layer of both experts; the last one's prefix gives keys and values alone."""
     blocks: list[Any] = [model.mot.semantic.layers[i], model.mot.action.layers[i]]
@@ -179,7 +201,7 @@ def _layer(
     rows = q.shape[1]
     q = _turned(q, cos[:, -rows:], sin[:, -rows:]).to(v.dtype)
     k = _turned(k, cos, sin).to(v.dtype)
-    out = F.scaled_dot_product_attention(
+    out = attend(
         q.transpose(1, 2),
         k.transpose(1, 2).repeat_interleave(heads // groups, 1),
         v.transpose(1, 2).repeat_interleave(heads // groups, 1),
