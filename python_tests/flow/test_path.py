@@ -173,8 +173,8 @@ def test_delays_have_their_shares(limit: int) -> None:
 
 
 def test_delays_are_independent_of_flow_times() -> None:
-    """They come from a stream of their own: no rank correlation over consecutive rows."""
+    """They come from a stream of their own: no correlation over consecutive rows."""
     rows = torch.arange(COUNT)
     tau, delay = taus_at(rows, TauConfig("uniform"), 5), delays_at(rows, 5, 5)
-    assert stats.kendalltau(tau.numpy()[:2000], delay.numpy()[:2000])[1] > 1e-3
+    assert abs(np.corrcoef(tau.numpy(), delay.numpy())[0, 1]) < 4 / math.sqrt(COUNT)
     assert torch.equal(delays_at(rows[7:9], 5, 5), delay[7:9])

@@ -42,6 +42,11 @@ class Draws:
     seed: int
     numbers_B: Tensor
 
+    def rows(self, samples: int, device: torch.device) -> Tensor:
+        """The addresses of ``samples`` rows of each sample, int64 ``[R]``."""
+        first_B1 = self.numbers_B.to(device)[:, None] * samples
+        return (first_B1 + torch.arange(samples, device=device)).flatten()
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -210,8 +215,7 @@ def _prefill(
 def _rows(batch: TrainBatch, config: TrainConfig, draws: Draws) -> Rows:
     """With delays every row gives its own number of leading actions, at τ = 1 and without loss."""
     device, count, chunk = batch.action_BHA.device, config.flow_samples, batch.action_BHA.shape[1]
-    first_B1 = draws.numbers_B.to(device)[:, None] * count
-    rows_R = (first_B1 + torch.arange(count, device=device)).flatten()
+    rows_R = draws.rows(count, device)
     robots_B = _robots(batch)
     parts = (batch.action_BHA, batch.mask_BHA, batch.slots_BA, robots_B)
     if not config.delay:
