@@ -21,7 +21,7 @@ from vlakern.data.lerobot import LeRobotWriter
 from vlakern.data.rlds_records import framed
 from vlakern.testing import interleave
 
-VIEWS = ("left", "wrist")
+VIEWS: tuple[str, ...] = ("left", "wrist")
 WIDTH = 7
 
 

@@ -128,12 +128,14 @@ class VideoReader:
         import av.video.reformatter
 
         self._path, self._fps = path, fps
-        self._errors = (av.error.FFmpegError, IndexError)
+        self._errors = (av.error.FFmpegError, IndexError, ValueError)
         try:
             self._container: Any = av.open(str(path))
             self._stream: Any = self._container.streams.video[0]
         except self._errors as error:
             raise self._unreadable(error) from error
+        if self._stream.codec_context is None or not self._stream.time_base:
+            raise self._unreadable("no known codec or no clock")
         # A decoder's own threads would not survive a fork, and workers are parallel already.
         self._stream.codec_context.thread_count = 1
         self._stream.codec_context.options = {"err_detect": "explode"}
@@ -187,6 +189,8 @@ class VideoReader:
         self._decoded = self._container.decode(self._stream)
 
     def _number(self, frame: Any) -> int:
+        if frame.pts is None:
+            raise self._unreadable("a frame without time")
         return round((frame.pts - self._start) * self._frames_per_tick)
 
     def _check_rate(self) -> None:
@@ -198,7 +202,7 @@ class VideoReader:
                 f" {self._fps:g}"
             )
 
-    def _unreadable(self, error: Exception) -> DatasetError:
+    def _unreadable(self, error: Exception | str) -> DatasetError:
         return DatasetError(f"{self._path} cannot be decoded ({error}); make the dataset again")
 
 
