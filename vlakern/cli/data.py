@@ -50,7 +50,7 @@ def run(args: Args) -> int:
         raise ConfigError(f"--chunk is {args.chunk}, expected 1 to {1 << 16} steps")
     check_json(args.json)
     if args.plot is not None:
-        from vlakern.bench.report import check_drawing
+        from vlakern.drawing import check_drawing
 
         check_drawing()
         check_writable(args.plot)

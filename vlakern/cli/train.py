@@ -317,7 +317,10 @@ def _model(args: Args, corpus: "Corpus", world: "World") -> "VLA":
     torch.manual_seed(args.seed)
     model = VLA(corpus.config)
     if args.init is not None:
-        names = dict(one.partition("=")[::2] for one in args.rename)
+        names: dict[str, str] = {}
+        for one in args.rename:
+            old, _, new = one.partition("=")
+            names[old] = new
         meaning = Meaning(corpus.state_map, corpus.action_map, corpus.tokenizer)
         started = start_from(model, args.init, meaning, names)
         for line in started.lines() if world.first else ():

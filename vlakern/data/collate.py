@@ -4,15 +4,13 @@ Dimension letters: B samples, V views of all samples, S image side or state widt
 width, T frames of an episode.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.data.stride import draw_offset, start_frames
-from vlakern.errors import DatasetError
 from vlakern.models.config import VLAConfig
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.tokenizer import TextTokenizer
@@ -21,12 +19,9 @@ from vlakern.space.controller import NativeControl
 
 __all__ = [
     "Augment",
-    "Chunks",
     "Clip",
-    "ClipStore",
     "TrainBatch",
     "chunks_at",
-    "collate",
     "collate_clips",
     "kept_views",
     "to_pixels",
@@ -112,108 +107,6 @@ class Clip:
         """Raises InputError if it cannot be encoded: no rotation, or numbers out of range."""
         self.space.encode_state(np.stack([self.state, self.outcome]))
         self.space.encode(self.chunk[None], self.state[None], self.inside[None])
-
-
-@dataclass(frozen=True)
-class ClipStore:
-    """Episodes in memory: decoded frames, states, commands and instructions of one robot.
-
-    Attributes:
-        frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
-        states: per episode, native ``[T, S]``.
-        actions: per episode, ``[T, N]`` as recorded: commands, or the numbers of the robot's own
-            controller.
-        instructions: per episode.
-        space: from states and commands to the model's numbers, or from the controller's numbers if
-            its frame is native.
-        control: from the controller's numbers to commands; None if ``space`` takes ``actions``.
-        stride: frames from one step of a chunk to the next.
-    """
-
-    frames: Sequence[Mapping[str, np.ndarray]]
-    states: Sequence[np.ndarray]
-    actions: Sequence[np.ndarray]
-    instructions: Sequence[str]
-    space: ActionSpace
-    control: NativeControl | None = None
-    stride: int = 1
-
-
-class Chunks:
-    """Which (episode, frame) pairs a run draws from: every task equally often.
-
-    With a stride, chunks start that many frames apart, from an offset that every episode draws anew
-    for each pass over the data.
-    """
-
-    def __init__(self, store: ClipStore) -> None:
-        if not store.instructions:
-            raise DatasetError("the dataset has no episodes; nothing to train on")
-        self._store = store
-        self._pairs: list[np.ndarray] = []
-        self._left = 0
-
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """``[count, 2]`` pairs of episode and frame."""
-        if self._left <= 0:
-            self._pairs = self._starts(rng)
-            self._left = sum(len(pairs) for pairs in self._pairs)
-        self._left -= count
-        tasks = rng.integers(len(self._pairs), size=count)
-        return np.stack([self._pairs[t][rng.integers(len(self._pairs[t]))] for t in tasks])
-
-    def _starts(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The pairs of one pass, by task."""
-        store, stride = self._store, self._store.stride
-        starts = []
-        for actions in store.actions:
-            offset = draw_offset(len(actions), stride, rng) if stride > 1 else 0
-            starts.append(start_frames(len(actions), stride, offset))
-        return [
-            np.array(
-                [
-                    (episode, frame)
-                    for episode, words in enumerate(store.instructions)
-                    if words == task
-                    for frame in starts[episode]
-                ]
-            )
-            for task in sorted(set(store.instructions))
-        ]
-
-
-def collate(
-    config: VLAConfig,
-    views: Sequence[str],
-    tokenizer: TextTokenizer,
-    store: ClipStore,
-    pairs: np.ndarray,
-    augment: Augment,
-    rng: np.random.Generator,
-) -> TrainBatch:
-    """Makes one batch of episodes in memory; everything random comes from ``rng``."""
-    clips = []
-    for number, (episode, frame) in enumerate((int(e), int(f)) for e, f in pairs):
-        kept = kept_views(views, augment.drop_view, rng)
-        states = store.states[episode]
-        vectors = states, store.actions[episode]
-        chunk, inside = chunks_at(*vectors, [frame], config.chunk, store.control, store.stride)
-        clip = Clip(
-            f"{episode}/{frame}",
-            number,
-            0,
-            store.space,
-            store.instructions[episode],
-            [store.frames[episode][view][frame] for view in kept],
-            states[frame],
-            states[-1],
-            chunk[0],
-            inside[0],
-            rng.random() >= augment.drop_state,
-            rng,
-        )
-        clips.append(clip)
-    return collate_clips(config, tokenizer, clips, augment)
 
 
 def collate_clips(
