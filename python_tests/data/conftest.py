@@ -2,7 +2,8 @@
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,56 @@ class RldsWriter:
 def rlds_writer() -> type[RldsWriter]:
     """Encoders, and a writer of whole directories."""
     return RldsWriter
+
+
+def collect_set(
+    root: Path,
+    robot: str = "metaworld_sawyer",
+    widths: tuple[int, int] = (4, 4),
+    views: tuple[str, ...] = ("left", "right"),
+    lengths: Sequence[int] = (12, 7, 9),
+    tasks: Sequence[str] = ("push", "open", "push"),
+    fps: float = 20,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+    vectors: Sequence[tuple[Any, Any]] | None = None,
+) -> Path:
+    """A LeRobot dataset of 28-pixel noise, or of the given states and actions of each episode."""
+    import numpy as np
+
+    from vlakern.data.lerobot import LeRobotWriter
+
+    rng = np.random.default_rng(zlib.crc32(root.name.encode()))
+    state, action = widths
+    found = names or ([f"s{i}" for i in range(state)], [f"a{i}" for i in range(action)])
+    with LeRobotWriter(
+        root,
+        fps=fps,
+        views=dict.fromkeys(views, (28, 28)),
+        state_names=found[0],
+        action_names=found[1],
+        robot_type=robot,
+    ) as writer:
+        for i, length in enumerate(lengths):
+            frames = {v: rng.integers(0, 256, (length, 28, 28, 3), dtype="u1") for v in views}
+            states = rng.normal(size=(length, state)).astype(np.float32)
+            actions = rng.uniform(-1, 1, size=(length, action)).astype(np.float32)
+            if vectors is not None:
+                states, actions = (np.asarray(v, np.float32) for v in vectors[i])
+            writer.add_episode(frames, states, actions, tasks[i % len(tasks)])
+    return root
+
+
+@pytest.fixture(scope="session")
+def collect() -> Callable[..., Path]:
+    """Writes a small dataset."""
+    return collect_set
+
+
+@pytest.fixture(scope="session")
+def robots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the datasets of three robots: ``sawyer``, ``panda`` and ``so100``."""
+    root = tmp_path_factory.mktemp("robots")
+    collect_set(root / "sawyer")
+    collect_set(root / "panda", "libero_panda", (8, 7), ("agent", "wrist"), (16, 5, 11))
+    collect_set(root / "so100", "so100", (6, 6), ("front",), (8, 10), fps=30)
+    return root

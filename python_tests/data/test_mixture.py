@@ -1,5 +1,6 @@
 """Mixtures are read strictly, extend each other, and share weights as they say."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def test_the_papers_mixtures_are_cumulative() -> None:
     """D1 to D4 hold what the one before holds, and more; one key moves all of them."""
     read = [read_mixture(EXAMPLES / f"d{i}.toml", Path("/mnt/sets")) for i in (1, 2, 3, 4)]
     names = [[entry.name for entry in one.datasets] for one in read]
-    for less, more in zip(names, names[1:], strict=False):
+    for less, more in itertools.pairwise(names):
         assert more[: len(less)] == less
         assert len(more) > len(less)
     assert [len(one) for one in names] == [6, 11, 12, 15]
@@ -130,7 +131,7 @@ def test_without_weights_every_effective_frame_counts_the_same() -> None:
 
 
 def test_weights_by_number_size_and_power_at_both_levels() -> None:
-    """Groups by number, 3 to 1; inside one by the root of the raw frames, inside the other 1 to 2."""
+    """Groups 3 to 1; inside one by the root of the raw frames, inside the other 1 to 2."""
     groups = (Group("x", "size", 0.5, weight=3.0), Group("y", "explicit"))
     entries = (entry("a", "x"), entry("b", "x"), entry("c", "y"), entry("d", "y", weight=2.0))
     mixture = Mixture("m", entries, groups, weights="explicit")

@@ -14,7 +14,7 @@ def test_the_threshold_is_a_thousandth_of_what_was_drawn() -> None:
     """20 of 20,000 pass, one more stops; below 10,000 draws ten are allowed."""
     book = Quarantine()
     book.add(100, damages(10))
-    with pytest.raises(DatasetError, match="11 of 101 samples are damaged, more than 0.1%"):
+    with pytest.raises(DatasetError, match=r"11 of 101 samples are damaged, more than 0\.1%"):
         book.add(1, damages(1))
     book = Quarantine()
     book.add(19_000, [])

@@ -7,6 +7,7 @@ same time. They are forked, so that episodes in memory are shared and not copied
 import multiprocessing
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -221,17 +222,20 @@ class Loader:
 
     def _begin(self, step: int, part: int) -> Iterator[Made | VlakernError]:
         self.close()
-        batches = data.DataLoader(
-            _Batches(self),
-            batch_size=None,
-            sampler=_Keys((step, part), self._parts),
-            num_workers=self._workers,
-            prefetch_factor=AHEAD,
-            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
-            multiprocessing_context="fork",
-            worker_init_fn=_stay,
-        )
-        return iter(batches)
+        with warnings.catch_warnings():
+            # More workers than cores are the caller's choice.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            batches = data.DataLoader(
+                _Batches(self),
+                batch_size=None,
+                sampler=_Keys((step, part), self._parts),
+                num_workers=self._workers,
+                prefetch_factor=AHEAD,
+                collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
+                multiprocessing_context="fork",
+                worker_init_fn=_stay,
+            )
+            return iter(batches)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -249,7 +253,14 @@ class Loader:
         """The next batch from the workers, which begin anew where the order is left."""
         if self._stream is None or self._next != (step, part):
             self._stream = self._begin(step, part)
-        made = next(self._stream)
+        try:
+            made = next(self._stream)
+        except RuntimeError as error:
+            self.close()
+            reason = str(error).splitlines()[0]
+            raise DatasetError(
+                f"the worker processes of the loader failed ({reason}); try fewer workers"
+            ) from error
         self._next = (step, part + 1) if part + 1 < self._parts else (step + 1, 0)
         return made
 
