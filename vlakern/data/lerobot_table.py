@@ -90,7 +90,7 @@ class FrameTables:
         _require_columns(path, names, columns)
 
         def read(parquet: Any) -> dict[str, Any]:
-            with parquet.ParquetFile(path, memory_map=True, metadata=footer) as file:
+            with _open(parquet, path, footer) as file:
                 # One thread: loaders run many processes, and arrow's own may not live after a fork.
                 table = file.read_row_group(group, columns=list(columns), use_threads=False)
                 return {key: table[key].combine_chunks() for key in columns}
@@ -128,7 +128,7 @@ def read_table(path: Path, columns: Iterable[str] = (), prefix: str = "\0") -> A
     """
 
     def read(parquet: Any) -> Any:
-        with parquet.ParquetFile(path, memory_map=True) as file:
+        with _open(parquet, path) as file:
             names = file.schema_arrow.names
             wanted = list(columns)
             _require_columns(path, names, wanted)
@@ -153,6 +153,13 @@ def _guarded(path: Path, read: Callable[[Any], Value]) -> Value:
         raise DatasetError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not a whole parquet file ({error})") from error
+
+
+def _open(parquet: Any, path: Path, footer: Any = None) -> Any:
+    """Checksums of pages are verified where the writer has left any."""
+    return parquet.ParquetFile(
+        path, memory_map=True, metadata=footer, page_checksum_verification=True
+    )
 
 
 def _require_columns(path: Path, names: Iterable[str], wanted: Iterable[str]) -> None:
