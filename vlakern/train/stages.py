@@ -201,9 +201,7 @@ def _rows_by_name(records: PolicyRecords, meaning: Meaning) -> dict[str, _Rows]:
         "action_decoder.2.bias": (0, action),
         "embed_tokens.weight": (0, words),
     }
-    return {
-        name: _alike(axis, *both) for name, (axis, both) in tables.items() if both[0] != both[1]
-    }
+    return {name: _alike(axis, *both) for name, (axis, both) in tables.items()}
 
 
 def _alike(axis: int, old: Sequence[str], new: Sequence[str]) -> _Rows:
