@@ -220,6 +220,19 @@ def test_numbers_and_words_are_found_by_name(saved: Any) -> None:
     assert f"{state}: 7 of 9 rows, by name" in report.lines()
 
 
+def test_the_same_words_fit_a_longer_table(saved: Any) -> None:
+    """Room for more words is no other meaning: those that are there are found."""
+    path, source, tokenizer = saved
+    model = VLA(dataclasses.replace(TINY, vocab_size=600))
+    report = start_from(model, path, Meaning(STATE, ACTION, tokenizer))
+    found, rows = report.partial["embed_tokens.weight"]
+    assert 256 <= found < 300
+    assert rows == 600
+    assert report.left_over == {}
+    there, here = (one.state_dict()["embed_tokens.weight"] for one in (source, model))
+    assert torch.equal(here[:found], there[:found])
+
+
 def test_what_does_not_fit_is_reported(saved: Any) -> None:
     """Renamed, missing and left over tensors, each by name; the rest is loaded."""
     path, source, _ = saved

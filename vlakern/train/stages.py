@@ -150,6 +150,8 @@ def start_from(
             continue
         source, target = get(old), here[new]
         index = rows.get(new)
+        if index is not None and index.alike and source.shape == target.shape:
+            index = None
         reason = _misfit(source, target, index)
         if reason:
             left_over[old] = reason
@@ -169,11 +171,15 @@ def start_from(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of one table that mean the same as rows of another, along an axis."""
+    """Rows of one table that mean the same as rows of another, along an axis.
+
+    ``alike`` says that all of them do.
+    """
 
     axis: int
     old: tuple[int, ...]
     new: tuple[int, ...]
+    alike: bool
 
     def fill(self, target: Tensor, source: Tensor) -> tuple[int, int]:
         """Copies them; returns how many there are and how many the target has."""
@@ -184,7 +190,7 @@ class _Rows:
 
 
 def _rows_by_name(records: PolicyRecords, meaning: Meaning) -> dict[str, _Rows]:
-    """The tables whose rows mean something else in the new model than in the checkpoint."""
+    """Where the rows of each table are in the new model."""
     state = (records.state_map.names(), meaning.state_map.names())
     action = (records.action_map.names(), meaning.action_map.names())
     words = (_words(records.tokenizer), _words(meaning.tokenizer))
@@ -195,15 +201,13 @@ def _rows_by_name(records: PolicyRecords, meaning: Meaning) -> dict[str, _Rows]:
         "action_decoder.2.bias": (0, action),
         "embed_tokens.weight": (0, words),
     }
-    return {
-        name: _alike(axis, *both) for name, (axis, both) in tables.items() if both[0] != both[1]
-    }
+    return {name: _alike(axis, *both) for name, (axis, both) in tables.items()}
 
 
 def _alike(axis: int, old: Sequence[str], new: Sequence[str]) -> _Rows:
     places = {name: i for i, name in enumerate(old) if name}
     pairs = [(places[name], i) for i, name in enumerate(new) if name in places]
-    return _Rows(axis, tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+    return _Rows(axis, tuple(a for a, _ in pairs), tuple(b for _, b in pairs), old == new)
 
 
 def _words(tokenizer: TextTokenizer) -> tuple[str, ...]:
