@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils import data
 
 from vlakern.data.collate import Augment, Clip, TrainBatch, collate_clips
@@ -234,6 +235,7 @@ class Loader:
                 collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
                 multiprocessing_context="fork",
                 worker_init_fn=_stay,
+                generator=torch.Generator(),  # the shared one stays as it is without workers
             )
             return iter(batches)
 
