@@ -194,7 +194,7 @@ def _panel(
         canvas.text(MARGIN, y - 8, f"{value:.3g}", QUIET, size=13)
     for value in ticks(first, last, False):
         x, _ = place((value, low))
-        canvas.text(x - 14, lower + 6, f"{value:.0f}", QUIET, size=13)
+        canvas.text(x - 14, lower + 6, f"{value:.6g}", QUIET, size=13)
     canvas.outline([(left, lower), (right, lower)], INK, 1)
     canvas.outline([place(point) for point in points], QUIET if mean else SERIES[0], 1)
     if mean:
