@@ -56,8 +56,8 @@ def record(data: bytes) -> bytes:
 class RldsWriter:
     """What the tests of the reader write with."""
 
-    varint, block, feature, example = map(staticmethod, (varint, block, feature, example))
-    crc, record = map(staticmethod, (crc, record))
+    varint, block, feature = staticmethod(varint), staticmethod(block), staticmethod(feature)
+    example, crc, record = staticmethod(example), staticmethod(crc), staticmethod(record)
 
     @staticmethod
     def tensor(shape: Sequence[int], dtype: str, encoding: str = "none") -> dict[str, Any]:

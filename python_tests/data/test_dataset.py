@@ -33,6 +33,12 @@ def test_nothing_to_open(tmp_path: Path):
     """A directory without a dataset says what was looked for."""
     with pytest.raises(DatasetError, match=r"neither meta/info\.json.*hdf5.*features\.json"):
         open_dataset(tmp_path)
+    (tmp_path / "set/1.0.0").mkdir(parents=True)
+    (tmp_path / "set/1.0.0/features.json").touch()
+    with pytest.raises(DatasetError, match=r"\(RLDS\); did you mean set/1\.0\.0\?"):
+        open_dataset(tmp_path / "set")
+    with pytest.raises(DatasetError, match="gone is no dataset"):
+        open_dataset(tmp_path / "gone")
 
 
 def test_wrong_words(root: Path):

@@ -22,6 +22,8 @@ INFO = {
     "robot_type": "arm",
     "total_episodes": 3,
     "total_frames": 13,
+    "total_tasks": 2,
+    "total_videos": 3,
     "total_chunks": 2,
     "chunks_size": 2,
     "fps": FPS,

@@ -1,5 +1,6 @@
 """The pool of open files: one user at a time, bounded, never shared with a child."""
 
+import copy
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlakern.data.pool import Pool
+from vlakern.data.pool import Pool, Recent
 from vlakern.errors import DatasetError
 
 
@@ -99,3 +100,29 @@ def _child(pool: Pool[Opened], root: Path) -> None:
     assert len(pool) == 0
     use(pool, root / "a")
     assert Opened.made == 2
+
+
+def test_recent_values():
+    """The last ones used stay while they weigh little; a value that is too heavy stays alone."""
+    made: list[str] = []
+    recent: Recent[str, str] = Recent(6, len)
+
+    def get(key: str) -> str:
+        return recent.get(key, lambda: made.append(key) or key)
+
+    for key in ("aa", "bb", "aa", "cc", "dd"):
+        assert get(key) == key
+    assert made == ["aa", "bb", "cc", "dd"]
+    assert [get("aa"), get("bb")] == ["aa", "bb"]
+    assert made == ["aa", "bb", "cc", "dd", "bb"]
+    get("too heavy")
+    assert len(recent) == 1
+    assert len(copy.deepcopy(recent)) == 0
+
+
+def test_a_value_that_cannot_be_made():
+    """An error is not kept."""
+    recent: Recent[int, float] = Recent(2)
+    with pytest.raises(ZeroDivisionError):
+        recent.get(0, lambda: 1 / 0)
+    assert recent.get(0, lambda: 2.0) == 2.0

@@ -123,7 +123,9 @@ def _recognise(root: Path) -> str:
         return "robomimic"
     if (root / "features.json").is_file() or any(root.glob("*.tfrecord*")):
         return "rlds"
+    inside = [*root.glob("*/meta/info.json"), *root.glob("*/features.json")]
+    hint = f"; did you mean {root.name}/{inside[0].relative_to(root).parts[0]}?" if inside else ""
     raise DatasetError(
         f"{root} is no dataset: it has neither meta/info.json (LeRobot), nor *.hdf5 (robomimic),"
-        " nor features.json with *.tfrecord files (RLDS)"
+        f" nor features.json with *.tfrecord files (RLDS){hint}"
     )

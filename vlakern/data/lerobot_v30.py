@@ -8,6 +8,7 @@ import numpy as np
 
 from vlakern.data.lerobot_info import Info, Place, read_json, read_stats
 from vlakern.data.lerobot_table import read_table, row_count
+from vlakern.data.pool import Recent
 from vlakern.errors import DatasetError
 
 __all__ = ["Catalogue30"]
@@ -43,14 +44,28 @@ class Catalogue30:
         self._check_totals()
         self._first = self._first_indices()
         self.lengths = [row["length"] for row in self._rows]
-        self._stats_table: tuple[Path, Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stats_table": None}
+        self._stats_tables: Recent[Path, Any] = Recent(1)
+        self._places: dict[int, Place] = {}
 
     def place(self, i: int) -> Place:
         """Of episode ``i``, 0 <= i < len(lengths)."""
-        row = self._rows[i]
+        if i not in self._places:
+            self._places[i] = self._find(self._rows[i])
+        return self._places[i]
+
+    def episode_stats(self, i: int) -> dict[str, dict[str, np.ndarray]]:
+        """feature -> statistic -> float64 array of one episode; {} where the dataset has none."""
+        path, number = self._rows[i]["file"], self._rows[i]["row"]
+        table = self._stats_tables.get(path, lambda: read_table(path, ["length"], "stats/"))
+        row = table.slice(number, 1).to_pylist()[0]
+        stats: dict[str, dict[str, Any]] = {}
+        for column, value in row.items():
+            if column.startswith("stats/") and value is not None:
+                feature, _, name = column.removeprefix("stats/").rpartition("/")
+                stats.setdefault(feature, {})[name] = value
+        return read_stats(stats, f"{path}: episode {i}")
+
+    def _find(self, row: Mapping[str, Any]) -> Place:
         data = self._data_path(row)
         index = row["dataset_from_index"]
         videos = {
@@ -62,19 +77,6 @@ class Catalogue30:
         }
         tasks = tuple(row.get("tasks") or ())
         return Place(row["length"], data, index - self._first[data], index, videos, tasks)
-
-    def episode_stats(self, i: int) -> dict[str, dict[str, np.ndarray]]:
-        """feature -> statistic -> float64 array of one episode; {} where the dataset has none."""
-        path, number = self._rows[i]["file"], self._rows[i]["row"]
-        if self._stats_table is None or self._stats_table[0] != path:
-            self._stats_table = path, read_table(path, ["length"], prefix="stats/")
-        row = self._stats_table[1].slice(number, 1).to_pylist()[0]
-        stats: dict[str, dict[str, Any]] = {}
-        for column, value in row.items():
-            if column.startswith("stats/") and value is not None:
-                feature, _, name = column.removeprefix("stats/").rpartition("/")
-                stats.setdefault(feature, {})[name] = value
-        return read_stats(stats, f"{path}: episode {i}")
 
     def _data_path(self, row: Mapping[str, Any]) -> Path:
         numbers = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
@@ -137,6 +139,10 @@ class Catalogue30:
             raise DatasetError(
                 f"{where}: total_frames is {fields['total_frames']} but the episodes have {total}"
             )
+        videos = {self._video_path(row, key) for row in self._rows for key in self._videos}
+        for path in sorted(videos):
+            if not path.is_file():
+                raise DatasetError(f"{path} is missing")
         for row in self._rows:
             self._check_row(row)
         stored = sum(row_count(path) for path in {self._data_path(row) for row in self._rows})
@@ -158,5 +164,3 @@ class Catalogue30:
                     f"{where} has length {row['length']} but its videos/{key} lasts {seconds:.4f} s"
                     f" at the {self._info.fps:g} Hz of {self._info.path}"
                 )
-            if not self._video_path(row, key).is_file():
-                raise DatasetError(f"{self._video_path(row, key)} is missing")

@@ -148,8 +148,10 @@ class LeRobotWriter:
         for pattern, table in tables.items():
             path = root / pattern.format(chunk_index=0, file_index=0)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Readers decode a row group at a time.
-            parquet.write_table(table, path, row_group_size=_ROWS_PER_GROUP)
+            # Readers decode a row group at a time, and find a flipped bit by its page's checksum.
+            parquet.write_table(
+                table, path, row_group_size=_ROWS_PER_GROUP, write_page_checksum=True
+            )
         write_json(root / "meta/stats.json", self._all_stats())
         write_json(root / "meta/info.json", self._info())
 

@@ -50,7 +50,7 @@ def build_index(root: Path, shards: Sequence[Shard], counter: Feature) -> list[R
     changed, records = False, []
     for shard in shards:
         facts = _facts(shard.path)
-        entry: dict[str, Any] = files.get(shard.path.name)
+        entry: Any = files.get(shard.path.name)
         if not _fits(entry, facts):
             entry = {**facts, "records": _look(shard.path, counter)}
             files, changed = {**files, shard.path.name: entry}, True

@@ -1,5 +1,6 @@
 """H.264 video files of small frames: exact frame counts in, exact frame counts out."""
 
+import functools
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
@@ -127,16 +128,19 @@ class VideoReader:
         import av.video.reformatter
 
         self._path, self._fps = path, fps
-        self._errors = (av.error.FFmpegError, IndexError)
+        self._errors = (av.error.FFmpegError, IndexError, ValueError)
         try:
             self._container: Any = av.open(str(path))
             self._stream: Any = self._container.streams.video[0]
         except self._errors as error:
             raise self._unreadable(error) from error
+        if self._stream.codec_context is None or not self._stream.time_base:
+            raise self._unreadable("no known codec or no clock")
         # A decoder's own threads would not survive a fork, and workers are parallel already.
         self._stream.codec_context.thread_count = 1
         self._stream.codec_context.options = {"err_detect": "explode"}
         self._start = self._stream.start_time or 0
+        self._frames_per_tick = float(self._stream.time_base) * fps
         # One reformatter for all frames: making one costs more than using it on a small frame.
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._decoded: Any = iter(())
@@ -170,7 +174,7 @@ class VideoReader:
             if first <= self._last < first + count:
                 if frame.is_corrupt:
                     raise DatasetError(f"{self._path}: frame {self._last} is damaged")
-                picture = self._reformatter.reformat(frame, format="rgb24")
+                picture = self._reformatter.reformat(frame, format="rgb24", **_one_thread())
                 found[self._last - first] = picture.to_ndarray()
             if self._last >= first + count - 1:
                 break
@@ -185,7 +189,9 @@ class VideoReader:
         self._decoded = self._container.decode(self._stream)
 
     def _number(self, frame: Any) -> int:
-        return round(float((frame.pts - self._start) * self._stream.time_base) * self._fps)
+        if frame.pts is None:
+            raise self._unreadable("a frame without time")
+        return round((frame.pts - self._start) * self._frames_per_tick)
 
     def _check_rate(self) -> None:
         rate = self._stream.average_rate
@@ -196,8 +202,17 @@ class VideoReader:
                 f" {self._fps:g}"
             )
 
-    def _unreadable(self, error: Exception) -> DatasetError:
+    def _unreadable(self, error: Exception | str) -> DatasetError:
         return DatasetError(f"{self._path} cannot be decoded ({error}); make the dataset again")
+
+
+@functools.cache
+def _one_thread() -> dict[str, int]:
+    """The argument that keeps PyAV from starting threads for a small picture, where it has one."""
+    import av.video.reformatter
+
+    text = str(av.video.reformatter.VideoReformatter.reformat.__doc__)
+    return {"threads": 1} if ":param int threads:" in text else {}
 
 
 _pool: Pool[VideoReader] = Pool(OPEN_DECODERS)
