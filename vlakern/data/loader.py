@@ -1,7 +1,9 @@
 """Batches by their step in the run, made here or by worker processes: the same bits either way.
 
-Workers are processes, not threads: making a batch is mostly Python, which threads do not run at the
-same time. They are forked, so that episodes in memory are shared and not copied.
+Workers are processes, not threads. Two of either made as many samples on two busy cores (from
+memory 960 and 965 a second, from video files 323 and 306, one alone 796 and 219), but a process
+does not hold the interpreter while training needs it, and a decoder that crashes ends a worker and
+not the run. They are forked, so that episodes in memory are shared and not copied.
 """
 
 import multiprocessing
