@@ -39,22 +39,23 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, call: int | None) -> None:
     monkeypatch.setattr(loop, "_listening", listening)
 
 
+STEPS, SECOND = 18, 7
 CASES = {
     "step 0": 0,
     "step 1": 2,
-    "mid-epoch": 2 * 23,
-    "mid-accumulation": 2 * 23 + 1,
-    "last but one": 2 * 49,
-    "mid-accumulation of the last": 2 * 49 + 1,
+    "in the middle": 2 * 9,
+    "mid-accumulation": 2 * 9 + 1,
+    "last but one": 2 * (STEPS - 1),
+    "mid-accumulation of the last": 2 * (STEPS - 1) + 1,
 }
 
 
 @pytest.fixture(scope="module")
 def whole(lab: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The files that 50 uninterrupted steps end with; the second stage begins at step 20."""
+    """The files that an uninterrupted run of two stages ends with."""
     root = tmp_path_factory.mktemp("whole")
-    config = lab.longer(50, expert_steps=20)
-    run = RunConfig(save_every=50, parts=2)
+    config = lab.longer(STEPS, expert_steps=SECOND)
+    run = RunConfig(save_every=STEPS, parts=2)
     train(lab.make_model(), config, 3, lab.Samples(4, parts=2), lab.place(root), run)
     return hashes(root)
 
@@ -67,8 +68,8 @@ def test_resume_is_bit_exact(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Weights, moments, average, generators, losses: the same SHA-256 after 50 steps."""
-    config, run = lab.longer(50, expert_steps=20), RunConfig(save_every=50, parts=2)
+    """Weights, moments, average, generators, losses: the same SHA-256 at the end."""
+    config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
     interrupt(monkeypatch, call)
     arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
     first = train(lab.make_model(), *arguments)
@@ -80,11 +81,11 @@ def test_resume_is_bit_exact(
     # Another start must not matter: everything comes from the checkpoint.
     torch.rand(7)
     second = train(lab.make_model(99), *arguments, start=start)
-    assert (second.stopped, second.steps) == (False, 50)
+    assert (second.stopped, second.steps) == (False, STEPS)
     assert hashes(tmp_path) == whole
 
 
-@pytest.mark.parametrize("at", [0, 20])
+@pytest.mark.parametrize("at", [0, SECOND])
 def test_a_checkpoint_between_two_stages_is_bit_exact(
     at: int,
     lab: ModuleType,
@@ -93,7 +94,7 @@ def test_a_checkpoint_between_two_stages_is_bit_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second stage begins with new moments, whether the process was there before or not."""
-    config, run = lab.longer(50, expert_steps=20), RunConfig(save_every=50, parts=2)
+    config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
     interrupt(monkeypatch, 2 * at)
     arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
     train(lab.make_model(), *arguments)
