@@ -17,7 +17,7 @@ SHARE = 0.4  # of the stage's time that its tests may take
 def engine_stage(check: Any, limit: float) -> Result:
     """The engine's own GPU tests, then whole calls; not timed while a test is red."""
     begin, path = time.monotonic(), check.root / TESTS
-    ops = {"engine": Op("engine", path, True, False, (path,))}
+    ops = {"engine": Op("engine", path, True, (path,))}
     rest = (check.python, check.root, check.work, ops, begin + SHARE * limit)
     [tests] = run_tests(check.runner, *rest)
     check.add("tests", **tests.line())

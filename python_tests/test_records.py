@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ class Cart:
     limit: float | None = None
     spare: Wheel | None = None
     tags: tuple[str, ...] = dataclasses.field(default_factory=tuple)
+    colors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 GOOD = {"name": "a", "wheels": [{"radius": 2}]}
@@ -43,7 +46,8 @@ GOOD = {"name": "a", "wheels": [{"radius": 2}]}
 
 def test_a_record_comes_back_from_json() -> None:
     """Tuples become lists and back; whole numbers are numbers; None stays None."""
-    cart = Cart("a", (Wheel(1.5, "omni"), Wheel(2.0)), 3, True, 2.5, Wheel(1.0), ("x", "y"))
+    wheels, spare = (Wheel(1.5, "omni"), Wheel(2.0)), Wheel(1.0)
+    cart = Cart("a", wheels, 3, True, 2.5, spare, ("x", "y"), {"lid": "red"}, {"any": [1, "b"]})
     assert from_dict(Cart, json.loads(json.dumps(to_dict(cart)))) == cart
     plain = from_dict(Cart, GOOD)
     assert plain == Cart("a", (Wheel(2.0),))
@@ -54,6 +58,11 @@ def test_a_record_comes_back_from_json() -> None:
 WRONG: dict[str, tuple[Any, str]] = {
     "a list": ([GOOD], r"cart: expected an object, found \[\{"),
     "nothing": (None, "cart: expected an object, found None"),
+    "no mapping": (
+        {**GOOD, "colors": ["red"]},
+        r"cart.colors: expected an object, found \['red'\]",
+    ),
+    "mapped": ({**GOOD, "colors": {"lid": 1}}, "cart.colors.lid: expected str, found 1"),
     "unknown key": (
         {**GOOD, "weels": []},
         "cart: unknown key 'weels'; the keys of Cart are brakes",

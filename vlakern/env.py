@@ -64,7 +64,7 @@ VARIABLES = (
         "VLAKERN_CACHE",
         "a directory",
         "~/.cache/vlakern",
-        "where packed weights go if the policy's own directory cannot be written to",
+        "where packed weights and places of records go if their own directory cannot be written to",
     ),
     Variable(
         "MUJOCO_GL",

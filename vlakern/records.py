@@ -82,7 +82,7 @@ def from_dict(cls: type[C], values: Any, where: str = "config") -> C:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as ``hint``, which is a JSON scalar, a record, a tuple, a Literal or a union."""
+    """``value`` as ``hint``: a JSON scalar, a record, a tuple, a mapping, a Literal or a union."""
     origin = get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)  # pyright: ignore[reportArgumentType]
@@ -95,6 +95,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a list, found {value!r}")
         item = get_args(hint)[0]
         return tuple(_convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: expected an object, found {value!r}")
+        item = get_args(hint)[1]
+        return {str(key): _convert(item, one, f"{where}.{key}") for key, one in value.items()}
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in get_args(hint):
             return None

@@ -8,8 +8,7 @@ from PIL import Image
 
 from vlakern.bench import report
 from vlakern.bench.latency import STAGES, BenchResult, VariantResult, stage_times
-from vlakern.bench.report import check_drawing, histogram_range, stacked, write_plot
-from vlakern.errors import ConfigError
+from vlakern.bench.report import histogram_range, stacked, write_plot
 
 
 def result(*names: str) -> BenchResult:
@@ -54,10 +53,3 @@ def test_equal_samples_have_a_range() -> None:
     """A histogram of one value has a width."""
     assert histogram_range([2.0, 2.0]) == (1.5, 2.5)
     assert histogram_range([1.0, 4.0]) == (1.0, 4.0)
-
-
-def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before anything is measured, with what to install."""
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'vlakern\[plot\]'"):
-        check_drawing()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlakern.bench.roofline import Shape, floors_ms, work
+from vlakern.bench.roofline import Shape, floors_ms, training, work
 from vlakern.models.presets import preset
 
 RETHINK = preset("rethink-2b")
@@ -102,3 +102,27 @@ def test_floor_is_the_larger_of_computing_and_reading() -> None:
         assert slow[stage] == pytest.approx(one.operations / 1e6)
         assert fast[stage] == pytest.approx(one.bytes / 1e6)
     assert slow["total"] == pytest.approx(sum(slow[stage] for stage in needed))
+
+
+def test_training_is_three_times_forward() -> None:
+    """One evaluation of the velocity per draw instead of four steps; backward is two forwards."""
+    one = work(RETHINK, CALL, "bf16")
+    forward = one["vision"].operations + one["prefix"].operations + one["ode"].operations / 4
+    assert training(RETHINK, CALL, views=2, samples=1) == pytest.approx(3 * forward)
+    more = training(RETHINK, CALL, views=2, samples=5) - training(RETHINK, CALL, 2, 1)
+    assert more == pytest.approx(3 * 4 * one["ode"].operations / 4)
+    batch = training(RETHINK, replace(CALL, batch=8), views=16, samples=1)
+    assert batch == pytest.approx(8 * 3 * forward)
+    fewer = training(RETHINK, replace(CALL, batch=8), views=12, samples=1)
+    assert batch - fewer == pytest.approx(3 * 2 * one["vision"].operations)
+
+
+def test_frozen_parts_cost_less() -> None:
+    """No gradient of weights; below what trains no gradient at all."""
+    one = work(RETHINK, CALL, "bf16")
+    full = training(RETHINK, CALL, views=2, samples=1)
+    passed = training(RETHINK, CALL, views=2, samples=1, semantic="frozen")
+    constant = training(RETHINK, CALL, views=2, samples=1, semantic="constant")
+    vision, prefix = one["vision"].operations, one["prefix"].operations
+    assert full - passed == pytest.approx(2 * vision + prefix)
+    assert passed - constant == pytest.approx(prefix)

@@ -1,19 +1,28 @@
 """A training batch holds the right frames, states and actions, and what augmentation may do."""
 
-import dataclasses
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate, to_pixels
-from vlakern.errors import DatasetError
+from vlakern.data.collate import (
+    Augment,
+    Clip,
+    TrainBatch,
+    chunks_at,
+    collate_clips,
+    kept_views,
+    to_pixels,
+)
 from vlakern.models import VLAConfig, preset
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
 from vlakern.models.weights import Processing
 from vlakern.models.weights.native import make_space
 from vlakern.space import ActionSpace, Embodiment, Field, Slot, SlotMap, VectorStats
+from vlakern.space.controller import NativeControl
 
 CONFIG: VLAConfig = preset("tiny")
 VIEWS: tuple[str, ...] = ("front", "wrist")
@@ -28,6 +37,65 @@ def plain_space() -> ActionSpace:
     robot = Embodiment("arm", "arm", 20.0, VIEWS, 7, 5, *fields)
     units = (VectorStats.units(slots.names()) for slots in (state, action))
     return make_space(robot, state, action, Processing("none", "none"), *units)
+
+
+@dataclass(frozen=True)
+class ClipStore:
+    """Episodes in memory: decoded frames, states, commands and instructions of one robot.
+
+    Attributes:
+        frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
+        states: per episode, native ``[T, S]``.
+        actions: per episode, ``[T, N]`` as recorded: commands, or the numbers of the robot's own
+            controller.
+        instructions: per episode.
+        space: from states and commands to the model's numbers, or from the controller's numbers if
+            its frame is native.
+        control: from the controller's numbers to commands; None if ``space`` takes ``actions``.
+        stride: frames from one step of a chunk to the next.
+    """
+
+    frames: Sequence[Mapping[str, np.ndarray]]
+    states: Sequence[np.ndarray]
+    actions: Sequence[np.ndarray]
+    instructions: Sequence[str]
+    space: ActionSpace
+    control: NativeControl | None = None
+    stride: int = 1
+
+
+def collate(
+    config: VLAConfig,
+    views: Sequence[str],
+    tokenizer: TextTokenizer,
+    store: ClipStore,
+    pairs: np.ndarray,
+    augment: Augment,
+    rng: np.random.Generator,
+) -> TrainBatch:
+    """Makes one batch of episodes in memory; everything random comes from ``rng``."""
+    clips = []
+    for number, (episode, frame) in enumerate((int(e), int(f)) for e, f in pairs):
+        kept = kept_views(views, augment.drop_view, rng)
+        states = store.states[episode]
+        vectors = states, store.actions[episode]
+        chunk, inside = chunks_at(*vectors, [frame], config.chunk, store.control, store.stride)
+        clip = Clip(
+            f"{episode}/{frame}",
+            number,
+            0,
+            store.space,
+            store.instructions[episode],
+            [store.frames[episode][view][frame] for view in kept],
+            states[frame],
+            states[-1],
+            chunk[0],
+            inside[0],
+            rng.random() >= augment.drop_state,
+            rng,
+        )
+        clips.append(clip)
+    return collate_clips(config, tokenizer, clips, augment)
 
 
 @pytest.fixture(scope="module")
@@ -201,21 +269,3 @@ def test_pixels_span_minus_one_to_one() -> None:
     assert found.shape == (1, 3, 2, 3)
     assert found[0, :, 1, 2].tolist() == pytest.approx([1.0, -0.6, -1.0])
     assert bool((found[0, :, 0] == -1).all())
-
-
-def test_every_task_is_drawn_equally_often(store: ClipStore) -> None:
-    """Also a task with 4 of 20 frames; within a task every frame is equally likely."""
-    pairs = Chunks(store).draw(4000, np.random.default_rng(0))
-    episodes = Counter(pairs[:, 0].tolist())
-    assert 1870 < episodes[1] < 2130
-    share = episodes[0] / (episodes[0] + episodes[2])
-    assert 9 / 16 - 0.05 < share < 9 / 16 + 0.05
-    assert set(map(tuple, pairs.tolist())) == {
-        (episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)
-    }
-
-
-def test_a_dataset_without_episodes_is_refused(store: ClipStore) -> None:
-    """There is nothing to draw."""
-    with pytest.raises(DatasetError, match="no episodes"):
-        Chunks(dataclasses.replace(store, frames=[], states=[], actions=[], instructions=[]))

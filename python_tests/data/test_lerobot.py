@@ -121,7 +121,7 @@ def test_missing_info_field(root: Path, field: str):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("codebase_version", "v2.1", r"'v2\.1', expected 'v3\.0'"),
+        ("codebase_version", "v1.6", r"'v1\.6', expected one of v3\.0"),
         ("fps", 0, "fps is 0"),
         ("fps", "fast", "fps is 'fast'"),
         ("total_frames", 16, "total_frames is 16 but the episodes have 15"),
@@ -190,7 +190,7 @@ def test_shuffled_rows(root: Path):
 
 
 def test_numbers_that_are_none(root: Path):
-    """NaN in the data is refused by file and column."""
+    """NaN in the data is refused by file and column, and costs no other episode."""
 
     def poison(table: pa.Table) -> pa.Table:
         values = table["action"].combine_chunks().flatten().to_numpy().copy()
@@ -200,6 +200,7 @@ def test_numbers_that_are_none(root: Path):
     change_table(root / DATA, poison)
     with pytest.raises(DatasetError, match=r"file-000\.parquet: action has an entry"):
         LeRobotDataset(root).episode(0)
+    np.testing.assert_array_equal(LeRobotDataset(root).episode(1).actions, vectors(1)[1])
 
 
 def test_unknown_task(root: Path):
@@ -235,3 +236,17 @@ def change_table(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 def replaced(table: pa.Table, column: str, values: object) -> pa.Table:
     return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
+def test_single_pictures_are_those_of_the_episode(original: Path):
+    """A picture in random order has the very numbers that the whole episode has there."""
+    dataset = LeRobotDataset(original)
+    assert dataset.lengths == list(LENGTHS)
+    whole = [dataset.frames(number, "left") for number in range(3)]
+    for place in np.random.default_rng(0).permutation(sum(LENGTHS)):
+        number = int(np.searchsorted(np.cumsum(LENGTHS), place, side="right"))
+        frame = int(place) - sum(LENGTHS[:number])
+        found = dataset.picture(number, "left", frame)
+        np.testing.assert_array_equal(found, whole[number][frame])
+    with pytest.raises(DatasetError, match=r"episode 1 has frames 0\.\.2, not 3"):
+        dataset.picture(1, "left", 3)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from vlakern.errors import ConfigError
 from vlakern.flow import TauConfig, interpolate, masked_loss, sample_tau, target
+from vlakern.flow.path import delay_shares, delays_at, taus_at
 from vlakern.testing import generator
 
 COUNT = 20_000
@@ -140,3 +141,40 @@ def test_loss_is_fp32_for_low_precision() -> None:
     assert found.dtype == torch.float32
     exact = float((v.bfloat16().double() - goal.float().double()).square().mean())
     assert float(found) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", LAWS, ids=lambda c: f"{c.kind} {c.alpha}")
+def test_flow_times_by_address_have_their_law(config: TauConfig) -> None:
+    """Kolmogorov-Smirnov over consecutive rows; a row's τ does not depend on the others."""
+    rows = torch.arange(COUNT)
+    found = taus_at(rows, config, seed=5)
+    assert found.dtype == torch.float32
+    assert stats.kstest(found.double().numpy(), LAWS[config]).pvalue > 1e-3
+    assert torch.equal(taus_at(rows.flip(0), config, seed=5), found.flip(0))
+    assert not torch.equal(taus_at(rows, config, seed=6), found)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 16])
+def test_delays_have_their_shares(limit: int) -> None:
+    """P(d) ∝ exp(limit - 1 - d): a chi-square test over consecutive rows."""
+    shares = delay_shares(limit)
+    for d in range(limit - 1):
+        assert shares[d] / shares[d + 1] == pytest.approx(math.e)
+    assert sum(shares) == pytest.approx(1.0)
+    found = delays_at(torch.arange(COUNT), limit, seed=5)
+    assert found.dtype == torch.int64
+    assert 0 <= int(found.min()) <= int(found.max()) < limit
+    seen = np.bincount(found.numpy(), minlength=limit)
+    expected = np.array(shares) * COUNT
+    often = expected > 5
+    if often.sum() > 1:
+        kept = expected[often] * seen[often].sum() / expected[often].sum()
+        assert stats.chisquare(seen[often], kept).pvalue > 1e-3
+
+
+def test_delays_are_independent_of_flow_times() -> None:
+    """They come from a stream of their own: no correlation over consecutive rows."""
+    rows = torch.arange(COUNT)
+    tau, delay = taus_at(rows, TauConfig("uniform"), 5), delays_at(rows, 5, 5)
+    assert abs(np.corrcoef(tau.numpy(), delay.numpy())[0, 1]) < 4 / math.sqrt(COUNT)
+    assert torch.equal(delays_at(rows[7:9], 5, 5), delay[7:9])

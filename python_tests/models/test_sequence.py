@@ -196,6 +196,6 @@ def test_views_are_optional_in_a_document() -> None:
     """A document whose every camera dropped out is text and state."""
     config = dataclasses.replace(preset("tiny"), prompt=PromptConfig())
     doc = document(config.prompt, letters, "go", 0)
-    assert doc == (Segment("text", (103, 111)), Segment("state"))
+    assert doc == (Segment("text", (103, 111), said=True), Segment("state"))
     given = pack(config, [doc], torch.zeros(0, 3, 28, 28), torch.zeros(1, 7))
     assert given.cu_prefix.tolist() == [0, 3]

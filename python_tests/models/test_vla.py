@@ -131,6 +131,20 @@ def test_vision_tokens_may_be_made_before(network: Network, batch: MakeBatch) ->
 
 
 @torch.no_grad()
+def test_a_prefix_stops_at_its_last_keys_and_values(
+    config: VLAConfig, network: Network, batch: MakeBatch
+) -> None:
+    """Its bits are those of a pass to the end, which has the semantic expert's rows as well."""
+    model, given = network(config), batch(config, ASKED)
+    one, (two, rows) = model.prefill(given), model.prefill_rows(given)
+    for left, right in zip(one.layers, two.layers, strict=True):
+        assert torch.equal(left.k_TGD, right.k_TGD)
+        assert torch.equal(left.v_TGD, right.v_TGD)
+    semantic, state = model.embed_prefix(given)
+    assert torch.equal(rows, model.mot(semantic, state, given.layout)[0])
+
+
+@torch.no_grad()
 def test_flow_time_has_three_spellings(network: Network, batch: MakeBatch) -> None:
     """[R], [R, 1] and [R, H] of one value are the same bits; another value is another velocity."""
     config = preset("tiny")

@@ -1,253 +1,358 @@
-"""From a LeRobot dataset to a policy that loads, with the statistics and words of the dataset."""
+"""Runs that end early continue with the same bits; bad updates are skipped and named."""
 
 import dataclasses
 import json
 import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from vlakern import ops
-from vlakern.data.collate import to_pixels
-from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
 from vlakern.errors import CheckpointError, ConfigError, VlakernError
-from vlakern.infer import load
-from vlakern.models import preset
-from vlakern.models.weights import Processing, read
-from vlakern.train import Recipe, TrainConfig, loop
-from vlakern.types import Observation
-
-CONFIG = preset("tiny")
-RUN = TrainConfig(steps=2, batch_size=3, flow_samples=2, warmup=1, bf16=False)
-RECIPE = Recipe("tiny", RUN, Processing("zscore", "quantile", execute=2))
-STATE = (*(f"s{i} [m]" for i in range(5)), "grip", "turn [rad]")
-ACTION = tuple(f"a{i}" for i in range(5))
+from vlakern.train import checkpoint, loop
+from vlakern.train.loop import Place, RunConfig, find_start, train
 
 
-def collect(
-    root: Path, side: int = 28, state: tuple[str, ...] = STATE, views: tuple[str, ...] = ("b", "a")
-) -> LeRobotDataset:
-    """Three short episodes of noise over two tasks."""
-    rng = np.random.default_rng(0)
-    with LeRobotWriter(
-        root,
-        fps=20,
-        views=dict.fromkeys(views, (side, side)),
-        state_names=list(state),
-        action_names=list(ACTION),
-        robot_type="arm",
-    ) as writer:
-        for length, task in ((8, "push"), (6, "open"), (7, "push")):
-            frames = {v: rng.integers(0, 256, (length, side, side, 3), dtype="u1") for v in views}
-            states = rng.normal(2.0, 3.0, size=(length, len(state))).astype(np.float32)
-            actions = rng.normal(-1.0, 0.5, size=(length, 5)).astype(np.float32)
-            writer.add_episode(frames, states, actions, task)
-    return LeRobotDataset(root)
+def hashes(directory: Path) -> dict[str, Any]:
+    """SHA-256 of every file of the newest checkpoint: all tensors, and all numbers."""
+    newest = checkpoint.checkpoints(directory / "checkpoints")[-1]
+    return json.loads((newest / "manifest.json").read_text())["files"]
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
-    """A dataset in the sizes of the smallest network."""
-    return collect(tmp_path_factory.mktemp("data") / "set")
+def interrupt(monkeypatch: pytest.MonkeyPatch, call: int | None) -> None:
+    """Makes the run believe that SIGTERM came just before it asked for the ``call``-th time.
+
+    With two parts it asks before every step and between its micro-batches.
+    """
+    count = iter(range(1 << 30))
+
+    @contextmanager
+    def listening() -> Iterator[Callable[[], bool]]:
+        yield lambda: next(count) == call
+
+    monkeypatch.setattr(loop, "_listening", listening)
+
+
+STEPS, SECOND = 18, 7
+CASES = {
+    "step 0": 0,
+    "step 1": 2,
+    "in the middle": 2 * 9,
+    "mid-accumulation": 2 * 9 + 1,
+    "last but one": 2 * (STEPS - 1),
+    "mid-accumulation of the last": 2 * (STEPS - 1) + 1,
+}
 
 
 @pytest.fixture(scope="module")
-def prepared(dataset: LeRobotDataset) -> loop.Prepared:
-    """That dataset, decoded and normalised."""
-    return loop.prepare(dataset, CONFIG, RECIPE.processing)
+def whole(lab: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The files that an uninterrupted run of two stages ends with."""
+    root = tmp_path_factory.mktemp("whole")
+    config = lab.longer(STEPS, expert_steps=SECOND)
+    run = RunConfig(save_every=STEPS, parts=2)
+    train(lab.make_model(), config, 3, lab.Samples(4, parts=2), lab.place(root), run)
+    return hashes(root)
 
 
-def test_a_dataset_is_prepared_as_it_states(
-    dataset: LeRobotDataset, prepared: loop.Prepared
+@pytest.mark.parametrize("call", CASES.values(), ids=list(CASES))
+def test_resume_is_bit_exact(
+    call: int,
+    lab: ModuleType,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Frames, words, views in the dataset's order, units of slots, and every episode reported."""
-    calls: list[tuple[int, int]] = []
-    loop.prepare(
-        dataset, CONFIG, RECIPE.processing, lambda done, total: calls.append((done, total))
+    """Weights, moments, average, generators, losses: the same SHA-256 at the end."""
+    config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
+    interrupt(monkeypatch, call)
+    arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
+    first = train(lab.make_model(), *arguments)
+    assert (first.stopped, first.steps) == (True, call // 2)
+    interrupt(monkeypatch, None)
+    start = find_start(tmp_path / "checkpoints", "auto")
+    assert start is not None
+    assert checkpoint.read(start).part == call % 2
+    # Another start must not matter: everything comes from the checkpoint.
+    torch.rand(7)
+    second = train(lab.make_model(99), *arguments, start=start)
+    assert (second.stopped, second.steps) == (False, STEPS)
+    assert hashes(tmp_path) == whole
+
+
+@pytest.mark.parametrize("at", [0, SECOND])
+def test_a_checkpoint_between_two_stages_is_bit_exact(
+    at: int,
+    lab: ModuleType,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second stage begins with new moments, whether the process was there before or not."""
+    config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
+    interrupt(monkeypatch, 2 * at)
+    arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
+    train(lab.make_model(), *arguments)
+    interrupt(monkeypatch, None)
+    train(lab.make_model(5), *arguments, start=find_start(tmp_path / "checkpoints", "auto"))
+    assert hashes(tmp_path) == whole
+
+
+def test_other_parts_do_half_a_step_again(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint in the middle of a step that continues whole gives the same step."""
+    config = lab.longer(3)
+    reference: list[float] = []
+    whole_run = (config, 0, lab.Samples(4), lab.place(tmp_path / "a"), RunConfig(save_every=0))
+    train(lab.make_model(), *whole_run, on_step=lambda step, row: reference.append(row["loss"]))
+    interrupt(monkeypatch, 2 * 1 + 1)
+    place = lab.place(tmp_path / "b")
+    train(lab.make_model(), config, 0, lab.Samples(4, parts=2), place, RunConfig(parts=2))
+    interrupt(monkeypatch, None)
+    found: list[float] = []
+    train(
+        lab.make_model(9),
+        config,
+        0,
+        lab.Samples(4),
+        place,
+        start=find_start(place.checkpoints, "auto"),
+        on_step=lambda step, row: found.append(row["loss"]),
     )
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-    assert prepared.embodiment.views == tuple(dataset.views)
-    assert (prepared.embodiment.name, prepared.embodiment.control_rate) == ("arm", 20.0)
-    slots = prepared.state_map.slots
-    assert [(f.slot, f.native) for f in prepared.embodiment.state] == [
-        (s.name, (s.start, s.stop)) for s in slots
-    ]
-    assert [(s.name, s.unit, s.start, s.stop) for s in slots[4:]] == [
-        ("s4", "m", 4, 5),
-        ("grip", "1", 5, 6),
-        ("turn", "rad", 6, 7),
-    ]
-    assert list(prepared.store.instructions) == ["push", "open", "push"]
-    for view in ("a", "b"):
-        assert np.array_equal(prepared.store.frames[1][view], dataset.frames(1, view))
+    assert found == pytest.approx(reference[1:], rel=1e-5)
 
 
-def test_vectors_are_normalised_by_their_own_statistics(
-    dataset: LeRobotDataset, prepared: loop.Prepared
-) -> None:
-    """States have mean 0 and std 1 over all frames; action quantiles lie at -1 and 1."""
-    store = prepared.store
-    states = store.space.encode_state(np.concatenate(store.states))
-    actions = np.concatenate(
-        [
-            store.space.encode(chunk, state)
-            for chunk, state in zip(store.actions, (s[0] for s in store.states), strict=True)
-        ]
+def test_parts_do_not_change_the_curve(lab: ModuleType, tmp_path: Path) -> None:
+    """One, two or four micro-batches of the same samples: global denominators."""
+    curves = []
+    for parts in (1, 2, 4):
+        curve: list[float] = []
+        place, run = lab.place(tmp_path / str(parts)), RunConfig(0, parts=parts)
+        note = curve.append
+        train(
+            lab.make_model(),
+            lab.longer(5),
+            0,
+            lab.Samples(4, parts=parts),
+            place,
+            run,
+            on_step=lambda step, row, note=note: note(row["loss"]),
+        )
+        curves.append(curve)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[2] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_sigterm_saves_and_a_second_one_changes_nothing(lab: ModuleType, tmp_path: Path) -> None:
+    """The real signal; the handler that was there before is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+    written: list[Any] = []
+
+    def on_step(step: int, row: dict[str, Any]) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    place = Place(tmp_path / "checkpoints", written.append)
+    summary = train(lab.make_model(), lab.longer(9), 0, lab.Samples(4), place, on_step=on_step)
+    assert (summary.stopped, summary.steps, summary.samples) == (True, 2, 8)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["02"]
+    assert not written
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_checkpoints_and_policies_on_the_way(lab: ModuleType, tmp_path: Path) -> None:
+    """Every save_every steps and at the end; none but the policy if it is 0."""
+    for save_every, steps, policies in ((0, [], 1), (2, [4, 5], 3), (5, [5], 1), (9, [5], 1)):
+        written: list[Any] = []
+        place = Place(tmp_path / str(save_every), written.append)
+        run = RunConfig(save_every, keep=2)
+        train(lab.make_model(), lab.longer(5), 0, lab.Samples(4), place, run)
+        found = checkpoint.checkpoints(tmp_path / str(save_every))
+        assert [int(path.name[-8:]) for path in found] == steps
+        assert len(written) == policies
+        assert set(written[-1]) == set(lab.make_model().state_dict())
+
+
+def test_one_bad_update_is_skipped(lab: ModuleType, tmp_path: Path) -> None:
+    """Weights, moments and average stay as they were; the row names the samples."""
+    rows: list[dict[str, Any]] = []
+    samples = lab.Samples(4, parts=2, poison=(1,))
+    run = RunConfig(save_every=1, keep=9, parts=2)
+    summary = train(
+        lab.make_model(),
+        lab.longer(3),
+        0,
+        samples,
+        lab.place(tmp_path),
+        run,
+        on_step=lambda step, row: rows.append(row),
     )
-    np.testing.assert_allclose(states.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(states.std(0), 1, atol=1e-5)
-    np.testing.assert_allclose(np.quantile(actions, 0.01, axis=0), -1, atol=1e-5)
-    np.testing.assert_allclose(np.quantile(actions, 0.99, axis=0), 1, atol=1e-5)
-    raw = np.concatenate([dataset.episode(i).actions for i in range(3)])
-    np.testing.assert_allclose(prepared.action_stats.min, raw.min(0))
-    np.testing.assert_allclose(prepared.state_stats.mean[0], 2.0, atol=2.5)
-
-
-def test_two_steps_give_a_policy_that_acts(prepared: loop.Prepared, tmp_path: Path) -> None:
-    """Every step reports its metrics, and the directory loads and answers an observation."""
-    steps: list[tuple[int, dict[str, float]]] = []
-    summary = loop.train(
-        RECIPE, prepared, tmp_path / "policy", 0, 0, lambda step, m: steps.append((step, m))
+    assert summary.skipped == 1
+    assert math.isfinite(summary.loss)
+    assert ["skipped" in row for row in rows] == [False, True, False]
+    # Both micro-batches hold one bad sample, so both are named.
+    assert rows[1]["skipped"] == [f"set/{number}" for number in range(4, 8)]
+    one, two, three = (
+        checkpoint.read(path) for path in checkpoint.checkpoints(tmp_path / "checkpoints")
     )
-    assert [step for step, _ in steps] == [1, 2]
-    assert set(steps[0][1]) == {"loss", "foresight", "grad_norm", "wait_s", "lr"}
-    assert (summary.steps, summary.samples) == (2, 6)
-    assert summary.loss == steps[1][1]["loss"]
-    files = read(tmp_path / "policy")
-    assert (files.embodiment, files.processing) == (prepared.embodiment, RECIPE.processing)
-    assert files.action_stats == prepared.action_stats
-    picture = np.zeros((28, 28, 3), np.uint8)
-    seen = Observation({"a": picture, "b": picture}, np.zeros(7, np.float32), "push")
-    assert load(tmp_path / "policy", "cpu").act(seen, seed=0).actions.shape == (6, 5)
+    for file in ("model", "optimizer", "average"):
+        kept, same, other = (found.tensors[file] for found in (one, two, three))
+        assert all(torch.equal(kept[name], same[name]) for name in kept)
+        assert not all(torch.equal(kept[name], other[name]) for name in kept)
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return read(directory).model.state_dict()
-
-
-def test_the_seed_decides_the_weights(prepared: loop.Prepared, tmp_path: Path) -> None:
-    """Two runs of one seed end in the same bits, another seed in others."""
-    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        torch.rand(7)
-        loop.train(RECIPE, prepared, tmp_path / name, seed, 0)
-    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_the_averaged_weights_are_saved(
-    prepared: loop.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_infinite_gradient_of_a_finite_loss_is_skipped(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is on disk is the average, not the last step's weights."""
-    held: list[Any] = []
+    """All samples of the step are named, because any of them may be it."""
+    rows: list[dict[str, Any]] = []
+    micro = loop.Learner.micro
 
-    class Watched(loop.Average):
-        def __init__(self, model: torch.nn.Module, decay: float) -> None:
-            super().__init__(model, decay)
-            held[:] = [self, model]
+    def spoilt(self: Any, *rest: Any) -> Any:
+        found = micro(self, *rest)
+        if len(rows) == 1:
+            next(iter(self.optimizer.gradients.values())).fill_(math.inf)
+        return found
 
-    monkeypatch.setattr(loop, "Average", Watched)
-    loop.train(RECIPE, prepared, tmp_path / "policy", 0, 0)
-    average, model = held
-    saved, last = weights(tmp_path / "policy"), model.state_dict()
-    assert average.updates == RUN.steps
-    assert all(torch.equal(saved[k], average.weights[k].bfloat16().float()) for k in saved)
-    assert not all(torch.equal(saved[k], last[k].bfloat16().float()) for k in saved)
+    monkeypatch.setattr(loop.Learner, "micro", spoilt)
+    arguments = (lab.longer(3), 0, lab.Samples(4), lab.place(tmp_path))
+    summary = train(lab.make_model(), *arguments, on_step=lambda step, row: rows.append(row))
+    assert summary.skipped == 1
+    assert rows[1]["skipped"] == [f"set/{number}" for number in range(4, 8)]
+    assert math.isfinite(rows[1]["loss"])
 
 
-def test_policies_on_the_way_are_saved(
-    prepared: loop.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_three_bad_updates_in_a_row_stop_and_name_the_samples(
+    lab: ModuleType, tmp_path: Path
 ) -> None:
-    """Every save_every steps and once at the end, never twice for the last step."""
-    saves: list[Path] = []
-    monkeypatch.setattr(loop, "save", lambda out, *rest: saves.append(out))
-    recipe = dataclasses.replace(RECIPE, train=dataclasses.replace(RUN, steps=4))
-    for save_every, count in ((0, 1), (1, 4), (2, 2), (3, 2), (9, 1)):
-        saves.clear()
-        loop.train(recipe, prepared, tmp_path / "policy", 0, save_every)
-        assert len(saves) == count, save_every
-
-
-def losses(values: list[float]) -> Any:
-    """A train_step that reports these losses."""
-    left = iter(values)
-    return lambda *args: {"loss": next(left), "grad_norm": 1.0}
-
-
-def test_three_bad_steps_in_a_row_stop_the_run(
-    prepared: loop.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two are survived and do not enter the mean loss; nothing is written by a run that stops."""
-    nan, run = math.nan, dataclasses.replace(RUN, steps=6)
-    recipe = dataclasses.replace(RECIPE, train=run)
-    monkeypatch.setattr(loop, "train_step", losses([1.0, nan, nan, 2.0, nan, nan]))
-    assert loop.train(recipe, prepared, tmp_path / "survived", 0, 0).loss == 2.0
-    monkeypatch.setattr(loop, "train_step", losses([1.0, nan, 2.0, nan, math.inf, nan]))
-    with pytest.raises(VlakernError, match=r"step 5: loss nan .* for 3 steps in a row; lower"):
-        loop.train(recipe, prepared, tmp_path / "stopped", 0, 0)
-    assert not (tmp_path / "stopped").exists()
-
-
-def test_a_run_without_a_finite_loss_writes_nothing(
-    prepared: loop.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps are too few to stop, and too bad to keep."""
-    monkeypatch.setattr(loop, "train_step", losses([math.nan, math.nan]))
+    """Two are survived; no policy is written by a run that stops."""
+    written: list[Any] = []
+    place = Place(tmp_path / "checkpoints", written.append)
+    survived = (lab.longer(6), 0, lab.Samples(4, poison=(1, 2, 4, 5)), place)
+    assert train(lab.make_model(), *survived).skipped == 4
+    assert len(written) == 1
+    sentence = (
+        r"step 4: .* not finite for 3 steps in a row; the samples of this one: set/16, set/17"
+    )
+    with pytest.raises(VlakernError, match=sentence):
+        train(lab.make_model(), lab.longer(9), 0, lab.Samples(4, poison=(0, 2, 3, 4)), place)
     with pytest.raises(VlakernError, match="none of 2 steps had a finite loss"):
-        loop.train(RECIPE, prepared, tmp_path / "policy", 0, 0)
-    assert not (tmp_path / "policy").exists()
+        train(lab.make_model(), lab.longer(2), 0, lab.Samples(4, poison=(0, 1)), place)
+    assert len(written) == 1
 
 
-def test_someone_elses_directory_is_refused_before_the_first_step(
-    prepared: loop.Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_does_not_stop_training(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hours of training must not end in this sentence."""
-    monkeypatch.setattr(loop, "train_step", losses([]))
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is not a policy directory"):
-        loop.train(RECIPE, prepared, tmp_path, 0, 0)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    """The old checkpoint stays, the message is loud, and the run reaches its end."""
+    said: list[str] = []
+    room, put = [True], checkpoint._put
+
+    def full(file: Any, block: Any) -> None:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        put(file, block)
+
+    def policy(weights: Any) -> None:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+
+    def on_step(step: int, row: dict[str, Any]) -> None:
+        room[0] = step in (1, 4)
+
+    monkeypatch.setattr(checkpoint, "_put", full)
+    place = Place(tmp_path / "checkpoints", policy, {}, said.append)
+    run = RunConfig(save_every=1, keep=9)
+    summary = train(lab.make_model(), lab.longer(4), 0, lab.Samples(4), place, run, on_step=on_step)
+    assert summary.steps == 4
+    found = checkpoint.checkpoints(tmp_path / "checkpoints")
+    assert [checkpoint.read(path).step for path in found] == [1, 4]
+    assert sum("checkpoint of step" in text for text in said) == 2
+    assert said[0].startswith("the checkpoint of step 2 was NOT written (No space left on device)")
+    assert said[1].startswith("the policy of step 2 was NOT written")
+
+
+def test_a_stop_without_a_state_is_an_error(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM on a full disk must not look like a run that can be continued."""
+
+    def full(*rest: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_put", full)
+    interrupt(monkeypatch, 1)
+    with pytest.raises(VlakernError, match="stopped by SIGTERM after 1 steps, without a state"):
+        train(lab.make_model(), lab.longer(4), 0, lab.Samples(4), lab.place(tmp_path))
+
+
+def test_a_damaged_checkpoint_falls_back(
+    lab: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run continues from the one before, with the same end, and says what happened."""
+    run = RunConfig(save_every=2, keep=3)
+    arguments = (lab.longer(6), 0, lab.Samples(4), lab.place(tmp_path), run)
+    train(lab.make_model(), *arguments)
+    expected = hashes(tmp_path)
+    last = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
+    file = last / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    start = find_start(tmp_path / "checkpoints", "auto")
+    assert start is not None
+    assert start.name.endswith("04")
+    assert "*** vlakern: checkpoint" in capsys.readouterr().err
+    assert train(lab.make_model(1), *arguments, start=start).samples == 8
+    assert hashes(tmp_path) == expected
+
+
+def test_another_run_is_not_continued(lab: ModuleType, tmp_path: Path) -> None:
+    """What decides the result must be the same; the sentence names what is not."""
+    config, run = lab.longer(2), RunConfig(save_every=1)
+    train(lab.make_model(), config, 0, lab.Samples(4), lab.place(tmp_path, data={"n": [3]}), run)
+    start = find_start(tmp_path / "checkpoints", "auto")
+    for facts, sentence in (
+        ({"data": {"n": [4]}}, r"data\.n was \[3\] and is \[4\] now"),
+        ({}, r"data was \{'n': \[3\]\} and is None now"),
+    ):
+        place = lab.place(tmp_path, **facts)
+        with pytest.raises(CheckpointError, match=sentence):
+            train(lab.make_model(), config, 0, lab.Samples(4), place, run, start=start)
+    wide = dataclasses.replace(lab.MODEL, chunk=3, action_dim=3)
+    place = lab.place(tmp_path, data={"n": [3]})
+    with pytest.raises(CheckpointError, match=r"'model\.action_.*, this run needs"):
+        train(lab.make_model(0, wide), config, 0, lab.Samples(4), place, run, start=start)
+
+
+def test_where_a_run_starts(lab: ModuleType, tmp_path: Path) -> None:
+    """Anew, from the newest, or from the one that is named."""
+    directory = tmp_path / "checkpoints"
+    assert find_start(directory, "auto") is None
+    run = RunConfig(save_every=1)
+    train(lab.make_model(), lab.longer(2), 0, lab.Samples(4), lab.place(tmp_path), run)
+    first, second = checkpoint.checkpoints(directory)
+    assert find_start(directory, "no") is None
+    assert find_start(directory, "auto") == second
+    assert find_start(directory, first) == first
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        find_start(directory, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "sentence"),
+    ("change", "sentence"),
     [
-        ({"state": (*STATE[:6], "s0 [m]")}, ConfigError, r"two slots are called 's0'"),
-        ({"state": (*STATE[:6], "turn [deg]")}, ConfigError, r"slot 'turn' has unit 'deg'"),
-        ({"views": ()}, ConfigError, r"views is \[\], expected names that differ"),
+        ({"save_every": -1}, "save_every is -1, expected at least 0"),
+        ({"keep": 0}, "keep is 0, expected at least 1"),
+        ({"parts": 0}, "parts is 0, expected at least 1"),
     ],
 )
-def test_a_dataset_that_makes_no_policy_is_refused_first(
-    change: dict[str, Any], kind: type[VlakernError], sentence: str, tmp_path: Path
-) -> None:
-    """Sizes, and names and units that the policy directory would not accept at the end."""
-    found = collect(tmp_path / "set", **change)
-    with pytest.raises(kind, match=sentence):
-        loop.prepare(found, CONFIG, RECIPE.processing)
-
-
-def test_pictures_and_widths_of_any_dataset_fit(tmp_path: Path) -> None:
-    """Pictures are letterboxed as a policy does it; the model becomes as wide as the vectors."""
-    found = collect(tmp_path / "set", side=40, state=STATE[:6])
-    prepared = loop.prepare(found, CONFIG, RECIPE.processing)
-    assert (prepared.model.state_dim, prepared.model.action_dim) == (6, 5)
-    image = found.frames(0, "a")[3]
-    kept = to_pixels(prepared.store.frames[0]["a"][3:4])
-    assert torch.equal(kept, ops.image_prep(image, size=28))
-    loop.train(RECIPE, prepared, tmp_path / "policy", 0, 0)
-    policy = load(tmp_path / "policy")
-    seen = Observation({"a": image, "b": image}, np.zeros(6, np.float32), "push")
-    assert policy.act(seen).actions.shape == (CONFIG.chunk, 5)
-
-
-def test_the_log_keeps_every_row_of_a_run_that_died(tmp_path: Path) -> None:
-    """Each row is on disk when it is added; the first is the recipe."""
-    log = loop.JsonLines(tmp_path / "deep/run.jsonl", RECIPE)
-    log.add({"step": 1, "loss": 0.5})
-    rows = [json.loads(line) for line in (tmp_path / "deep/run.jsonl").read_text().splitlines()]
-    log.close()
-    assert rows[0]["train"]["batch_size"] == 3
-    assert rows[1] == {"step": 1, "loss": 0.5}
+def test_a_run_that_makes_no_sense_is_refused(change: dict[str, int], sentence: str) -> None:
+    """In one sentence."""
+    with pytest.raises(ConfigError, match=sentence):
+        RunConfig(**change)  # pyright: ignore[reportArgumentType]

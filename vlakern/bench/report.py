@@ -1,80 +1,33 @@
-"""A picture of a measurement: a histogram of the total and the stages as stacked bars.
-
-Drawn with Pillow, which the tests and the simulators need anyway; a plotting library would be the
-largest dependency of the package for one picture.
-"""
+"""A picture of a measurement: a histogram of the total and the stages as stacked bars."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlakern.bench.latency import STAGES, BenchResult
-from vlakern.errors import ConfigError
-from vlakern.files import write_file
+from vlakern.drawing import INK, MARGIN, QUIET, SERIES, WIDTH, Canvas
 
-__all__ = ["check_drawing", "write_plot"]
+__all__ = ["write_plot"]
 
-WIDTH, MARGIN, LABEL = 1200, 40, 220  # [px]
-HISTOGRAM, BAR, GAP = 300, 34, 18
+LABEL, HISTOGRAM, BAR, GAP = 220, 300, 34, 18  # [px]
 BINS = 60
-INK, QUIET, LINE = "#1b1f24", "#667080", "#e3e6ea"
 STAGE_COLORS = ("#9aa5b1", "#3567d6", "#1a9e5c", "#e08a1e", "#c2c9d1")
-SERIES = ("#3567d6", "#d6453d", "#1a9e5c", "#e08a1e", "#8a4fd1", "#0e9aa7", "#7a5c3e", "#b03a7c")
-
-
-def check_drawing() -> None:
-    """Refuses before the work if pictures cannot be drawn.
-
-    Raises:
-        ConfigError: Pillow is not installed, or too old to bring a font.
-    """
-    words = "--plot needs Pillow 10.1 or newer; run: pip install 'vlakern[plot]'"
-    if find_spec("PIL") is None:
-        raise ConfigError(words)
-    import PIL
-
-    if tuple(int(part) for part in PIL.__version__.split(".")[:2]) < (10, 1):
-        raise ConfigError(words)
 
 
 def write_plot(path: Path, result: BenchResult) -> None:
     """Writes a PNG, 1200 pixels wide: one colour per variant above, one per stage below."""
-    from PIL import Image, ImageDraw
-
     rows = len(result.variants)
     height = 2 * MARGIN + HISTOGRAM + 120 + rows * (BAR + GAP) + 60
-    image = Image.new("RGB", (WIDTH, height), "white")
-    canvas = _Canvas(ImageDraw.Draw(image))
+    canvas = Canvas(height)
     _histogram(canvas, result)
     _bars(canvas, result, MARGIN + HISTOGRAM + 110)
     facts = ", ".join(f"{key} {value}" for key, value in result.settings.items())
     canvas.text(MARGIN, height - MARGIN, facts, QUIET, size=13)
-    write_file(path, lambda temporary: image.save(temporary, format="PNG"))
+    canvas.save(path)
 
 
-class _Canvas:
-    """Rectangles and words."""
-
-    def __init__(self, draw: Any) -> None:
-        self._draw = draw
-
-    def text(self, x: float, y: float, words: str, color: str = INK, size: int = 15) -> None:
-        from PIL import ImageFont
-
-        self._draw.text((x, y), words, fill=color, font=ImageFont.load_default(size))
-
-    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
-        if width >= 1 and height >= 1:
-            self._draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
-
-    def outline(self, points: Sequence[tuple[float, float]], color: str) -> None:
-        self._draw.line(list(points), fill=color, width=2)
-
-
-def _histogram(canvas: _Canvas, result: BenchResult) -> None:
+def _histogram(canvas: Canvas, result: BenchResult) -> None:
     totals = {name: one.samples_ms["total"] for name, one in result.variants.items()}
     canvas.text(MARGIN, MARGIN - 20, "total of a call [ms], share of calls", size=17)
     low, high = histogram_range([ms for samples in totals.values() for ms in samples])
@@ -107,7 +60,7 @@ def histogram_range(samples_ms: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _bars(canvas: _Canvas, result: BenchResult, top: float) -> None:
+def _bars(canvas: Canvas, result: BenchResult, top: float) -> None:
     canvas.text(MARGIN, top - 46, "p50 of the stages [ms]; the line is the floor", size=17)
     for i, stage in enumerate(STAGES):
         canvas.box(MARGIN + 130 * i, top - 16, 14, 14, STAGE_COLORS[i])

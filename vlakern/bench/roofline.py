@@ -6,12 +6,15 @@ per evaluation, candidates share their observation's keys. Activations, norms an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from vlakern.flow.solver import SOLVERS
 from vlakern.models.config import VLAConfig
 
-__all__ = ["STAGES", "Shape", "Work", "floors_ms", "work"]
+__all__ = ["STAGES", "Semantic", "Shape", "Work", "floors_ms", "training", "work"]
+
+Semantic = Literal["trained", "frozen", "constant"]
 
 STAGES = ("vision", "prefix", "ode")
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "fp8": 1}
@@ -88,6 +91,30 @@ def floors_ms(
         computing = one.products / peaks[dtype] + one.others / peaks[PASSED_ON[dtype]]
         floors[stage] = max(computing, one.bytes / bandwidth) * 1e3
     return {**floors, "total": sum(floors.values())}
+
+
+def training(
+    config: VLAConfig, shape: Shape, views: int, samples: int, semantic: Semantic = "trained"
+) -> float:
+    """Operations of training on ``shape.batch`` prefixes, each seen once.
+
+    Forward is counted as in :func:`work`: all views once, each prefix once, one evaluation of the
+    velocity per flow sample. Backward costs a product once for its input and once for its weight:
+    3 x forward where weights train, 2 x where gradients only pass, 1 x where nothing before it
+    trains. What activation checkpointing computes again is not counted.
+
+    Args:
+        shape: of the prefixes, with their mean length; its ``views`` only tell words from images.
+        views: images of all prefixes together, which differ where views are dropped.
+        samples: (τ, noise) draws per prefix.
+        semantic: whether the semantic expert trains, is ``frozen`` while the state's encoder below
+            it trains, or is ``constant`` because gradients stop at its keys and values.
+    """
+    factor = {"trained": (3, 3), "frozen": (1, 2), "constant": (1, 1)}[semantic]
+    vision = work(config, Shape(views, shape.prefix), "bf16")["vision"].operations
+    stages = work(config, replace(shape, candidates=samples), "bf16")
+    once = stages["ode"].operations / (config.steps * len(SOLVERS[config.solver]))
+    return factor[0] * vision + factor[1] * stages["prefix"].operations + 3 * once
 
 
 def _product(rows: int, k: int, n: int, dtype: str) -> Work:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from vlakern import __version__
-from vlakern.cli import bench, collect, doctor, rollout, train
+from vlakern.cli import bench, collect, data, doctor, rollout, train
 from vlakern.errors import VlakernError
 
 __all__ = ["VERBS", "main"]
@@ -16,6 +16,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "doctor": doctor,
     "bench": bench,
+    "data": data,
     "collect": collect,
     "train": train,
     "rollout": rollout,

@@ -92,7 +92,7 @@ def _check(args: Args) -> None:
         if args.plot.suffix != ".png":
             raise InputError(f"--plot {args.plot} does not end in .png; a PNG file is written")
         check_writable(args.plot)
-        from vlakern.bench.report import check_drawing
+        from vlakern.drawing import check_drawing
 
         check_drawing()
 

@@ -1,34 +1,54 @@
-"""``vlakern train``: a dataset becomes a policy directory."""
+"""``vlakern train``: a dataset, or a mixture of them, becomes a policy directory."""
 
 import dataclasses
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
+from vlakern.cli._common import Progress, check_json, check_writable, console
+from vlakern.cli._curve import Curve, beside, report
 from vlakern.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vlakern.data.corpus import Corpus
+    from vlakern.data.mixture import Mixture
+    from vlakern.models.vla import VLA
     from vlakern.models.weights.native import Processing
+    from vlakern.train.config import Recipe
+    from vlakern.train.parallel import World
 
-__all__ = ["Args", "run"]
+__all__ = ["STOPPED", "Args", "run"]
 
 # As in vlakern.space, which would import torch for --help.
 Mode = Literal["zscore", "quantile", "min_max", "none"]
 Frame = Literal["native", "world_relative", "world_delta", "eef_relative", "eef_delta"]
-LOG_EVERY = 20
+# What sysexits.h calls EX_TEMPFAIL: SIGTERM came, the state is saved, try again with --resume auto.
+STOPPED = 75
 
 
 @dataclass
 class Args:
-    """Train a policy from demonstrations."""
+    """Train a policy from demonstrations.
 
-    data: Path
-    """LeRobot v3.0 dataset directory, as ``vlakern collect`` writes it."""
+    Under torchrun the same command trains on several GPUs or processes. SIGTERM saves a checkpoint
+    and exits with code 75; the same command with `--resume auto` continues where it stopped.
+    """
+
+    data: Path | None = None
+    """Dataset directory, as ``vlakern collect`` writes it; a mixture of one."""
+    mixture: Path | None = None
+    """TOML file that names datasets, groups and weights; in the place of --data."""
+    root: Path | None = None
+    """Directory that the mixture's paths are relative to; the file's own by default."""
     out: Path = Path("outputs/policy")
-    """Policy directory to write; the loss curve goes beside it, OUT.jsonl."""
+    """Policy directory to write, or with several robots a directory of them. Beside it go the
+    curve, OUT.jsonl, and OUT.checkpoints."""
     recipe: str = "metaworld-small"
     """Model, optimiser and augmentation by name."""
+    set: tuple[str, ...] = ()
+    """Fields of the recipe's training to change, such as `drop_view=0.5 lora.rank=8`."""
     embodiment: str | None = None
     """Robot that recorded the data: a name that ships or a TOML file; the dataset's by default."""
     frame: Frame | None = None
@@ -42,88 +62,136 @@ class Args:
     """Slots of the action that take one of two values, such as grippers."""
     epsilon: Literal["vlakern", "openpi", "lerobot"] | None = None
     """Whose rule for numbers that hardly move; the recipe's by default."""
-    stride: int = 1
+    stride: int | None = None
     """Frames from one step of a chunk to the next; divides the rate at which the policy acts."""
     steps: int | None = None
-    """Optimizer steps; the recipe's by default."""
+    """Optimizer steps; the recipe's by default, its stages shortened or stretched alike."""
     batch_size: int | None = None
-    """Prefixes per step; the recipe's by default."""
+    """Prefixes per step, of all ranks and micro-batches; the recipe's by default."""
     learning_rate: float | None = None
     """Peak learning rate; the recipe's by default."""
+    accumulate: int = 1
+    """Micro-batches per step, whose gradients are added up."""
     seed: int = 0
     """Seed of weights, data order, noise and dropout."""
+    init: Path | None = None
+    """Policy directory to start from; what was loaded, missing and left over is printed."""
+    rename: tuple[str, ...] = ()
+    """OLD=NEW beginnings of tensor names in --init."""
+    resume: str = "no"
+    """`auto` continues from the newest good checkpoint in OUT.checkpoints, if there is one; a path
+    continues from that checkpoint."""
     save_every: int = 500
-    """Write the policy every so many steps; 0 only at the end."""
+    """Write a checkpoint and the policy every so many steps; 0 the policy only, at the end."""
+    keep: int = 3
+    """Checkpoints that are kept."""
+    workers: int = 0
+    """Processes that prepare batches; the result does not depend on them."""
+    memory_gib: float = 4.0
+    """Memory for decoded pictures [GiB]; what does not fit is decoded when it is drawn."""
+    device: str = "auto"
+    """auto, cpu or cuda; under torchrun each process takes its own GPU."""
+    shard: Literal["ddp", "fsdp"] = "ddp"
+    """What each rank keeps: everything, or its part of weights, gradients and optimizer."""
     overwrite: bool = False
-    """Replace an existing --out and its curve."""
+    """Replace an existing --out with its curve and checkpoints."""
+    plot: Path | None = None
+    """Draw the curves of loss and learning rate into this PNG."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard to OUT.events."""
     json: Path | None = None
     """Write a summary for programs to this file."""
 
 
 def run(args: Args) -> int:
-    """Trains and writes the policy; returns 0."""
-    curve = args.out.parent / f"{args.out.name}.jsonl"
-    for path in (args.out, curve):
-        if path.exists() and not args.overwrite:
-            raise ConfigError(f"{path} exists; choose another --out or say --overwrite")
-    check_writable(args.out)
-    check_json(args.json)
-    from vlakern.data.lerobot import LeRobotDataset
-    from vlakern.data.stride import Source, Stride, effective_frames
-    from vlakern.models import preset
-    from vlakern.models.weights.native import check_target
-    from vlakern.space import robot_and_slots
-    from vlakern.train import loop
-    from vlakern.train.config import recipe
+    """Trains and writes the policy; returns 0, or 75 after SIGTERM."""
+    if (args.data is None) == (args.mixture is None):
+        raise ConfigError("name one dataset with --data, or a mixture's file with --mixture")
+    if args.root is not None and args.mixture is None:
+        raise ConfigError("--root is for a mixture; with --data name the dataset's directory")
+    from vlakern.train import parallel
 
-    check_target(args.out)
+    with parallel.start(_device(args.device)) as world:
+        start = _prepare(args, world)
+        recipe = _recipe(args)
+        corpus = _corpus(args, recipe, world)
+        return _train(args, recipe, corpus, start, world)
+
+
+def _prepare(args: Args, world: "World") -> Path | None:
+    """Everything that can be refused before the work; returns the checkpoint to continue from."""
+    from vlakern.train.loop import find_start
+
+    resume: Any = args.resume if args.resume in ("no", "auto") else Path(args.resume)
+    begun = resume != "no"
+
+    def check() -> str | None:
+        checkpoints = beside(args.out, "checkpoints")
+        start = find_start(checkpoints, resume)
+        if start is None:
+            # A run that died before its first checkpoint has left a curve and no policy.
+            left = [args.out] if begun else [args.out, beside(args.out, "jsonl"), checkpoints]
+            for path in left:
+                if path.exists() and not args.overwrite:
+                    raise ConfigError(
+                        f"{path} exists; choose another --out, say --overwrite, or continue the run"
+                        " that wrote it with --resume auto"
+                    )
+        check_writable(args.out)
+        check_json(args.json)
+        if args.plot is not None:
+            from vlakern.drawing import check_drawing
+
+            check_drawing()
+            check_writable(args.plot)
+        if args.tensorboard:
+            from vlakern.train.report import check_tensorboard
+
+            check_tensorboard()
+        return None if start is None else str(start)
+
+    found = world.on_first(check, None)
+    return None if found is None else Path(found)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _recipe(args: Args) -> "Recipe":
+    """The named one with what the command line says instead."""
+    from vlakern.records import from_dict, to_dict
+    from vlakern.train.config import TrainConfig, recipe
+
     chosen = recipe(args.recipe)
-    wishes = {
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "learning_rate": args.learning_rate,
-    }
-    given = {name: value for name, value in wishes.items() if value is not None}
-    chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, **given))
-    chosen = dataclasses.replace(chosen, processing=_processing(chosen.processing, args))
-    robot = None if args.embodiment is None else robot_and_slots(args.embodiment)
-    dataset = LeRobotDataset(args.data)
-    with Progress(dataset.num_episodes, "decode") as bar:
-        prepared = loop.prepare(
-            dataset,
-            preset(chosen.preset),
-            chosen.processing,
-            lambda done, total: bar.update(1),
-            robot,
-            args.stride,
-        )
-    lengths = [len(actions) for actions in prepared.store.actions]
-    source = Source(args.data.name, lengths, Stride(float(dataset.fps), args.stride))
-    frames = effective_frames([source], prepared.model.chunk)
-    console().print(frames.table(), highlight=False)
-    log = loop.JsonLines(curve, chosen)
+    train = chosen.train if args.steps is None else chosen.train.with_steps(args.steps)
+    values = to_dict(train)
+    for name in ("batch_size", "learning_rate"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    for words in args.set:
+        key, equals, text = words.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {words!r}: expected NAME=VALUE")
+        *path, last = key.split(".")
+        inside = values
+        for name in path:
+            inside = inside.get(name)
+            if not isinstance(inside, dict):
+                raise ConfigError(f"--set {words!r}: train has no part {name!r}")
+        inside[last] = _value(text)
+    train = from_dict(TrainConfig, values, "train")
+    processing = _processing(chosen.processing, args)
+    return dataclasses.replace(chosen, train=train, processing=processing)
+
+
+def _value(text: str) -> Any:
     try:
-        with Progress(chosen.train.steps, "train") as bar:
-
-            def on_step(step: int, metrics: dict[str, float]) -> None:
-                bar.update(1, f"loss {metrics['loss']:.4f}")
-                if step % LOG_EVERY == 0:
-                    log.add({"step": step, **metrics})
-
-            summary = loop.train(chosen, prepared, args.out, args.seed, args.save_every, on_step)
-    finally:
-        log.close()
-    out = console()
-    out.print(
-        f"{summary.steps} steps, {summary.samples} samples in {summary.seconds:.0f} s"
-        f" ({summary.samples / summary.seconds:.1f} samples/s), mean loss of the last tenth"
-        f" {summary.loss:.4f}"
-    )
-    out.print(f"policy: {args.out}")
-    if args.json:
-        report = {"train": dataclasses.asdict(summary), "frames": frames.to_json()}
-        write_report(args.json, args, report)
-    return 0
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _processing(recipe: "Processing", args: Args) -> "Processing":
@@ -139,3 +207,122 @@ def _processing(recipe: "Processing", args: Args) -> "Processing":
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     return dataclasses.replace(recipe, **given)
+
+
+def _mixture(args: Args) -> "Mixture":
+    from vlakern.data.mixture import read_mixture, single
+
+    if args.data is not None:
+        name = args.embodiment or ""
+        robot = str(Path(name).absolute()) if name.endswith(".toml") else name
+        return single(args.data, embodiment=robot, stride=args.stride or 1)
+    for name in ("embodiment", "stride"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} is for --data; a mixture's file says it per dataset")
+    assert args.mixture is not None
+    return read_mixture(args.mixture, args.root)
+
+
+def _corpus(args: Args, recipe: "Recipe", world: "World") -> "Corpus":
+    """The datasets, opened and measured; refuses what could not become a policy."""
+    from vlakern.data.corpus import open_corpus
+    from vlakern.models import preset
+    from vlakern.train.policy import check_targets
+
+    mixture, memory = _mixture(args), int(args.memory_gib * 2**30)
+    bars: list[Progress] = []
+    before = [0]
+
+    def on_episode(done: int, total: int) -> None:
+        if world.first and not bars:
+            bars.append(Progress(total, "read"))
+        for bar in bars:
+            bar.update(done - before[0])
+        before[0] = done
+
+    try:
+        corpus = open_corpus(
+            mixture, preset(recipe.preset), recipe.processing, memory=memory, on_episode=on_episode
+        )
+    finally:
+        for bar in bars:
+            bar.close()
+    world.on_first(lambda: check_targets(corpus, args.out), None)
+    if world.first:
+        console().print(corpus.frames.table(), highlight=False)
+        for line in corpus.placement:
+            console().print(line, highlight=False)
+    return corpus
+
+
+def _train(
+    args: Args, recipe: "Recipe", corpus: "Corpus", start: Path | None, world: "World"
+) -> int:
+    from vlakern.data.collate import Augment
+    from vlakern.data.loader import Loader
+    from vlakern.train import checkpoint, loop
+    from vlakern.train.policy import identity, write_policies
+
+    run = loop.RunConfig(args.save_every, args.keep, args.accumulate, args.shard)
+    decisive, train = identity(corpus, recipe, args.seed), recipe.train
+    after = None
+    if start is not None:
+        loop.check_same(start, decisive)
+        after = checkpoint.facts(start)["step"]
+    model = _model(args, corpus, world)
+    checkpoints = beside(args.out, "checkpoints")
+    if world.first and start is None and checkpoints.exists():
+        shutil.rmtree(checkpoints)
+    place = loop.Place(
+        checkpoints, lambda weights: write_policies(corpus, args.out, weights), decisive
+    )
+    augment = Augment(train.drop_state, train.drop_view, train.shift, train.jitter)
+    loader = Loader(
+        corpus,
+        corpus.sampler(args.seed),
+        seed=args.seed,
+        batch_size=train.batch_size,
+        workers=args.workers,
+        rank=world.rank,
+        world=world.size,
+        parts=args.accumulate,
+        augment=augment,
+    )
+    curve = Curve(args, recipe, world, after)
+    with loader, curve:
+        summary = loop.train(
+            model,
+            train,
+            args.seed,
+            loader,
+            place,
+            run,
+            start,
+            world,
+            len(corpus.embodiments),
+            curve.on_step,
+        )
+    if world.first:
+        report(args, recipe, corpus, loader, summary, world)
+    return STOPPED if summary.stopped else 0
+
+
+def _model(args: Args, corpus: "Corpus", world: "World") -> "VLA":
+    """With random values of the seed, or those of --init."""
+    import torch
+
+    from vlakern.models.vla import VLA
+    from vlakern.train.stages import Meaning, start_from
+
+    torch.manual_seed(args.seed)
+    model = VLA(corpus.config)
+    if args.init is not None:
+        names: dict[str, str] = {}
+        for one in args.rename:
+            old, _, new = one.partition("=")
+            names[old] = new
+        meaning = Meaning(corpus.state_map, corpus.action_map, corpus.tokenizer)
+        started = start_from(model, args.init, meaning, names)
+        for line in started.lines() if world.first else ():
+            console().print(line, highlight=False)
+    return model

@@ -1,3 +1,3 @@
-"""Demonstrations on disk: LeRobot v3.0 in and out, and their statistics."""
+"""Demonstrations on disk: LeRobot in and out, robomimic and RLDS in, and their statistics."""
 
 __all__ = []

@@ -4,22 +4,28 @@ Dimension letters: B samples, V views of all samples, S image side or state widt
 width, T frames of an episode.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.data.stride import draw_offset, start_frames
-from vlakern.errors import DatasetError
 from vlakern.models.config import VLAConfig
-from vlakern.models.sequence import Batch, Document, document, pack
+from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.space import ActionSpace
 from vlakern.space.controller import NativeControl
 
-__all__ = ["Augment", "Chunks", "ClipStore", "TrainBatch", "chunks_at", "collate", "to_pixels"]
+__all__ = [
+    "Augment",
+    "Clip",
+    "TrainBatch",
+    "chunks_at",
+    "collate_clips",
+    "kept_views",
+    "to_pixels",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class TrainBatch:
         slots_BA: 1 in the slots that the robot of the sample has.
         outcome_BS: normalised proprioception at the end of the episode: where the hand will be.
         view_rows: int64, the sample that each view of ``prefix`` belongs to.
+        robots_B: int64, the embodiment of each sample in a mixture; None for one embodiment.
+        numbers_B: int64, the number of each sample in the run, whatever the number of ranks.
+        sample_ids: ``dataset/episode/frame`` of each sample, for messages.
     """
 
     prefix: Batch
@@ -42,11 +51,21 @@ class TrainBatch:
     slots_BA: Tensor
     outcome_BS: Tensor
     view_rows: Tensor
+    robots_B: Tensor | None = None
+    numbers_B: Tensor | None = None
+    sample_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of a training sample; see :class:`vlakern.train.config.TrainConfig`."""
+    """Random changes of a training sample; see :class:`vlakern.train.config.TrainConfig`.
+
+    Attributes:
+        drop_state: probability that the whole proprioception is zeroed.
+        drop_view: probability that each view is removed with its tokens; one always stays.
+        shift: random translation of each view, up to this many pixels on each axis.
+        jitter: random gain and offset of each view, up to this share of full scale.
+    """
 
     drop_state: float = 0.0
     drop_view: float = 0.0
@@ -55,115 +74,101 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class ClipStore:
-    """Episodes in memory: decoded frames, states, commands and instructions of one robot.
+class Clip:
+    """One sample before it is encoded, of a robot with S native state and N native action numbers.
 
     Attributes:
-        frames: per episode, view name -> uint8 ``[T, S, S, 3]``.
-        states: per episode, native ``[T, S]``.
-        actions: per episode, ``[T, N]`` as recorded: commands, or the numbers of the robot's own
-            controller.
-        instructions: per episode.
-        space: from states and commands to the model's numbers, or from the controller's numbers if
-            its frame is native.
-        control: from the controller's numbers to commands; None if ``space`` takes ``actions``.
-        stride: frames from one step of a chunk to the next.
+        name: ``dataset/episode/frame``.
+        number: of the sample in the run.
+        robot: its embodiment's number in the mixture.
+        space: from states and commands to the model's numbers.
+        words: the instruction.
+        pictures: of the views that are kept, uint8 ``[S, S, 3]`` in the model's size.
+        state, outcome: ``[S]`` at the frame and at the end of the episode.
+        chunk: commands ``[H, N]``; inside: bool ``[H]``, which of them exist.
+        keep_state: whether the model sees ``state``.
+        rng: of everything random in this sample.
     """
 
-    frames: Sequence[Mapping[str, np.ndarray]]
-    states: Sequence[np.ndarray]
-    actions: Sequence[np.ndarray]
-    instructions: Sequence[str]
+    name: str
+    number: int
+    robot: int
     space: ActionSpace
-    control: NativeControl | None = None
-    stride: int = 1
+    words: str
+    pictures: Sequence[np.ndarray]
+    state: np.ndarray
+    outcome: np.ndarray
+    chunk: np.ndarray
+    inside: np.ndarray
+    keep_state: bool
+    rng: np.random.Generator
+
+    def check(self) -> None:
+        """Raises InputError if it cannot be encoded: no rotation, or numbers out of range."""
+        self.space.encode_state(np.stack([self.state, self.outcome]))
+        self.space.encode(self.chunk[None], self.state[None], self.inside[None])
 
 
-class Chunks:
-    """Which (episode, frame) pairs a run draws from: every task equally often.
-
-    With a stride, chunks start that many frames apart, from an offset that every episode draws anew
-    for each pass over the data.
-    """
-
-    def __init__(self, store: ClipStore) -> None:
-        if not store.instructions:
-            raise DatasetError("the dataset has no episodes; nothing to train on")
-        self._store = store
-        self._pairs: list[np.ndarray] = []
-        self._left = 0
-
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """``[count, 2]`` pairs of episode and frame."""
-        if self._left <= 0:
-            self._pairs = self._starts(rng)
-            self._left = sum(len(pairs) for pairs in self._pairs)
-        self._left -= count
-        tasks = rng.integers(len(self._pairs), size=count)
-        return np.stack([self._pairs[t][rng.integers(len(self._pairs[t]))] for t in tasks])
-
-    def _starts(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """The pairs of one pass, by task."""
-        store, stride = self._store, self._store.stride
-        starts = []
-        for actions in store.actions:
-            offset = draw_offset(len(actions), stride, rng) if stride > 1 else 0
-            starts.append(start_frames(len(actions), stride, offset))
-        return [
-            np.array(
-                [
-                    (episode, frame)
-                    for episode, words in enumerate(store.instructions)
-                    if words == task
-                    for frame in starts[episode]
-                ]
-            )
-            for task in sorted(set(store.instructions))
-        ]
-
-
-def collate(
-    config: VLAConfig,
-    views: Sequence[str],
-    tokenizer: TextTokenizer,
-    store: ClipStore,
-    pairs: np.ndarray,
-    augment: Augment,
-    rng: np.random.Generator,
+def collate_clips(
+    config: VLAConfig, tokenizer: TextTokenizer, clips: Sequence[Clip], augment: Augment
 ) -> TrainBatch:
-    """Makes one batch; everything random comes from ``rng``."""
-    documents: list[Document] = []
-    images: list[np.ndarray] = []
-    kept_states, starts, chunks, inside, outcomes, view_rows = [], [], [], [], [], []
-    for episode, frame in ((int(e), int(f)) for e, f in pairs):
-        kept = _kept_views(views, augment.drop_view, rng)
-        images += [store.frames[episode][view][frame] for view in kept]
-        view_rows += [len(documents)] * len(kept)
-        words = store.instructions[episode]
-        documents.append(document(config.prompt, tokenizer.encode, words, len(kept)))
-        kept_states.append(rng.random() >= augment.drop_state)
-        starts.append(store.states[episode][frame])
-        vectors = store.states[episode], store.actions[episode]
-        chunk, valid = chunks_at(*vectors, [frame], config.chunk, store.control, store.stride)
-        chunks.append(chunk[0])
-        inside.append(valid[0])
-        outcomes.append(store.states[episode][-1])
-    pixels = to_pixels(np.stack(images))
-    pixels = _translate(_recolour(pixels, augment.jitter, rng), augment.shift, rng)
-    space, valid_BH = store.space, np.stack(inside)
-    # A dropped state is zero for the model; actions stay relative to where the hand really is.
-    state_BS = space.encode_state(np.stack(starts)) * np.array(kept_states, np.float32)[:, None]
-    prefix = pack(config, documents, pixels, torch.from_numpy(state_BS))
-    actions_BHA = space.encode(np.stack(chunks), np.stack(starts), valid_BH)
-    slots_BA = np.broadcast_to(space.action_mask, (len(actions_BHA), config.action_dim))
+    """One batch of samples, whose robots may differ but whose slot maps do not.
+
+    A sample's numbers depend on the sample alone, not on the others in the batch.
+
+    Raises:
+        InputError: a number that is not finite, or no rotation where one is expected.
+    """
+    documents = [
+        document(config.prompt, tokenizer.encode, clip.words, len(clip.pictures)) for clip in clips
+    ]
+    valid_BH = np.stack([clip.inside for clip in clips])
+    state_BS = np.zeros((len(clips), config.state_dim), np.float32)
+    outcome_BS = np.zeros_like(state_BS)
+    action_BHA = np.zeros((len(clips), config.chunk, config.action_dim), np.float32)
+    slots_BA = np.zeros((len(clips), config.action_dim), bool)
+    for space, rows in _by_space(clips):
+        starts = np.stack([clips[row].state for row in rows])
+        state_BS[rows] = space.encode_state(starts)
+        outcome_BS[rows] = space.encode_state(np.stack([clips[row].outcome for row in rows]))
+        chunks = np.stack([clips[row].chunk for row in rows])
+        # Actions stay relative to where the hand really is, also if the state is dropped.
+        action_BHA[rows] = space.encode(chunks, starts, valid_BH[rows])
+        slots_BA[rows] = space.action_mask
+    state_BS *= np.array([clip.keep_state for clip in clips], np.float32)[:, None]
+    prefix = pack(config, documents, _pixels(clips, augment), torch.from_numpy(state_BS))
     return TrainBatch(
         prefix,
-        torch.from_numpy(actions_BHA),
+        torch.from_numpy(action_BHA),
         torch.from_numpy(np.float32(valid_BH[..., None] & slots_BA[:, None])),
         torch.from_numpy(np.float32(slots_BA)),
-        torch.from_numpy(space.encode_state(np.stack(outcomes))),
-        torch.tensor(view_rows),
+        torch.from_numpy(outcome_BS),
+        torch.tensor([row for row, clip in enumerate(clips) for _ in clip.pictures]),
+        torch.tensor([clip.robot for clip in clips]),
+        torch.tensor([clip.number for clip in clips]),
+        tuple(clip.name for clip in clips),
     )
+
+
+def _by_space(clips: Sequence[Clip]) -> list[tuple[ActionSpace, list[int]]]:
+    """The rows of every space, in the order in which the spaces appear."""
+    rows: dict[int, list[int]] = {}
+    for row, clip in enumerate(clips):
+        rows.setdefault(id(clip.space), []).append(row)
+    return [(clips[found[0]].space, found) for found in rows.values()]
+
+
+def _pixels(clips: Sequence[Clip], augment: Augment) -> Tensor:
+    """All views of all samples, moved and recoloured by what each sample's generator draws."""
+    pixels = to_pixels(np.stack([picture for clip in clips for picture in clip.pictures]))
+    jitter, shift = augment.jitter, augment.shift
+    if jitter:
+        draws = [c.rng.uniform(-jitter, jitter, size=(len(c.pictures), 2)) for c in clips]
+        pixels = _recolour(pixels, np.concatenate(draws).astype(np.float32))
+    if shift:
+        moves = [c.rng.integers(0, 2 * shift + 1, size=(len(c.pictures), 2)) for c in clips]
+        pixels = _translate(pixels, shift, np.concatenate(moves))
+    return pixels
 
 
 def to_pixels(images_VSS3: np.ndarray) -> Tensor:
@@ -200,25 +205,20 @@ def chunks_at(
     return chunks_BTN[:, ::stride], inside_BT[:, ::stride]
 
 
-def _kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:
+def kept_views(views: Sequence[str], drop: float, rng: np.random.Generator) -> list[str]:
+    """The views that a sample keeps: each with probability 1 - ``drop``, one at least."""
     kept = [view for view in views if rng.random() >= drop]
     return kept or [views[int(rng.integers(len(views)))]]
 
 
-def _recolour(pixels_V3SS: Tensor, jitter: float, rng: np.random.Generator) -> Tensor:
-    if not jitter:
-        return pixels_V3SS
-    draws = rng.uniform(-jitter, jitter, size=(2, len(pixels_V3SS), 1, 1, 1)).astype(np.float32)
-    gain, offset = torch.from_numpy(draws)
+def _recolour(pixels_V3SS: Tensor, draws_V2: np.ndarray) -> Tensor:
+    gain, offset = torch.from_numpy(draws_V2.T.copy())[..., None, None, None]
     return pixels_V3SS * (1.0 + gain) + offset
 
 
-def _translate(pixels_V3SS: Tensor, shift: int, rng: np.random.Generator) -> Tensor:
+def _translate(pixels_V3SS: Tensor, shift: int, moves_V2: np.ndarray) -> Tensor:
     """Moves each view by whole pixels, the border repeated."""
-    if not shift:
-        return pixels_V3SS
     side = pixels_V3SS.shape[-1]
     padded = torch.nn.functional.pad(pixels_V3SS, (shift,) * 4, mode="replicate")
-    moves = rng.integers(0, 2 * shift + 1, size=(len(pixels_V3SS), 2))
-    views = [v[:, y : y + side, x : x + side] for v, (y, x) in zip(padded, moves, strict=True)]
-    return torch.stack(views)
+    pairs = zip(padded, moves_V2.tolist(), strict=True)
+    return torch.stack([view[:, y : y + side, x : x + side] for view, (y, x) in pairs])

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from vlakern.data.lerobot_info import IMAGE_PREFIX
 from vlakern.data.stats import PictureStats, vector_stats
 from vlakern.data.video import VideoWriter
 from vlakern.errors import DatasetError, InputError
 from vlakern.files import atomic_directory, write_json
 
-__all__ = ["DATA_PATH", "EPISODES_PATH", "IMAGE_PREFIX", "VERSION", "VIDEO_PATH", "LeRobotWriter"]
+__all__ = ["DATA_PATH", "EPISODES_PATH", "VERSION", "VIDEO_PATH", "LeRobotWriter"]
 
 VERSION = "v3.0"
-IMAGE_PREFIX = "observation.images."
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _FILES_PER_CHUNK = 1000
+_ROWS_PER_GROUP = 1 << 15
 _INDEX_COLUMNS = ("frame_index", "episode_index", "index", "task_index")
 
 
@@ -69,6 +70,7 @@ class LeRobotWriter:
         self._root: Path | None = None
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
+        self._episode_stats: list[dict[str, Any]] = []
         self._rows: dict[str, list[np.ndarray]] = {"observation.state": [], "action": []}
         self._stats = {view: PictureStats() for view in self._views}
         self._videos: dict[str, VideoWriter] = {}
@@ -121,9 +123,10 @@ class LeRobotWriter:
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
+        self._tasks.setdefault(task, len(self._tasks))
+        self._episode_stats.append(self._stats_of(images, states, actions, self._tasks[task]))
         for view, frames in images.items():
             row |= self._add_video(view, frames)
-        self._tasks.setdefault(task, len(self._tasks))
         self._rows["observation.state"].append(states.astype(np.float32))
         self._rows["action"].append(actions.astype(np.float32))
         self._episodes.append(row)
@@ -145,7 +148,10 @@ class LeRobotWriter:
         for pattern, table in tables.items():
             path = root / pattern.format(chunk_index=0, file_index=0)
             path.parent.mkdir(parents=True, exist_ok=True)
-            parquet.write_table(table, path)
+            # Readers decode a row group at a time, and find a flipped bit by its page's checksum.
+            parquet.write_table(
+                table, path, row_group_size=_ROWS_PER_GROUP, write_page_checksum=True
+            )
         write_json(root / "meta/stats.json", self._all_stats())
         write_json(root / "meta/info.json", self._info())
 
@@ -204,6 +210,39 @@ class LeRobotWriter:
         while self._videos:
             self._videos.popitem()[1].close()
 
+    def _stats_of(
+        self,
+        images: Mapping[str, np.ndarray],
+        states: np.ndarray,
+        actions: np.ndarray,
+        task_index: int,
+    ) -> dict[str, Any]:
+        """``stats/<feature>/<statistic>`` of the episode that is next."""
+        length, episode = len(states), len(self._episodes)
+        frame = np.arange(length)
+        columns = {
+            "observation.state": states,
+            "action": actions,
+            "timestamp": (frame / self._fps)[:, None],
+            "frame_index": frame[:, None],
+            "episode_index": np.full((length, 1), episode),
+            "index": (self._frames + frame)[:, None],
+            "task_index": np.full((length, 1), task_index),
+        }
+        stats = {key: vector_stats(value) for key, value in columns.items()}
+        for key in _INDEX_COLUMNS:
+            # LeRobot keeps whole numbers whole here.
+            stats[key] |= {name: stats[key][name].astype(np.int64) for name in ("min", "max")}
+        for view, frames in images.items():
+            pictures = PictureStats()
+            pictures.add(frames)
+            stats[IMAGE_PREFIX + view] = pictures.result()
+        return {
+            f"stats/{key}/{name}": value.tolist()
+            for key, entry in stats.items()
+            for name, value in entry.items()
+        }
+
     def _index_columns(self) -> dict[str, np.ndarray]:
         lengths = [row["length"] for row in self._episodes]
         frame = np.concatenate([np.arange(length) for length in lengths])
@@ -228,7 +267,8 @@ class LeRobotWriter:
     def _episode_table(self) -> Any:
         import pyarrow as pa
 
-        return pa.Table.from_pylist(self._episodes)
+        rows = zip(self._episodes, self._episode_stats, strict=True)
+        return pa.Table.from_pylist([{**row, **stats} for row, stats in rows])
 
     def _task_table(self) -> Any:
         """Columns ``task_index`` and ``task``; the metadata makes ``task`` the index in pandas."""

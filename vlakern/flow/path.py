@@ -1,8 +1,12 @@
 """The straight path from noise to action and the sampling of flow time (arXiv 2602.09722, Eq. 2).
 
+What a training step draws has addresses: it depends on a seed and on the number of its row alone,
+never on what else is in a batch, see :mod:`vlakern.ops.flow_loss.philox`.
+
 Dimension letters: R rows, H chunk, A action width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,9 +14,22 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import ConfigError
+from vlakern.ops.flow_loss.philox import row_words
+from vlakern.ops.flow_loss.reference import Law, tau_reference
 
-__all__ = ["TauConfig", "interpolate", "masked_loss", "sample_tau", "target"]
+__all__ = [
+    "TauConfig",
+    "delay_shares",
+    "delays_at",
+    "interpolate",
+    "masked_loss",
+    "sample_tau",
+    "target",
+    "taus_at",
+]
 
+# The stream of Philox counters after those of noise and flow time.
+DELAY = 2
 Kind = Literal["uniform", "beta", "logit_normal"]
 
 
@@ -46,6 +63,26 @@ def sample_tau(rows: int, config: TauConfig, generator: torch.Generator) -> Tens
         return u
     # Beta(alpha, 1) has the distribution function b^alpha, so its inverse is u^(1 / alpha).
     return (config.s - u ** (1.0 / config.alpha)) / config.s
+
+
+def taus_at(rows_R: Tensor, config: TauConfig, seed: int) -> Tensor:
+    """Flow times ``[R]`` fp32 of the rows with these addresses: those that ``flow_mix`` draws."""
+    law = Law(config.kind, config.alpha, config.s)
+    return tau_reference(seed, rows_R, law, torch.float32)
+
+
+def delay_shares(limit: int) -> list[float]:
+    """P(d) ∝ exp(limit - 1 - d) of the delays 0 to ``limit`` - 1."""
+    weights = [math.exp(-d) for d in range(limit)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def delays_at(rows_R: Tensor, limit: int, seed: int) -> Tensor:
+    """How many leading actions are given in the rows with these addresses: int64 ``[R]``."""
+    word_R = row_words(seed, rows_R, DELAY, 1)[0][:, 0]
+    u_R = (word_R >> 8).double() * 2.0**-24
+    ends = torch.tensor(delay_shares(limit), dtype=torch.float64, device=rows_R.device).cumsum(0)
+    return torch.searchsorted(ends, u_R, right=True).clamp(max=limit - 1)
 
 
 def interpolate(noise_RHA: Tensor, action_RHA: Tensor, tau_R: Tensor) -> Tensor:

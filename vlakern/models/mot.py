@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlakern.models.config import ExpertConfig, MoTConfig
 from vlakern.ops.norm import norm
@@ -87,6 +88,11 @@ class ExpertLayer(nn.Module):
         """The projections of normed rows, before QK-norm: q ``[E, H·D]``, k and v ``[E, G·D]``."""
         return [self.q_proj(h_EM), self.k_proj(h_EM), self.v_proj(h_EM)]
 
+    def kv(self, h_EM: Tensor) -> list[Tensor]:
+        """The same where no query is asked for: as many of zeros as there are key-value heads."""
+        k_EN = self.k_proj(h_EM)
+        return [torch.zeros_like(k_EN), k_EN, self.v_proj(h_EM)]
+
     def mlp(self, h_EM: Tensor) -> Tensor:
         """SwiGLU of normed rows."""
         return self.down_proj(F.silu(self.gate_proj(h_EM)) * self.up_proj(h_EM))
@@ -102,11 +108,16 @@ class Expert(nn.Module):
 
 
 class MoT(nn.Module):
-    """Runs both experts over packed documents; either may have no rows."""
+    """Runs both experts over packed documents; either may have no rows.
+
+    Attributes:
+        recompute: backward computes every layer again instead of keeping what is inside it.
+    """
 
     def __init__(self, config: MoTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.semantic = Expert(config, config.semantic)
         self.action = Expert(config, config.action)
 
@@ -128,6 +139,29 @@ class MoT(nn.Module):
             The final-normed rows of the semantic and of the action expert, and the keys and values
             that this pass made, per layer.
         """
+        streams, made = self._run(semantic_EM, action_EM, layout, prefix)
+        ends = {stream.expert: (stream.x_EM, stream.added_EM) for stream in streams}
+        return (
+            self.semantic.norm(*ends.get(self.semantic, (semantic_EM, None)))[0],
+            self.action.norm(*ends.get(self.action, (action_EM, None)))[0],
+            made,
+        )
+
+    def keys_values(
+        self, semantic_EM: Tensor, action_EM: Tensor, layout: Layout
+    ) -> tuple[KeyValues, ...]:
+        """The keys and values that :meth:`forward` makes, and nothing that only its rows need."""
+        return self._run(semantic_EM, action_EM, layout, None, keys_only=True)[1]
+
+    def _run(
+        self,
+        semantic_EM: Tensor,
+        action_EM: Tensor,
+        layout: Layout,
+        prefix: Sequence[KeyValues] | None,
+        keys_only: bool = False,
+    ) -> tuple[tuple["Stream", ...], tuple[KeyValues, ...]]:
+        """All layers; with ``keys_only`` the last one stops at its keys and values."""
         config = self.config
         cos, sin = rotary(layout.positions, config.head_dim, config.rope_theta)
         streams = (
@@ -138,23 +172,52 @@ class MoT(nn.Module):
         # Joint row t is row order[t] of the experts' rows laid end to end.
         rows = [stream.rows for stream in streams]
         order = torch.cat(rows).argsort().int() if len(rows) > 1 else None
+        again = self.recompute and torch.is_grad_enabled()
         made = []
         for i in range(config.layers):
-            streams, q, k, v = self._attention_inputs(i, streams, cos, sin)
-            made.append(KeyValues(k, v))
-            cached = (prefix[i].k_TGD, prefix[i].v_TGD) if prefix is not None else (None, None)
-            out_EHD, _ = shared_attention(q, k, v, layout.who, *cached, rows=order)
-            outs = out_EHD.split([len(stream.x_EM) for stream in streams])
-            streams = tuple(s.advance(i, out) for s, out in zip(streams, outs, strict=True))
-        ends = {stream.expert: (stream.x_EM, stream.added_EM) for stream in streams}
-        return (
-            self.semantic.norm(*ends.get(self.semantic, (semantic_EM, None)))[0],
-            self.action.norm(*ends.get(self.action, (action_EM, None)))[0],
-            tuple(made),
-        )
+            stop = keys_only and i == config.layers - 1
+            cached = prefix[i] if prefix is not None else None
+            given = (i, streams, cos, sin, layout.who, order, cached, stop)
+            if again:
+                # Nothing here is random, so there is no state of a generator to put back.
+                found = checkpoint(
+                    self._layer, *given, use_reentrant=False, preserve_rng_state=False
+                )
+                assert found is not None
+                streams, own = found
+            else:
+                streams, own = self._layer(*given)
+            made.append(own)
+        return streams, tuple(made)
+
+    def _layer(
+        self,
+        layer: int,
+        streams: tuple["Stream", ...],
+        cos: Tensor,
+        sin: Tensor,
+        who: KvEnd,
+        order: Tensor | None,
+        cached: KeyValues | None,
+        stop: bool,
+    ) -> tuple[tuple["Stream", ...], KeyValues]:
+        """Streams after one layer, and its keys and values."""
+        streams, q, k, v = self._attention_inputs(layer, streams, cos, sin, stop)
+        if stop:
+            return streams, KeyValues(k, v)
+        before = (cached.k_TGD, cached.v_TGD) if cached is not None else (None, None)
+        out_EHD, _ = shared_attention(q, k, v, who, *before, rows=order)
+        outs = out_EHD.split([len(stream.x_EM) for stream in streams])
+        streams = tuple(s.advance(layer, out) for s, out in zip(streams, outs, strict=True))
+        return streams, KeyValues(k, v)
 
     def _attention_inputs(
-        self, layer: int, streams: tuple["Stream", ...], cos: Tensor, sin: Tensor
+        self,
+        layer: int,
+        streams: tuple["Stream", ...],
+        cos: Tensor,
+        sin: Tensor,
+        keys_only: bool,
     ) -> tuple[tuple["Stream", ...], Tensor, Tensor, Tensor]:
         """Streams after their additions, q in the experts' order, k and v in joint order."""
         blocks = [stream.block(layer) for stream in streams]
@@ -162,16 +225,20 @@ class MoT(nn.Module):
             block.input_norm(stream.x_EM, stream.added_EM)
             for block, stream in zip(blocks, streams, strict=True)
         ]
-        parts = [block.qkv(h_EM) for block, (h_EM, _) in zip(blocks, normed, strict=True)]
+        parts = [
+            block.kv(h_EM) if keys_only else block.qkv(h_EM)
+            for block, (h_EM, _) in zip(blocks, normed, strict=True)
+        ]
+        q_norms = [block.q_norm.weight for block in blocks]
         wide = torch.promote_types(parts[0][0].dtype, torch.float32)
         q, k, v = qkv_prep(
             [one for part in parts for one in part],
-            [block.q_norm.weight for block in blocks],
+            [one.detach() for one in q_norms] if keys_only else q_norms,
             [block.k_norm.weight for block in blocks],
             cos.to(wide),
             sin.to(wide),
             [stream.rows for stream in streams],
-            heads=self.config.q_heads,
+            heads=self.config.kv_heads if keys_only else self.config.q_heads,
             groups=self.config.kv_heads,
             eps=self.config.norm_eps,
         )

@@ -22,10 +22,14 @@ Encode = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens of one kind; ``tokens`` are ids for text, empty otherwise."""
+    """A run of tokens of one kind; ``tokens`` are ids for text, empty otherwise.
+
+    ``said`` tells the instruction from the words around it.
+    """
 
     kind: Literal["text", "view", "state"]
     tokens: tuple[int, ...] = ()
+    said: bool = False
 
 
 Document = tuple[Segment, ...]
@@ -39,6 +43,7 @@ class Batch:
         pixels_V3SS: all views of all documents, in document order, normalised to [-1, 1]; without
             elements, ``[V, 3, 0, 0]``, where an engine holds the images.
         tokens_L: int64, all text tokens in document order.
+        said_L: bool, which of them are an instruction's.
         state_RS: one normalised proprioception vector per document.
         semantic_order: int64, row of ``[text | image tokens]`` for each semantic row.
         layout: of the prefix tokens.
@@ -47,6 +52,7 @@ class Batch:
 
     pixels_V3SS: Tensor
     tokens_L: Tensor
+    said_L: Tensor
     state_RS: Tensor
     semantic_order: Tensor
     layout: Layout
@@ -57,10 +63,10 @@ def document(prompt: PromptConfig, encode: Encode, instruction: str, views: int)
     """The segments of one document in the prompt's order."""
     segments: list[Segment] = []
 
-    def text(words: str) -> None:
+    def text(words: str, said: bool = False) -> None:
         ids = tuple(encode(words)) if words else ()
         if ids:
-            segments.append(Segment("text", ids))
+            segments.append(Segment("text", ids, said))
 
     def images() -> None:
         each = prompt.wrap_views == "each"
@@ -80,8 +86,10 @@ def document(prompt: PromptConfig, encode: Encode, instruction: str, views: int)
             images()
         elif part == "{state}":
             segments.append(Segment("state"))
+        elif part == "{instruction}":
+            text(instruction, said=True)
         else:
-            text(instruction if part == "{instruction}" else part)
+            text(part)
     return tuple(segments)
 
 
@@ -109,9 +117,11 @@ def pack(
             f" {state_RS.shape[0]} states and {pixels_V3SS.shape[0]} images"
         )
     tokens: list[int] = []
+    said: list[bool] = []
     for doc in documents:
         for segment in doc:
             tokens.extend(segment.tokens)
+            said.extend([segment.said] * len(segment.tokens))
     rows = _Rows(text=0, image=len(tokens))
     for doc in documents:
         for segment in doc:
@@ -129,6 +139,7 @@ def pack(
     return Batch(
         pixels_V3SS=pixels_V3SS,
         tokens_L=torch.tensor(tokens, dtype=torch.int64, device=device),
+        said_L=torch.tensor(said, dtype=torch.bool, device=device),
         state_RS=state_RS,
         semantic_order=torch.tensor(rows.order, dtype=torch.int64, device=device),
         layout=layout,

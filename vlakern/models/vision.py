@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlakern.models.config import VisionConfig
 
@@ -46,11 +47,16 @@ class Block(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Views to tokens of the semantic expert's width."""
+    """Views to tokens of the semantic expert's width.
+
+    Attributes:
+        recompute: backward computes every block again instead of keeping what is inside it.
+    """
 
     def __init__(self, config: VisionConfig, out_width: int) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         widths = (3, *config.stem)
         self.stem = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths)
@@ -83,8 +89,13 @@ class VisionTower(nn.Module):
             first = self.class_token.expand(x_VNW.shape[0], 1, -1).to(x_VNW.dtype)
             x_VNW = torch.cat([first, x_VNW], dim=1)
         x_VNW = x_VNW + self.position
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x_VNW = block(x_VNW)
+            if again:
+                x_VNW = checkpoint(block, x_VNW, use_reentrant=False, preserve_rng_state=False)
+                assert isinstance(x_VNW, Tensor)
+            else:
+                x_VNW = block(x_VNW)
         if self.class_token is not None:
             x_VNW = x_VNW[:, 1:]
         return self.connector(pixel_shuffle(x_VNW, self.config.pixel_shuffle))

@@ -59,9 +59,10 @@ class ActionEncoder(nn.Module):
         self.w2 = nn.Linear(2 * width, width)
         self.w3 = nn.Linear(width, width)
 
-    def forward(self, x_RHA: Tensor, tau_RH: Tensor) -> Tensor:
+    def forward(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
+        """Tokens ``[R, H, M]``; τ is ``[R, H]``, or ``[R, 1]`` for all positions of a row."""
         h_RHM = self.w1(x_RHA)
-        t_RHM = time_embedding(tau_RH, self.width, self.time).to(h_RHM.dtype)
+        t_RHM = time_embedding(tau, self.width, self.time).to(h_RHM.dtype).expand_as(h_RHM)
         return self.w3(F.silu(self.w2(torch.cat([h_RHM, t_RHM], dim=-1))))
 
 
@@ -98,14 +99,20 @@ class VLA(nn.Module):
 
     def embed_actions(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
         """Action tokens ``[R · H, M]``; τ is ``[R]``, ``[R, 1]`` or per position ``[R, H]``."""
-        tau_RH = (tau if tau.ndim == 2 else tau[:, None]).expand(-1, x_RHA.shape[1])
-        return self.action_encoder(x_RHA, tau_RH).flatten(0, 1)
+        tau_by_position = tau if tau.ndim == 2 else tau[:, None]
+        return self.action_encoder(x_RHA, tau_by_position).flatten(0, 1)
 
     def prefill(self, batch: Batch, views: Tensor | None = None) -> Prefix:
         """Runs everything that does not depend on the ODE variable, once."""
         semantic, state = self.embed_prefix(batch, views)
-        _, _, layers = self.mot(semantic, state, batch.layout)
+        layers = self.mot.keys_values(semantic, state, batch.layout)
         return Prefix(layers, batch.cu_prefix)
+
+    def prefill_rows(self, batch: Batch, views: Tensor | None = None) -> tuple[Prefix, Tensor]:
+        """:meth:`prefill`, and the final-normed rows of the semantic expert ``[E, M]``."""
+        semantic, state = self.embed_prefix(batch, views)
+        rows, _, layers = self.mot(semantic, state, batch.layout)
+        return Prefix(layers, batch.cu_prefix), rows
 
     def velocity(
         self, prefix: Prefix, x_RHA: Tensor, tau: Tensor, prefix_index: Tensor | None = None

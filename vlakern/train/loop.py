@@ -1,224 +1,386 @@
-"""From a dataset directory to a policy directory."""
+"""The loop from batches to a policy: updates, checkpoints, and what ends a run early."""
 
 import json
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from vlakern.data.collate import Augment, Chunks, ClipStore, TrainBatch, collate
-from vlakern.data.lerobot import LeRobotDataset
-from vlakern.errors import VlakernError
-from vlakern.models import VLA
-from vlakern.models.config import VLAConfig
-from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
-from vlakern.models.weights.native import (
-    PolicyFiles,
-    Processing,
-    check_parts,
-    check_target,
-    make_space,
-    write,
-)
-from vlakern.space import Embodiment, SlotMap, VectorStats
-from vlakern.train.body import resized, resolve_body
-from vlakern.train.config import Recipe, TrainConfig
-from vlakern.train.step import (
-    Average,
-    Foresight,
-    learning_rate,
-    make_optimizer,
-    train_step,
-)
+from vlakern.data.collate import TrainBatch
+from vlakern.errors import CheckpointError, ConfigError, VlakernError
+from vlakern.models.vla import VLA
+from vlakern.train import checkpoint
+from vlakern.train.checkpoint import TrainState, loudly
+from vlakern.train.config import TrainConfig
+from vlakern.train.learner import Learner, moved
+from vlakern.train.optimizer import learning_rate
+from vlakern.train.parallel import Shard, World
+from vlakern.train.report import Summary, peak_memory
 
-__all__ = ["JsonLines", "Prepared", "Progress", "Summary", "prepare", "save", "train"]
+__all__ = ["Batches", "Place", "Progress", "RunConfig", "check_same", "find_start", "train"]
 
 # Consecutive updates that may be skipped because loss or gradient was not finite.
 MAX_SKIPPED = 3
-Progress = Callable[[int, dict[str, float]], None]
+NAMED = 16  # samples in a message
+LOSSES = ("loss", "flow", "foresight", "language")
+Progress = Callable[[int, dict[str, Any]], None]
+Weights = Mapping[str, Tensor]
+
+
+class Batches(Protocol):
+    """Where batches come from; the same for the same numbers, whatever was asked before."""
+
+    waited: float
+
+    def batch(self, step: int, part: int = 0) -> TrainBatch:
+        """This rank's micro-batch ``part`` of a step."""
+        ...
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A dataset in memory, and what a policy directory says about it.
+class RunConfig:
+    """What does not change the result: it may differ between a run and its continuation.
 
-    ``model`` is the preset with the widths of the robot's slot maps.
+    Attributes:
+        save_every: optimizer steps between checkpoints, with the policy; 0 for none on the way.
+        keep: checkpoints that stay.
+        parts: micro-batches of a step, whose gradients are added up.
+        shard: what each rank keeps.
     """
 
-    model: VLAConfig
-    store: ClipStore
-    embodiment: Embodiment
-    state_map: SlotMap
-    action_map: SlotMap
-    processing: Processing
-    state_stats: VectorStats
-    action_stats: VectorStats
-    tokenizer: TextTokenizer
+    save_every: int = 500
+    keep: int = 3
+    parts: int = 1
+    shard: Shard = "ddp"
+
+    def __post_init__(self) -> None:
+        for name, least in (("save_every", 0), ("keep", 1), ("parts", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}")
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a run did: steps, samples, wall time [s] and the mean finite loss of the last tenth."""
+class Place:
+    """Where a run writes.
 
-    steps: int
-    samples: int
-    seconds: float
-    loss: float
+    Attributes:
+        checkpoints: a directory of its own.
+        policy: takes whole averaged weights by name; called on the first rank.
+        identity: plain JSON that decides the result; a continuation must have the same.
+        say: takes what must not be missed.
+    """
+
+    checkpoints: Path
+    policy: Callable[[Weights], None]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = loudly
 
 
-def prepare(
-    dataset: LeRobotDataset,
-    model: VLAConfig,
-    processing: Processing,
-    on_episode: Callable[[int, int], None] = lambda done, total: None,
-    robot: tuple[Embodiment, SlotMap] | None = None,
-    stride: int = 1,
-) -> Prepared:
-    """Decodes every episode once into memory and computes its statistics.
+@dataclass
+class _State:
+    """Where the loop stands, and what it adds up on the way."""
 
-    Pictures of another size than the model's are resized as a policy does it. The model takes the
-    robot's whole slot map if it is as wide, else it becomes as wide as the slots that the robot
-    fills.
+    step: int = 0
+    part: int = 0
+    skipped: int = 0
+    skips: int = 0
+    saved: tuple[int, int] | None = None
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
+    losses: list[float] = field(default_factory=list)
+    waited: float = 0.0
+    views: int = 0
+    tokens: int = 0
 
-    Args:
-        robot: what the dataset's numbers mean, with its slot map; by default the robot that ships
-            under the dataset's ``robot_type``, else one slot per name of the dataset.
-        stride: frames of the dataset from one step of a chunk to the next.
+
+def find_start(
+    directory: Path, resume: Literal["no", "auto"] | Path, say: Callable[[str], None] = loudly
+) -> Path | None:
+    """The checkpoint that a run continues: the newest good one, or the one that is named.
+
+    What is newer than a good one is damaged and is set aside; for the first rank only.
 
     Raises:
-        DatasetError: when the dataset is not of that robot.
-        ConfigError: when the policy could not be loaded again, because two slots share a name, a
-            unit is unknown or there is no view; or a frame that the robot cannot have.
+        CheckpointError: the directory holds something else, or no checkpoint in it is good.
     """
-    body = resolve_body(dataset, model.state_dim, processing.frame, robot, stride)
-    model = replace(model, state_dim=body.state_map.width, action_dim=body.action_map.width)
-    check_parts(model, body.state_map, body.action_map, processing, str(dataset.root))
-    # Raises for a frame that the robot cannot have, before minutes of decoding.
-    control, _ = body.control, body.plain_space()
-    views = body.robot.views
-    episodes, frames = [], []
-    for i in range(dataset.num_episodes):
-        episodes.append(dataset.episode(i))
-        side = model.vision.image_size
-        frames.append({view: resized(dataset.frames(i, view), side) for view in views})
-        on_episode(i + 1, dataset.num_episodes)
-    states = [episode.states for episode in episodes]
-    actions = [episode.actions for episode in episodes]
-    state_stats, action_stats = body.statistics(states, actions, model.chunk)
-    maps = (body.state_map, body.action_map)
-    space = make_space(body.robot, *maps, processing, state_stats, action_stats)
-    words = [episode.task for episode in episodes]
-    store = ClipStore(frames, states, actions, words, space, control, stride)
-    tokenizer = fit_tokenizer(words, model.vocab_size)
-    stats = (state_stats, action_stats)
-    return Prepared(model, store, body.robot, *maps, processing, *stats, tokenizer)
+    checkpoint.check_directory(directory)
+    if isinstance(resume, Path):
+        checkpoint.verify(resume)
+        return resume
+    if resume == "no":
+        return None
+    found = checkpoint.newest_good(directory, say)
+    if found is not None:
+        checkpoint.set_aside(directory, found)
+    return found
+
+
+def check_same(start: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses to continue a verified checkpoint with something else that decides the result.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    here = json.loads(json.dumps(identity))
+    difference = _difference(checkpoint.facts(start)["config"], here, "")
+    if difference:
+        raise CheckpointError(
+            f"{start} is of another run: {difference}; say the same, or begin anew with another"
+            " --out"
+        )
 
 
 def train(
-    recipe: Recipe,
-    prepared: Prepared,
-    out: Path,
+    model: VLA,
+    config: TrainConfig,
     seed: int,
-    save_every: int,
-    on_step: Progress = lambda step, metrics: None,
+    batches: Batches,
+    place: Place,
+    run: RunConfig | None = None,
+    start: Path | None = None,
+    world: World | None = None,
+    robots: int = 1,
+    on_step: Progress = lambda step, row: None,
 ) -> Summary:
-    """Trains from scratch and leaves a policy directory with the averaged weights in ``out``.
+    """Trains to the last step, or until SIGTERM, and leaves a policy with the averaged weights.
+
+    Every rank calls it. SIGTERM is answered between two micro-batches, or with several ranks
+    between two steps, by a checkpoint; :attr:`Summary.stopped` says so.
 
     Args:
-        save_every: optimizer steps between policies on the way, 0 for none.
-        on_step: called after every step with its metrics.
+        model: with its first values.
+        start: a verified checkpoint to continue from; the first rank reads it.
+        robots: embodiments of the mixture.
+        on_step: called on every rank after every step with its row of the curve.
 
     Raises:
-        VlakernError: after three updates in a row with a loss or gradient that is not finite.
-        CheckpointError: ``out`` exists and is not a policy directory.
+        VlakernError: after three updates in a row with a loss or gradient that is not finite,
+            naming the samples; or no step had a finite loss.
+        CheckpointError: the checkpoint is of another run.
+        OSError: the last policy could not be written.
     """
-    check_target(out)
-    config = recipe.train
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = VLA(prepared.model)
-    foresight = Foresight(model.config) if config.foresight else None
-    optimizer = make_optimizer(nn.ModuleList([model, *([foresight] if foresight else [])]), config)
-    average = Average(model, config.ema)
-    chunks = Chunks(prepared.store)
-    begin, losses, skipped = time.perf_counter(), [], 0
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        fetched = time.perf_counter()
-        batch = _batch(model.config, prepared, chunks, config, rng)
-        waited = time.perf_counter() - fetched
-        metrics = train_step(model, optimizer, batch, config, generator, foresight)
-        if np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-            skipped = 0
-            losses.append(metrics["loss"])
-        else:
-            skipped += 1
-        if skipped >= MAX_SKIPPED:
+    run, world = run or RunConfig(), world or World()
+    learner = Learner(model, config, seed, robots, world, run.shard)
+    state = _resumed(learner, place, start, run)
+    first, begin = state.step, time.perf_counter()
+    with _listening() as asked:
+        while state.step < config.steps:
+            if not _one_step(learner, batches, run, state, asked, on_step):
+                break
+            due = run.save_every and state.step % run.save_every == 0
+            if due and state.step < config.steps:
+                _save(learner, place, run, state)
+                _save_policy(learner, place, state)
+        stopped = state.step < config.steps
+        if stopped or run.save_every:
+            saved = _save(learner, place, run, state)
+            if stopped and not saved:
+                raise VlakernError(f"stopped by SIGTERM after {state.step} steps, without a state")
+    if not stopped:
+        if not state.losses:
             raise VlakernError(
-                f"step {step}: loss {metrics['loss']} and gradient norm {metrics['grad_norm']} for"
-                f" {skipped} steps in a row; lower learning_rate or check the dataset's statistics"
+                f"none of {config.steps} steps had a finite loss; no policy was written"
             )
-        average.update(model)
-        on_step(step + 1, {**metrics, "wait_s": waited, "lr": learning_rate(step, config)})
-        if save_every and (step + 1) % save_every == 0 and step + 1 < config.steps:
-            save(out, recipe, prepared, average)
-    if not losses:
-        raise VlakernError(f"none of {config.steps} steps had a finite loss; no policy was written")
-    save(out, recipe, prepared, average)
+        weights = learner.policy()
+        world.on_first(lambda: place.policy(weights), None)
     seconds = time.perf_counter() - begin
-    tail = losses[-max(1, len(losses) // 10) :]
-    return Summary(config.steps, config.steps * config.batch_size, seconds, float(np.mean(tail)))
+    return _summary(state, world, seconds, (state.step - first) * config.batch_size, stopped)
 
 
-def save(out: Path, recipe: Recipe, prepared: Prepared, average: Average) -> None:
-    """Writes the averaged weights as a policy directory."""
-    model = VLA(prepared.model)
-    model.load_state_dict(average.weights)
-    files = PolicyFiles(
-        model,
-        prepared.embodiment,
-        prepared.state_map,
-        prepared.action_map,
-        prepared.processing,
-        prepared.state_stats,
-        prepared.action_stats,
-        prepared.tokenizer,
+def _one_step(
+    learner: Learner,
+    batches: Batches,
+    run: RunConfig,
+    state: _State,
+    asked: Callable[[], bool],
+    on_step: Progress,
+) -> bool:
+    """One update; False if the run was asked to end, which may be between its micro-batches."""
+    world, step, begin = learner.world, state.step, time.perf_counter()
+    if world.any(asked())[0]:
+        return False
+    learner.enter(step)
+    waited, mine = 0.0, []
+    for part in range(run.parts):
+        mine.append(moved(batches.batch(step, part), world.device))
+        waited += batches.waited
+    totals = world.total(torch.stack([learner.counts(batch) for batch in mine]).sum(0))
+    bad: list[str] = []
+    while state.part < run.parts:
+        batch = mine[state.part]
+        found = learner.micro(batch, totals, state.part + 1 == run.parts)
+        values = [float(found[name]) for name in LOSSES]
+        state.sums = [a + b for a, b in zip(state.sums, values, strict=True)]
+        if not math.isfinite(values[0]):
+            bad += batch.sample_ids
+        state.views += batch.prefix.pixels_V3SS.shape[0]
+        state.tokens += int(batch.prefix.cu_prefix[-1])
+        state.part += 1
+        if state.part < run.parts and world.size == 1 and asked():
+            return False
+    told = world.total(torch.tensor([*state.sums, float(len(bad))], dtype=torch.float64)).tolist()
+    row: dict[str, Any] = dict(zip(LOSSES, told, strict=False))
+    if math.isfinite(row["loss"]) and not told[-1]:
+        norm = learner.update(step)
+    else:
+        norm = math.nan
+        learner.optimizer.forget()
+    # The flow loss is the loss that people compare; the others are told beside it.
+    row = {"loss": row["flow"], **{name: row[name] for name in LOSSES[2:]}}
+    row |= {"grad_norm": norm, "lr": learning_rate(step, learner.config), "wait_s": waited}
+    # If every loss is finite and the gradient is not, any sample may be to blame.
+    ids = bad if told[-1] else [one for batch in mine for one in batch.sample_ids]
+    _account(state, world, row, ids)
+    state.step, state.part, state.sums = step + 1, 0, [0.0] * len(LOSSES)
+    state.waited += waited
+    on_step(state.step, {**row, "step_s": time.perf_counter() - begin})
+    return True
+
+
+def _account(state: _State, world: World, row: dict[str, Any], ids: list[str]) -> None:
+    """Counts a good step, or one that was skipped, with the samples it was made of."""
+    if math.isfinite(row["grad_norm"]):
+        state.skipped = 0
+        state.losses.append(row["loss"])
+        return
+    state.skipped += 1
+    state.skips += 1
+    row["skipped"] = names = world.collect(ids)
+    if state.skipped >= MAX_SKIPPED:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise VlakernError(
+            f"step {state.step}: the loss or its gradient was not finite for {state.skipped} steps"
+            f" in a row; the samples of this one: {', '.join(names[:NAMED])}{more}; look at them,"
+            " lower learning_rate or check the statistics"
+        )
+
+
+def _save(learner: Learner, place: Place, run: RunConfig, state: _State) -> bool:
+    """Writes a checkpoint; if the disk takes no more, says so, and training goes on."""
+    world, at = learner.world, (state.step, state.part)
+    if state.saved == at:
+        return True
+    tensors = learner.tensors(state.part)
+    stage = learner.stage
+    progress = {
+        "stage": {"begin": stage.begin, "end": stage.end, "part": stage.part},
+        "parts": run.parts,
+        "updates": learner.average.updates,
+        "samples": state.step * learner.config.batch_size,
+        "skipped": state.skipped,
+        "skips": state.skips,
+        "sums": state.sums,
+        "losses": state.losses[-max(1, learner.config.steps // 10) :],
+    }
+    whole = TrainState(*at, tensors, json.loads(json.dumps(place.identity)), _plain(progress))
+    problem = ""
+    if world.first:
+        try:
+            checkpoint.save(place.checkpoints, whole, run.keep)
+        except OSError as error:
+            problem = f"{error.strerror or error}"
+            place.say(
+                f"the checkpoint of step {state.step} was NOT written ({problem}); the ones before"
+                f" it in {place.checkpoints} stay, and training goes on; free some space"
+            )
+    if world.tell(problem):
+        return False
+    state.saved = at
+    return True
+
+
+def _save_policy(learner: Learner, place: Place, state: _State) -> None:
+    """Writes the policy on the way; if the disk takes no more, says so, and training goes on."""
+    weights = learner.policy()
+    if learner.world.first:
+        try:
+            place.policy(weights)
+        except OSError as error:
+            place.say(
+                f"the policy of step {state.step} was NOT written ({error.strerror or error}); the"
+                " one before stays, and training goes on; free some space"
+            )
+
+
+def _resumed(learner: Learner, place: Place, start: Path | None, run: RunConfig) -> _State:
+    """The state that a run begins with."""
+    world = learner.world
+    if not world.tell(start is not None):
+        return _State()
+
+    def opened() -> TrainState | None:
+        assert start is not None
+        check_same(start, place.identity)
+        return checkpoint.read(start, checked=True)
+
+    found = world.on_first(opened, None)
+    step, part, progress = world.tell((found.step, found.part, found.progress) if found else None)
+    learner.restore(found, step)
+    state = _State(step, part, progress["skipped"], progress["skips"], (step, part))
+    state.losses = list(progress["losses"])
+    # Half a step continues only in the same micro-batches; else it is done again from its start.
+    if part and (world.size > 1 or run.parts != progress["parts"]):
+        learner.optimizer.forget()
+        state.part = 0
+    elif part:
+        state.sums = [math.nan if one is None else one for one in progress["sums"]]
+    return state
+
+
+def _difference(there: Any, here: Any, at: str) -> str:
+    """Where two plain JSON values first differ, in words; "" if they do not."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            where = f"{at}.{key}" if at else str(key)
+            found = _difference(there.get(key), here.get(key), where)
+            if found:
+                return found
+        return ""
+    return "" if there == here else f"{at} was {there!r} and is {here!r} now"
+
+
+def _plain(value: Any) -> Any:
+    """With null for what is not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary(state: _State, world: World, seconds: float, samples: int, stopped: bool) -> Summary:
+    views, tokens = world.total(torch.tensor([state.views, state.tokens])).tolist()
+    tail = state.losses[-max(1, state.step // 10) :]
+    return Summary(
+        steps=state.step,
+        samples=samples,
+        seconds=seconds,
+        loss=sum(tail) / len(tail) if tail else math.nan,
+        skipped=state.skips,
+        wait_share=state.waited / seconds if seconds else 0.0,
+        views=views,
+        prefix_tokens=tokens,
+        peak_memory_bytes=peak_memory(world.device),
+        stopped=stopped,
     )
-    write(out, files)
 
 
-class JsonLines:
-    """Appends one JSON object per line, flushed, so that a dead run leaves its curve."""
-
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
-        self.add(asdict(recipe))
-
-    def add(self, row: dict[str, object]) -> None:
-        """Writes one row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _batch(
-    model: VLAConfig,
-    prepared: Prepared,
-    chunks: Chunks,
-    config: TrainConfig,
-    rng: np.random.Generator,
-) -> TrainBatch:
-    augment = Augment(config.drop_state, config.drop_view, config.shift, config.jitter)
-    pairs = chunks.draw(config.batch_size, rng)
-    views = prepared.embodiment.views
-    return collate(model, views, prepared.tokenizer, prepared.store, pairs, augment, rng)
+@contextmanager
+def _listening() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come; a second one changes nothing. Only a main thread can listen."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -337,8 +337,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward_lists(ctx: Any, angles: bool, *grads: Tensor) -> tuple[Any, ...]:
     many, norms = ctx.counts
-    lists: Any = _unflatten(many, norms, ctx.saved_tensors)
-    call: Any = _gradients if runs_directly((*grads, *ctx.saved_tensors)) else _qkv_prep_backward
+    saved = ctx.saved_tensors  # read once: activation checkpointing computes it when asked
+    lists: Any = _unflatten(many, norms, saved)
+    call: Any = _gradients if runs_directly((*grads, *saved)) else _qkv_prep_backward
     found = call(*grads, *lists, *ctx.settings, angles)
     found = [*found, None, None][: sum(ctx.counts) + ctx.counts[1] + 2]
     return *_unflatten(many, norms, found)[:5], [None] * len(lists[5])

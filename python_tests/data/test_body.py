@@ -9,16 +9,20 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation as Peer
 
-from vlakern.data.collate import Augment, collate
+from vlakern.data.body import resolve_body
+from vlakern.data.collate import Augment, TrainBatch, collate_clips
+from vlakern.data.corpus import Corpus, open_corpus
 from vlakern.data.lerobot import LeRobotDataset, LeRobotWriter
+from vlakern.data.mixture import single
+from vlakern.data.sampler import Sample
 from vlakern.errors import ConfigError, DatasetError, InputError, VlakernError
 from vlakern.infer import load
 from vlakern.models import VLA, preset
 from vlakern.models.weights import Processing
 from vlakern.space import SlotMap, embodiment, robot_and_slots
 from vlakern.space.action_space import ActionFrame
-from vlakern.train import Recipe, TrainConfig, loop, step
-from vlakern.train.body import resolve_body
+from vlakern.train import TrainConfig, step
+from vlakern.train.policy import write_policies
 from vlakern.types import Observation
 
 VIEWS = ("agentview", "robot0_eye_in_hand")
@@ -55,8 +59,21 @@ def libero(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
     return collect(tmp_path_factory.mktemp("data") / "libero", "libero_panda")
 
 
-def prepared(dataset: LeRobotDataset, frame: ActionFrame, model: Any = COMPACT) -> loop.Prepared:
-    return loop.prepare(dataset, model, Processing("zscore", "zscore", execute=2, frame=frame))
+def opened(dataset: LeRobotDataset, model: Any, processing: Processing, **entry: Any) -> Corpus:
+    return open_corpus(single(dataset.root, **entry), model, processing)
+
+
+def prepared(dataset: LeRobotDataset, frame: ActionFrame, model: Any = COMPACT) -> Corpus:
+    return opened(dataset, model, Processing("zscore", "zscore", execute=2, frame=frame))
+
+
+def batch_of(ready: Corpus, *pairs: tuple[int, int]) -> TrainBatch:
+    """The samples that begin at these frames of these episodes."""
+    rng, augment = np.random.default_rng(0), Augment()
+    clips = [
+        ready.clip(Sample(0, *pair), number, augment, rng) for number, pair in enumerate(pairs)
+    ]
+    return collate_clips(ready.config, ready.tokenizer, clips, augment)
 
 
 def relative(dataset: LeRobotDataset, own: bool) -> np.ndarray:
@@ -85,7 +102,7 @@ def relative(dataset: LeRobotDataset, own: bool) -> np.ndarray:
 @pytest.mark.parametrize("frame", ["world_relative", "eef_relative"])
 def test_statistics_are_of_what_the_model_sees(libero: LeRobotDataset, frame: ActionFrame) -> None:
     """Computed after the transform, over every step that exists and over present slots alone."""
-    found = prepared(libero, frame).action_stats
+    found = prepared(libero, frame).records().action_stats
     rows = relative(libero, frame.startswith("eef"))
     np.testing.assert_allclose(found.mean[:7], rows.mean(0), atol=1e-9)
     np.testing.assert_allclose(found.std[:7], rows.std(0), atol=1e-9)
@@ -95,7 +112,7 @@ def test_statistics_are_of_what_the_model_sees(libero: LeRobotDataset, frame: Ac
     assert found.present_mask.tolist() == [True] * 7 + [False] * 2
     assert found.names[6:] == ("right_gripper", "finger_positions.0", "finger_positions.1")
     states = np.concatenate([libero.episode(i).states for i in range(2)])
-    state_stats = prepared(libero, frame).state_stats
+    state_stats = prepared(libero, frame).records().state_stats
     assert state_stats.present_mask.tolist() == [True] * 6 + [False] + [True] * 2
     np.testing.assert_allclose(np.delete(state_stats.mean, 6)[:3], states.mean(0)[:3], atol=1e-6)
 
@@ -104,10 +121,10 @@ def test_statistics_are_of_what_the_model_sees(libero: LeRobotDataset, frame: Ac
 def test_a_policy_in_a_frame_gives_absolute_commands(
     libero: LeRobotDataset, frame: ActionFrame, tmp_path: Path
 ) -> None:
-    """One step of training; the saved policy's chunks move with the measured hand."""
-    recipe = Recipe("tiny", RUN, Processing("zscore", "zscore", execute=2, frame=frame))
-    summary = loop.train(recipe, prepared(libero, frame), tmp_path / "policy", 0, 0)
-    assert np.isfinite(summary.loss)
+    """Of random weights; the written policy's chunks move with the measured hand."""
+    ready = prepared(libero, frame)
+    torch.manual_seed(0)
+    write_policies(ready, tmp_path / "policy", VLA(ready.config).state_dict())
     policy = load(tmp_path / "policy", device="cpu")
     assert (policy.frame, policy.robot.name, policy.views) == (frame, "libero_panda", VIEWS)
     assert policy.control_rate == 10.0
@@ -130,9 +147,7 @@ def test_a_wide_model_takes_the_whole_map(libero: LeRobotDataset) -> None:
     body = resolve_body(libero, 200, "eef_delta")
     assert (body.robot.slot_map, body.action_map.width) == ("unified-200", 200)
     ready = prepared(libero, "eef_delta", WHOLE)
-    rng = np.random.default_rng(0)
-    pairs = np.array([[0, 0], [0, 7], [1, 2]])
-    batch = collate(WHOLE, VIEWS, ready.tokenizer, ready.store, pairs, Augment(), rng)
+    batch = batch_of(ready, (0, 0), (0, 7), (1, 2))
     there = [*range(6), 18]
     assert batch.slots_BA[1].nonzero().flatten().tolist() == there
     assert batch.mask_BHA[1, :, there].sum(0).tolist() == [2.0] * 7
@@ -143,7 +158,8 @@ def test_a_wide_model_takes_the_whole_map(libero: LeRobotDataset) -> None:
 
 
 def loss_of(model: VLA, batch: Any) -> torch.Tensor:
-    return step.flow_loss(model, batch, RUN, torch.Generator().manual_seed(3))
+    run, draws = dataclasses.replace(RUN, foresight=0.0), step.Draws(3, torch.arange(2))
+    return step.losses(model, batch, run, draws, step.counts(batch, run, draws))["loss"]
 
 
 @pytest.mark.parametrize("unused", ["noise", "zero"])
@@ -151,9 +167,7 @@ def test_an_absent_slot_has_no_say_in_the_loss(libero: LeRobotDataset, unused: A
     """Neither its target nor the weights that predict it; what x_τ holds there is the config's."""
     config = dataclasses.replace(COMPACT, unused_slots=unused)
     ready = prepared(libero, "eef_relative", config)
-    rng = np.random.default_rng(0)
-    pairs = np.array([[0, 0], [1, 1]])
-    batch = collate(config, VIEWS, ready.tokenizer, ready.store, pairs, Augment(), rng)
+    batch = batch_of(ready, (0, 0), (1, 1))
     torch.manual_seed(0)
     model = VLA(config)
     seen: list[torch.Tensor] = []
@@ -178,15 +192,12 @@ def test_recorded_steps_add_up_from_each_chunks_start(tmp_path: Path) -> None:
     dataset = collect(tmp_path / "set", "metaworld_sawyer", 4, 4)
     model = dataclasses.replace(preset("tiny"), state_dim=4, action_dim=4)
     processing = Processing("zscore", "none", execute=2, frame="world_delta")
-    ready = loop.prepare(dataset, model, processing)
-    rng = np.random.default_rng(0)
-    batch = collate(model, VIEWS, ready.tokenizer, ready.store, np.array([[0, 2]]), Augment(), rng)
+    batch = batch_of(opened(dataset, model, processing), (0, 2))
     native = dataset.episode(0).actions[2 : 2 + H]
     np.testing.assert_allclose(batch.action_BHA[0, :, :3], 0.01 * native[:, :3], atol=1e-7)
     np.testing.assert_allclose(batch.action_BHA[0, :, 3], (1 - native[:, 3]) / 2, atol=1e-6)
     relative_to_start = dataclasses.replace(processing, frame="world_relative")
-    ready = loop.prepare(dataset, model, relative_to_start)
-    batch = collate(model, VIEWS, ready.tokenizer, ready.store, np.array([[0, 2]]), Augment(), rng)
+    batch = batch_of(opened(dataset, model, relative_to_start), (0, 2))
     expected = np.cumsum(0.01 * native[:, :3].astype(float), axis=0)
     np.testing.assert_allclose(batch.action_BHA[0, :, :3], expected, atol=1e-6)
 
@@ -195,7 +206,7 @@ def test_an_unknown_robot_works_by_its_names_and_only_natively(tmp_path: Path) -
     """A slot per name; its poses are unknown, so no other frame."""
     dataset = collect(tmp_path / "set", "homemade", 7, 5)
     ready = prepared(dataset, "native", preset("tiny"))
-    assert ready.embodiment.name == "homemade"
+    assert ready.embodiments[0].name == "homemade"
     assert ready.action_map.names() == tuple(f"a{i}" for i in range(5))
     with pytest.raises(
         DatasetError,
@@ -209,9 +220,9 @@ def test_a_robot_can_be_named(tmp_path: Path) -> None:
     """The dataset's own word does not matter then; its rate and views do."""
     dataset = collect(tmp_path / "set", "homemade")
     processing = Processing(execute=2, frame="eef_relative")
-    ready = loop.prepare(dataset, COMPACT, processing, robot=robot_and_slots("libero_panda"))
-    assert ready.embodiment.controller == embodiment("libero_panda").controller
-    assert (ready.embodiment.control_rate, ready.embodiment.views) == (10.0, VIEWS)
+    ready = opened(dataset, COMPACT, processing, embodiment="libero_panda")
+    assert ready.embodiments[0].controller == embodiment("libero_panda").controller
+    assert (ready.embodiments[0].control_rate, ready.embodiments[0].views) == (10.0, VIEWS)
 
 
 def sawyer(dataset: LeRobotDataset) -> Any:
@@ -223,8 +234,7 @@ def without_rotation(dataset: LeRobotDataset) -> Any:
     still = tuple(f for f in robot.state if not f.rotation)
     robot = dataclasses.replace(robot, state=still)
     named: tuple[Any, SlotMap] = (robot, slots)
-    model = dataclasses.replace(COMPACT, state_dim=200, action_dim=200)
-    return loop.prepare(dataset, model, Processing(execute=2, frame="eef_relative"), robot=named)
+    return resolve_body(dataset, 200, "eef_relative", named).plain_space()
 
 
 @pytest.mark.parametrize(
@@ -250,13 +260,12 @@ def test_a_robot_that_does_not_fit_is_refused(
 def test_a_stride_takes_every_nth_command_and_lowers_the_rate(libero: LeRobotDataset) -> None:
     """Targets two frames apart, relative to the same pose; the policy acts at half the rate."""
     arguments = (libero, COMPACT, Processing("none", "none", execute=2, frame="eef_relative"))
-    dense, sparse = loop.prepare(*arguments), loop.prepare(*arguments, stride=2)
-    assert (dense.embodiment.control_rate, sparse.embodiment.control_rate) == (10.0, 5.0)
+    dense, sparse = opened(*arguments), opened(*arguments, stride=2)
+    rates = [one.embodiments[0].control_rate for one in (dense, sparse)]
+    assert rates == [10.0, 5.0]
 
-    def chunk(found: loop.Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        rng, pairs = np.random.default_rng(0), np.array([[0, 0]])
-        views = found.embodiment.views
-        batch = collate(COMPACT, views, found.tokenizer, found.store, pairs, Augment(), rng)
+    def chunk(found: Corpus) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = batch_of(found, (0, 0))
         return batch.action_BHA[0], batch.mask_BHA[0, :, 0]
 
     (all_steps, _), (every_other, inside) = chunk(dense), chunk(sparse)
@@ -269,8 +278,8 @@ def test_a_stride_that_would_lose_motion_is_refused(libero: LeRobotDataset, tmp_
     """Native numbers are steps, or nobody knows what they are; and a stride below 1 is none."""
     plain = Processing("none", "none", execute=2)
     with pytest.raises(InputError, match=r"stride is 2.*libero_panda.*would lose their motion"):
-        loop.prepare(libero, COMPACT, plain, stride=2)
+        opened(libero, COMPACT, plain, stride=2)
     with pytest.raises(InputError, match=r"stride is 3.*'mystery', which has no record"):
-        loop.prepare(collect(tmp_path / "m", "mystery"), COMPACT, plain, stride=3)
+        opened(collect(tmp_path / "m", "mystery"), COMPACT, plain, stride=3)
     with pytest.raises(InputError, match="stride"):
-        loop.prepare(libero, COMPACT, plain, stride=0)
+        resolve_body(libero, 9, "native", stride=0)

@@ -1,6 +1,6 @@
 """The robot behind a dataset: its slot maps, its commands and their statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,10 +8,10 @@ import torch
 
 from vlakern import ops
 from vlakern.data.collate import chunks_at
-from vlakern.data.lerobot import LeRobotDataset
+from vlakern.data.dataset import Dataset
 from vlakern.data.stats import SlotStats
 from vlakern.data.stride import Stride
-from vlakern.errors import DatasetError, InputError
+from vlakern.errors import ConfigError, DatasetError, InputError
 from vlakern.models.weights.native import Processing, make_space
 from vlakern.space import (
     ActionSpace,
@@ -25,9 +25,12 @@ from vlakern.space import (
 )
 from vlakern.space.action_space import ActionFrame
 from vlakern.space.controller import NativeControl
-from vlakern.space.embodiment import Field
+from vlakern.space.embodiment import Field, check_embodiment
 
-__all__ = ["Body", "resized", "resolve_body"]
+__all__ = ["Body", "in_map", "resized", "resolve_body"]
+
+# Starts whose chunks are unified in one go: 16 steps of 200 slots of them take 13 MB.
+STARTS = 512
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,29 @@ class Body:
         state_stats = SlotStats(self.state_map.names())
         action_stats = SlotStats(self.action_map.names())
         space = self.plain_space()
-        length, control = 1 if self.frame == "native" else chunk, self.control
         for state_TS, action_TN in zip(states, actions, strict=True):
             state_stats.add(space.unify_state(state_TS), space.state_mask)
-            starts = range(len(action_TN))
-            chunks, valid_TH = chunks_at(state_TS, action_TN, starts, length, control, self.stride)
-            unified_THW = space.unify(chunks, state_TS)
-            action_stats.add(unified_THW[valid_TH], space.action_mask)
+            for rows in self.action_rows(space, state_TS, action_TN, chunk):
+                action_stats.add(rows, space.action_mask)
         return state_stats.result(), action_stats.result()
+
+    def action_rows(
+        self, space: ActionSpace, state_TS: np.ndarray, action_TN: np.ndarray, chunk: int
+    ) -> Iterator[np.ndarray]:
+        """What the model sees of one episode's actions, in parts: ``[N, W]`` in units of slots.
+
+        Args:
+            space: of :meth:`plain_space`.
+        """
+        length, control = 1 if self.frame == "native" else chunk, self.control
+        for first in range(0, len(action_TN), STARTS):
+            starts = range(first, min(first + STARTS, len(action_TN)))
+            chunks, valid_TH = chunks_at(state_TS, action_TN, starts, length, control, self.stride)
+            yield space.unify(chunks, state_TS[starts.start : starts.stop])[valid_TH]
 
 
 def resolve_body(
-    dataset: LeRobotDataset,
+    dataset: Dataset,
     width: int,
     frame: ActionFrame,
     robot: tuple[Embodiment, SlotMap] | None = None,
@@ -130,6 +144,26 @@ def resolve_body(
     return Body(body, slots, slots, frame, stride)
 
 
+def in_map(body: Body, slots: SlotMap, where: str) -> Body:
+    """The same robot with its numbers in another slot map.
+
+    Raises:
+        ConfigError: the map lacks a slot of the robot, or has it in another unit or of another
+            kind.
+    """
+    for fields, own in ((body.robot.state, body.state_map), (body.robot.action, body.action_map)):
+        for field in fields:
+            mine, theirs = own.slot(field.slot), slots.slot(field.slot, where)
+            if (mine.unit, mine.kind) != (theirs.unit, theirs.kind):
+                raise ConfigError(
+                    f"{where}: slot {mine.name!r} is {mine.kind} in unit {mine.unit!r}, slot map"
+                    f" {slots.name!r} has it as {theirs.kind} in {theirs.unit!r}; use one map"
+                )
+    robot = replace(body.robot, slot_map=slots.name)
+    check_embodiment(robot, slots, slots, where)
+    return replace(body, robot=robot, state_map=slots, action_map=slots)
+
+
 def resized(images_TSS3: np.ndarray, side: int) -> np.ndarray:
     """uint8 ``[T, H, W, 3]`` to ``[T, side, side, 3]``, letterboxed as a policy does it."""
     if images_TSS3.shape[1:3] == (side, side):
@@ -139,7 +173,7 @@ def resized(images_TSS3: np.ndarray, side: int) -> np.ndarray:
     return ((planes_T3SS + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _by_names(dataset: LeRobotDataset, frame: ActionFrame) -> Body:
+def _by_names(dataset: Dataset, frame: ActionFrame) -> Body:
     """A robot of which nothing but the names is known: a slot each."""
     if frame != "native":
         raise DatasetError(
