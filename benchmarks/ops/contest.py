@@ -127,8 +127,8 @@ class Row:
 
 
 def peak(kind: str) -> float:
-    """Operations per second, one thread's best so far times the threads: the cores of a busy machine
-    are seldom all free at once."""
+    """Operations per second, one thread's best so far times the threads: the cores of a busy
+    machine are seldom all free at once."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     PEAKS[kind] = max(peak_rate(kind, 30 if kind in PEAKS else 200), PEAKS.get(kind, 0.0))
