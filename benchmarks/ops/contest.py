@@ -44,7 +44,7 @@ CACHES = 64 << 20  # bytes, twice what a last level of cache has here
 PROBE = 8 << 20  # bytes, at least, of which the memory's speed is taken
 
 bandwidth = cache(copy_bandwidth)
-PEAKS: dict[tuple[str, int], float] = {}
+PEAKS: dict[str, float] = {}  # of one thread
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,13 @@ class Row:
 
 
 def peak(kind: str) -> float:
-    """Operations per second, the best so far: on a busy machine few passes have all cores."""
-    key = kind, torch.get_num_threads()
-    PEAKS[key] = max(peak_rate(kind, 30 if key in PEAKS else 300), PEAKS.get(key, 0.0))
-    return PEAKS[key]
+    """Operations per second, one thread's best so far times the threads: the cores of a busy
+    machine are seldom all free at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    PEAKS[kind] = max(peak_rate(kind, 30 if kind in PEAKS else 200), PEAKS.get(kind, 0.0))
+    torch.set_num_threads(threads)
+    return threads * PEAKS[kind]
 
 
 def in_turns(

@@ -151,21 +151,11 @@ class Walk {
     std::memcpy(levels_ + 4 * p_.s.left, blent_, static_cast<std::size_t>(4 * p_.x.outputs));
   }
 
-  // Row r, and the one after, into the caches.
-  void bring_near(std::int64_t r) const {
-    if (p_.stride[2] != 3) return;
-    for (std::int64_t i = 0; i < p_.y.taps && r + i < p_.y.inputs; ++i) {
-      const std::uint8_t* row = view_ + (r + i) * p_.stride[1];
-      for (std::int64_t at = 0; at < 3 * p_.x.inputs; at += 64) __builtin_prefetch(row + at, 0, 2);
-    }
-  }
-
   void resize_real(std::int64_t y) {
     const std::int64_t first = p_.y.first[static_cast<std::size_t>(y)];
     const std::uint8_t* above = source(first, 0);
     const std::uint8_t* below = p_.y.taps == 1 ? above : source(first + 1, 1);
     const float* weights = p_.y.real.data() + 2 * y;
-    if (y + 1 < p_.y.outputs) bring_near(p_.y.first[static_cast<std::size_t>(y + 1)]);
     p_.kernels.blend_real(above, below, weights, 3 * p_.x.inputs, blended_);
     const std::int64_t step = p_.x.taps == 1 ? 0 : 3;
     p_.kernels.columns_real(blended_, p_.x.offset.data(), p_.x.real.data(), step, p_.x.outputs,
