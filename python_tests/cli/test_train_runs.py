@@ -175,7 +175,9 @@ def test_a_worker_that_dies_ends_the_run_in_one_sentence(data: Path, tmp_path: P
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 1
-    assert "vlakern: a process that prepares batches failed (DataLoader worker" in errors
+    # Torch says it where the run waits for a batch, or in the middle of anything else.
+    assert errors.splitlines()[-1].startswith("vlakern: ")
+    assert "failed (DataLoader worker" in errors.splitlines()[-1]
     assert "Traceback" not in errors
 
 

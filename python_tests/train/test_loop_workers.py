@@ -37,7 +37,7 @@ CASES = {
 def corpus(lab: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Three episodes of two tasks, two views."""
     root, draw = tmp_path_factory.mktemp("data") / "set", np.random.default_rng(0)
-    sizes = dict.fromkeys(("a", "b"), (32, 32))
+    sizes: dict[str, tuple[int, int]] = {"a": (32, 32), "b": (32, 32)}
     names = {"state_names": ["x", "y", "z"], "action_names": ["u", "v"], "robot_type": "arm"}
     with LeRobotWriter(root, fps=10, views=sizes, **names) as writer:
         for length, task in ((9, "push"), (6, "lift"), (7, "push")):
