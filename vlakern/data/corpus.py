@@ -100,7 +100,8 @@ class Corpus:
         i, frame, side = sample.episode, sample.frame, self.config.vision.image_size
         kept = kept_views(tuple(recording.views), augment.drop_view, rng)
         keep_state = bool(rng.random() >= augment.drop_state)
-        episode, words = recording.episode(i), recording.words(i)
+        episode = recording.episode(i)
+        words = recording.words(i, episode)
         text = words[int(rng.integers(len(words)))]
         body = recording.body
         vectors = episode.states, episode.actions

@@ -103,13 +103,13 @@ class Recording:
             raise DatasetError(self._damaged[i])
         return self._episodes.get(i) or self._in_units(self.dataset.episode(i))
 
-    def words(self, i: int) -> tuple[str, ...]:
-        """The instructions of episode ``i`` that samples draw from.
+    def words(self, i: int, read: Episode | None = None) -> tuple[str, ...]:
+        """The instructions of episode ``i`` that samples draw from; ``read`` if it is at hand.
 
         Raises:
             DatasetError: the episode has none of the fields that the mixture names.
         """
-        episode = self.episode(i)
+        episode = read or self.episode(i)
         if not self.entry.instructions:
             return (episode.task,)
         found = (episode.instructions.get(key, "") for key in self.entry.instructions)
