@@ -130,21 +130,31 @@ sys.exit(t.run(*sys.argv[1:]))
 """
 
 
+def started(out: Path, *options: object) -> subprocess.Popen[str]:
+    """The verb in a process group of its own, after its first updates."""
+    words = [sys.executable, "-c", CHILD.format(here=str(HERE)), *map(str, options)]
+    child = subprocess.Popen(
+        [*words, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    curve, begun = out.parent / f"{out.name}.jsonl", time.monotonic()
+    while not (curve.exists() and len(curve.read_text().splitlines()) > 3):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() - begun < 120
+        time.sleep(0.02)
+    return child
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_saves_and_has_its_own_code(data: Path, tmp_path: Path, workers: int) -> None:
     """The whole process group gets it, as from a scheduler: 75, a checkpoint, no policy; and the
     run continues."""
     out = tmp_path / "policy"
-    options = ("--data", data / "arm", "--out", out, "--steps", 100_000, "--workers", workers)
-    words = [sys.executable, "-c", CHILD.format(here=str(HERE)), *map(str, options)]
-    child = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    curve, waited = tmp_path / "policy.jsonl", time.monotonic()
-    while not (curve.exists() and len(curve.read_text().splitlines()) > 3):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() - waited < 120
-        time.sleep(0.02)
+    options = ("--data", data / "arm", "--steps", 100_000, "--workers", workers)
+    child = started(out, *options)
     os.killpg(child.pid, signal.SIGTERM)
     said, errors = child.communicate(timeout=60)
     assert child.returncode == STOPPED == 75, errors
@@ -155,7 +165,20 @@ def test_sigterm_saves_and_has_its_own_code(data: Path, tmp_path: Path, workers:
     assert step >= 3
     assert f"after step {step};" in said
     # The same run, but for its end, which is part of the schedule.
-    assert run(*options[:4], "--resume", "auto") == 1
+    assert run("--data", data / "arm", "--out", out, "--resume", "auto") == 1
+
+
+def test_a_worker_that_dies_ends_the_run_in_one_sentence(data: Path, tmp_path: Path) -> None:
+    """As when memory runs out."""
+    child = started(tmp_path / "p", "--data", data / "arm", "--steps", 100_000, "--workers", 2)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    # Torch says it where the run waits for a batch, or in the middle of anything else.
+    assert errors.splitlines()[-1].startswith("vlakern: ")
+    assert "failed (DataLoader worker" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
 
 
 MIXTURE = """

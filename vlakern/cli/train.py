@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlakern.cli._common import Progress, check_json, check_writable, console
 from vlakern.cli._curve import Curve, beside, report
-from vlakern.errors import ConfigError
+from vlakern.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from vlakern.data.corpus import Corpus
@@ -289,7 +291,7 @@ def _train(
         augment=augment,
     )
     curve = Curve(args, recipe, world, after)
-    with loader, curve:
+    with loader, curve, _one_sentence():
         summary = loop.train(
             model,
             train,
@@ -305,6 +307,20 @@ def _train(
     if world.first:
         report(args, recipe, corpus, loader, summary, world)
     return STOPPED if summary.stopped else 0
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Says what torch says about worker processes that died or hang, wherever it says it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DatasetError(
+            f"a process that prepares batches failed ({str(error).strip()}); the run goes on from"
+            " its last checkpoint with --resume auto, with fewer --workers if memory ran out"
+        ) from error
 
 
 def _model(args: Args, corpus: "Corpus", world: "World") -> "VLA":

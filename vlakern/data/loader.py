@@ -27,6 +27,8 @@ __all__ = ["Loader", "Made", "make"]
 
 # Draws for one sample before the dataset is given up.
 MOST_DAMAGED = 100
+# For the next batch [s]; workers that take longer hang, and torch raises RuntimeError.
+PATIENCE = 600
 # Batches that each worker makes ahead.
 AHEAD = 2
 
@@ -237,6 +239,7 @@ class Loader:
                 collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
                 multiprocessing_context="fork",
                 worker_init_fn=_stay,
+                timeout=PATIENCE,
                 generator=torch.Generator(),  # the shared one stays as it is without workers
             )
             return iter(batches)
