@@ -4,6 +4,7 @@ Only torch.distributed: gloo on CPUs, NCCL on GPUs, under torchrun. A loss is al
 what counts on all ranks (see :mod:`vlakern.train.step`), so gradients are added, never averaged.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -117,7 +118,10 @@ def start(device: str = "cpu") -> Iterator[World]:
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place)
+        # Together, and after the modules that hold the group: torch's threads end in that order.
+        dist.barrier()
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 
