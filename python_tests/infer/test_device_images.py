@@ -55,6 +55,19 @@ def test_a_program_prepares_what_was_sent() -> None:
     assert (none.program(4), none.recorded, none.knows(images)) == ([], False, False)
 
 
+def test_a_size_first_seen_in_inference_mode_serves_outside_of_it() -> None:
+    """Its memory is written again by calls in any mode."""
+    made, pixels = cameras(())
+    first, second = pictures((5, 9), (5, 9))
+    with torch.inference_mode():
+        made.send([first])
+        made.prepare([first])
+    made.send([second])
+    made.prepare([second])
+    size = preset("tiny").vision.image_size
+    assert torch.equal(pixels[0], image_prep(second, size=size, patch=7, backend="reference")[0])
+
+
 def test_which_images_are_known() -> None:
     """All of their sizes, in order."""
     made, _ = cameras()

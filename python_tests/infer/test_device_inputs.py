@@ -125,6 +125,12 @@ def test_a_prefix_that_is_not_there_is_refused(lab: ModuleType) -> None:
             chunks(lab, prefix_index=torch.tensor([0, index]))
 
 
+def test_more_prefixes_than_there_is_room_for_are_refused(lab: ModuleType) -> None:
+    """As of a clone from an engine for more observations."""
+    with pytest.raises(InputError, match="4 prefixes, it is built for 3"):
+        chunks(lab, cu_prefix=torch.tensor([0, 10, 20, 30, 40], dtype=torch.int32))
+
+
 def test_rows_that_are_no_permutation_are_refused(lab: ModuleType) -> None:
     """A joint row twice, or states that are not as many as their rows."""
     scene = lab.Scene("tiny").only(0)

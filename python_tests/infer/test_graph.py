@@ -80,9 +80,14 @@ def test_one_failure_ends_all_recordings(where: str) -> None:
     assert recorder.warmed == (2 if where == "record" else 1)
 
 
-def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up on a side stream that waits and is waited for; a capture there, in one pool."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Warm-up on a side stream that waits and is waited for; a capture there, in one pool.
+
+    Where torch cannot end a capture it leaves the side stream current; the recorder does not.
+    """
     said: list[str] = []
+    current: list[str] = ["main"]
 
     def stream(name: str) -> Any:
         return SimpleNamespace(wait_stream=lambda other: said.append(f"{name} waits {other.name}"),
@@ -93,8 +98,14 @@ def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def on(name: str) -> Any:
         said.append(f"on {name}")
-        yield
-        said.append(f"off {name}")
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            if name == "capture" and fails:
+                raise RuntimeError("a capture without an end")
+            said.append(f"off {name}")
+            current[0] = before
 
     class Graph:
         def replay(self) -> None:
@@ -116,10 +127,16 @@ def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     graphs = Graphs(CudaRecorder(torch.device("cuda")))
+    if fails:
+        with pytest.warns(RuntimeWarning, match="a capture without an end"):
+            graphs.add("a", [lambda: said.append("run")])
+        assert current == ["main"]
+        return
     graphs.add("a", [lambda: said.append("run")])
     graphs.run("a")
     warm = ["side waits main", "on side", "run", "run", "off side", "main waits side"]
-    assert said == [*warm, "on capture", "run", "off capture", "replay"]
+    capture_there = ["on main", "on capture", "run", "off capture", "off main"]
+    assert said == [*warm, *capture_there, "replay"]
 
 
 def test_torch_takes_these_words() -> None:

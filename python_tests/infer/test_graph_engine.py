@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,33 @@ def test_another_prefix_does_not_overwrite_the_engines_own(
     halves = dataclasses.replace(first, kv=first.kv.bfloat16())
     with pytest.raises(InputError, match=r"kv is torch\.bfloat16.*expected torch\.float32"):
         engine.integrate(halves, scene.noise())
+
+
+def test_a_prefix_longer_than_any_of_the_engines_own_is_refused(
+    lab: ModuleType, device_lab: ModuleType
+) -> None:
+    """Its memory has a row for each state, too, but the tables of positions end before."""
+    scene = lab.Scene("tiny").only(0)
+    engine = engine_over(lab, device_lab, scene)
+    own = engine.prefill(scene.batch()).clone()
+    most = engine._stages.limits.tokens + 1  # type: ignore[attr-defined]
+    kv = own.kv.new_zeros((*own.kv.shape[:2], most, own.kv.shape[3]))
+    longer = dataclasses.replace(own, kv=kv, cu=torch.tensor([0, most], dtype=torch.int32))
+    with pytest.raises(InputError, match=f"prefixes of {most} tokens"):
+        engine.integrate(longer, scene.noise())
+
+
+def test_calls_wait_for_each_other_on_any_stream(lab: ModuleType, device_lab: ModuleType) -> None:
+    """Each begins after the end of the one before and marks its own, also if it is refused."""
+    scene, said = lab.Scene("tiny").only(1), []
+    engine = device_lab.device_engine(scene, "fp32")
+    wait, record = (lambda: said.append("wait")), (lambda: said.append("record"))
+    engine._done = SimpleNamespace(wait=wait, record=record)
+    device_lab.run_device(engine, scene)
+    assert said == ["wait", "record"] * 4
+    with pytest.raises(InputError):
+        engine.prepare([np.zeros((2, 2), np.uint8)])
+    assert said == ["wait", "record"] * 5
 
 
 def test_the_callers_tensors_stay_and_results_are_their_own(

@@ -198,16 +198,33 @@ def test_gpu_act_is_its_stages(lab: ModuleType, on_gpu: Any) -> None:
 
 
 @pytest.mark.gpu
+def test_gpu_calls_on_several_streams_take_turns(lab: ModuleType, on_gpu: Any) -> None:
+    """They share memory: each call's actions are what they are on one stream."""
+    scenes = [lab.Scene("tiny").only(i) for i in (0, 1)]
+    engine = on_gpu(lab.Scene("tiny"), "bf16")
+    calls = [(s.images(), s.batch(), s.noise(), lab.index_of(s, 1)) for s in scenes]
+    expected = [engine.act(*call) for call in calls]
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream() for _ in calls], []
+    for i in [0, 1] * 20:
+        with torch.cuda.stream(streams[i]):
+            found.append((i, engine.act(*calls[i])))
+    torch.cuda.synchronize()
+    assert all(torch.equal(actions, expected[i]) for i, actions in found)
+
+
+@pytest.mark.gpu
 def test_gpu_failed_capture_falls_back(
     lab: ModuleType, device_lab: ModuleType, on_gpu: Any
 ) -> None:
     """A program that waits for the GPU cannot be captured: one warning, and the right actions."""
     scene = lab.Scene("tiny")
-    engine = on_gpu(scene, "fp32")
+    engine, stream = on_gpu(scene, "fp32"), torch.cuda.current_stream()
     expected = on_host(device_lab.run_device(engine, scene))
     with pytest.warns(RuntimeWarning, match="CUDA graphs are off"):
         engine.graphs.add("waits", [torch.cuda.synchronize])
     torch.cuda.synchronize()
+    assert torch.cuda.current_stream() == stream
     assert engine.graphs.why_eager is not None
     assert_same(device_lab, on_host(device_lab.run_device(engine, scene)), expected)
 

@@ -73,3 +73,12 @@ def test_a_dtype_that_this_gpu_lacks(as_a_gpu: None, monkeypatch: pytest.MonkeyP
         vlakern.load(name, device=HERE, dtype="fp8")
     fallen = vlakern.load(name, device=HERE, dtype="bf16")
     assert isinstance(fallen._model, torch.nn.Module)
+
+
+def test_stages_are_timed_on_the_policys_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be torch's current one."""
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    with policy._Clock("cuda:1").stage("ode"):
+        pass
+    assert waited == ["cuda:1"]

@@ -59,6 +59,7 @@ class Cameras:
         ]
         self._others: dict[int, Camera] = {}
 
+    @torch.inference_mode(False)  # its memory serves later calls in any mode
     def _camera(self, view: int, size: tuple[int, int]) -> Camera:
         def bind(image: Tensor) -> Run:
             out = self._pixels[view : view + 1]

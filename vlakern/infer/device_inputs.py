@@ -151,6 +151,10 @@ def fill_chunks(inbox: Inbox, given: Chunks, rows: int, causal: bool) -> None:
         raise InputError("engine: prefix_index leads to a prefix that is not there")
     begin_N1 = cu.diff()[index][:, None]
     step = torch.arange(chunk)
+    if len(cu) > len(host["cu_prefix"]):
+        raise InputError(
+            f"engine: {len(cu) - 1} prefixes, it is built for {len(host['cu_prefix']) - 1}"
+        )
     _put(host["positions"], (begin_N1 + step).flatten(), rows * chunk)
     seen = step + 1 if causal else torch.full_like(step, chunk)
     _put(host["kv_end"], (begin_N1 + seen).flatten(), rows * chunk)

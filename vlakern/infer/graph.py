@@ -49,7 +49,9 @@ class CudaRecorder:
         # Cameras and loggers in other threads may use the GPU meanwhile.
         mode = "thread_local"
         where = {"pool": self._pool, "stream": self._side}
-        with torch.cuda.graph(graph, capture_error_mode=mode, **where):
+        # torch leaves the side stream current where it cannot end a capture.
+        current = torch.cuda.stream(torch.cuda.current_stream(self._device))
+        with current, torch.cuda.graph(graph, capture_error_mode=mode, **where):
             run_all(program)
         return graph.replay
 

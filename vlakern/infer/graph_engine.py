@@ -4,8 +4,8 @@ On a GPU: not measured. Dimension letters: V views, K tokens of a view, M width 
 expert, T prefix tokens, N chunks, H positions of a chunk, A slots.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class GraphEngine:
         """
         self.model, self.limits = model, limits
         self._config, self._device = model.config, model.device
+        self._done = torch.cuda.Event() if self._device.type == "cuda" else None
         with self._here():
             if recorder is None and self._device.type == "cuda":
                 recorder = CudaRecorder(self._device)
@@ -104,9 +105,18 @@ class GraphEngine:
             parts = (cameras, towers[size.views], prefixes[size.tokens], solvers[size.rows])
             self.graphs.add(size, [run for part in parts for run in part])
 
-    def _here(self) -> AbstractContextManager[object]:
-        """The device as torch's current one; nothing on a CPU."""
-        return torch.cuda.device_of(self.model.tensors["embed"])
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """The device as torch's current one, after all earlier calls; nothing on a CPU."""
+        with torch.cuda.device_of(self.model.tensors["embed"]):
+            if self._done is None:
+                yield
+                return
+            self._done.wait()  # that call may have been on another stream, and in this memory
+            try:
+                yield
+            finally:
+                self._done.record()
 
     @property
     def kv(self) -> Tensor:
@@ -186,6 +196,11 @@ class GraphEngine:
         their place for the time of the call."""
         own = self.kv[:, :, :tokens]
         fits = kv.ndim == 4 and kv[:, :, :tokens].shape == own.shape and kv.dtype == own.dtype
+        # The tables of positions end there, although the memory has room for more.
+        if tokens > self.limits.tokens:
+            raise InputError(
+                f"engine: prefixes of {tokens} tokens, it is built for {self.limits.tokens}"
+            )
         if not fits:
             raise InputError(
                 f"engine: kv is {kv.dtype} {list(kv.shape)}, expected {own.dtype} {list(own.shape)}"

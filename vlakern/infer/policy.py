@@ -326,7 +326,7 @@ class _Clock:
         begin = time.perf_counter()
         yield
         if self._device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         took = (time.perf_counter() - begin) * 1e3
         self._stages[name] = self._stages.get(name, 0.0) + took
 
