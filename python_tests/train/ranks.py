@@ -54,7 +54,7 @@ def train(world: World, shard: parallel.Shard, parts: int) -> tuple[dict[str, Te
         for part, x in enumerate(mine):
             with parallel.synchronised(module, part + 1 == parts):
                 loss = module(x, total)
-                loss.backward()
+                (loss * parallel.loss_factor(module, world)).backward()
             value += loss.detach()
         losses.append(float(world.total(value)))
         norm = parallel.full(nn.utils.clip_grad_norm_(trained.values(), 0.5))

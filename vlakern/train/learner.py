@@ -19,7 +19,15 @@ from vlakern.train.checkpoint import TrainState
 from vlakern.train.config import Stage, TrainConfig
 from vlakern.train.lora import merged
 from vlakern.train.optimizer import Average, Optimizer, in_bf16, learning_rate
-from vlakern.train.parallel import Shard, World, fill, gather, synchronised, wrap
+from vlakern.train.parallel import (
+    Shard,
+    World,
+    fill,
+    gather,
+    loss_factor,
+    synchronised,
+    wrap,
+)
 from vlakern.train.stages import select
 from vlakern.train.step import Draws, Objective, counts
 
@@ -94,7 +102,7 @@ class Learner:
         last = last or any(m is not w for w, m in self._pairs())
         with synchronised(self.module, last):
             found = self.module(batch, self._draws(batch), totals)
-            found["loss"].backward()
+            (found["loss"] * loss_factor(self.module, self.world)).backward()
         self.optimizer.accumulate()
         return {name: one.detach() for name, one in found.items()}
 

@@ -1,7 +1,7 @@
 """One process or many: what ranks add up, agree on, and gather into one checkpoint.
 
 Only torch.distributed: gloo on CPUs, NCCL on GPUs, under torchrun. A loss is already divided by
-what counts on all ranks (see :mod:`vlakern.train.step`), so gradients are added, never averaged.
+what counts on all ranks (see :mod:`vlakern.train.step`), so gradients are added, not averaged.
 """
 
 import gc
@@ -20,7 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlakern.errors import CheckpointError, ConfigError, VlakernError
 
-__all__ = ["Shard", "World", "fill", "full", "gather", "start", "synchronised", "wrap"]
+__all__ = [
+    "Shard",
+    "World",
+    "fill",
+    "full",
+    "gather",
+    "loss_factor",
+    "start",
+    "synchronised",
+    "wrap",
+]
 
 Shard = Literal["ddp", "fsdp"]
 T = TypeVar("T")
@@ -126,7 +136,7 @@ def start(device: str = "cpu") -> Iterator[World]:
 
 
 def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
-    """The module whose backward adds up the gradients of all ranks.
+    """The module whose backward, with :func:`loss_factor`, adds up the gradients of all ranks.
 
     ``objective`` is called as a whole, once per micro-batch. ``fsdp`` keeps a part of parameters,
     gradients and optimizer state on each rank and gathers the parameters for the whole step, so it
@@ -141,9 +151,7 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
         return objective
     if shard == "ddp":
         # No weight goes without a gradient: what no loss reaches is frozen by stages.select.
-        both = DistributedDataParallel(objective)
-        both.register_comm_hook(None, _added)
-        return both
+        return DistributedDataParallel(objective)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -157,10 +165,12 @@ def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:
     return objective
 
 
-def _added(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # pyright: ignore[reportPrivateImportUsage]
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda done: done.value()[0])
+def loss_factor(objective: nn.Module, world: World) -> int:
+    """What a loss is multiplied by before backward: DDP averages gradients, which are to be added.
+
+    A hook that adds them would run Python in threads of gloo, which outlive the interpreter.
+    """
+    return world.size if isinstance(objective, DistributedDataParallel) else 1
 
 
 def synchronised(objective: nn.Module, last: bool) -> Any:
