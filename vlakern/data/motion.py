@@ -7,7 +7,9 @@ numbers and a constant, once from the recorded numbers x themselves, which fits 
 poses relative to the episode's start, and once from their running sum, plain and turned by the
 measured rotation, which fits steps (deltas) along fixed axes and along the hand's. Over all
 episodes each leaves a part of the variance of p. If one leaves below 20 % and less than a quarter
-of what the other leaves, the numbers look like it.
+of what the other leaves, the numbers look like it. Steps in proportion to the way that is left, as
+of a P controller, fit positions too, but turned round: where no direction of the fit over all
+episodes points forward, the numbers are not called poses.
 
 *Growth.* After the frame transform the root mean square of step k of a chunk, over its starts,
 goes as k ** g. What is relative to the chunk's start moves away from it: g is 1 for steady motion
@@ -31,6 +33,7 @@ __all__ = ["growth", "looks_like", "motion_flags"]
 
 # Shares of the variance of the positions that a fit may leave, alone and beside the other.
 LEFT, BESIDE = 0.2, 0.25
+FORWARD = 0.1  # least eigenvalue that points forward, as a part of the largest magnitude
 RELATIVE_LEAST, DELTA_MOST = 0.1, 0.3
 # A fit has four numbers per axis; shorter episodes fit anything.
 SHORTEST, EPISODES = 12, 50
@@ -73,12 +76,15 @@ def looks_like(
     """
     left = {"poses": 0.0, "steps": 0.0}
     total = own = 0.0
+    gram, cross = np.zeros((3, 3)), np.zeros((3, 3))
     for i, (x, p) in enumerate(zip(numbers, positions, strict=True)):
         if len(p) < SHORTEST:
             continue
         reached, x = p[1:].astype(float), x[:-1].astype(float)
         total += float(((reached - reached.mean(0)) ** 2).sum())
         left["poses"] += _left(x, reached)
+        centred = x - x.mean(0)
+        gram, cross = gram + centred.T @ centred, cross + centred.T @ (reached - reached.mean(0))
         left["steps"] += _left(x.cumsum(0), reached)
         if rotations is not None:
             turned = np.einsum("tij,tj->ti", rotations[i][:-1], x)
@@ -90,7 +96,10 @@ def looks_like(
     poses, steps = left["poses"] / total, left["steps"] / total
     if min(poses, steps) > LEFT or max(poses, steps) * BESIDE < min(poses, steps):
         return None
-    return "poses" if poses < steps else "steps"
+    if poses > steps:
+        return "steps"
+    turns = np.linalg.eigvals(np.linalg.pinv(gram, rcond=1e-9) @ cross)
+    return "poses" if turns.real.max() > FORWARD * np.abs(turns).max() else None
 
 
 def growth(chunks_NH3: np.ndarray, valid_NH: np.ndarray) -> float | None:
