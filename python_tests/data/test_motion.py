@@ -144,24 +144,23 @@ def test_recorded_numbers_of_each_frame_are_told_apart(frame: Frame) -> None:
     assert looks_like(numbers, positions, rotations) == expected
 
 
-def approach(seed: int, gain: float, turn: Rotation) -> tuple[np.ndarray, np.ndarray]:
-    """A P controller's steps along turned axes, and the positions that they lead to."""
+def approach(seed: int, gain: float) -> tuple[np.ndarray, np.ndarray]:
+    """A P controller's steps, and positions of a hand that is slowly pushed about meanwhile."""
     rng = np.random.default_rng(seed)
-    p, goal = rng.normal(size=3), rng.normal(size=3)
+    p, goal, push = rng.normal(size=3), rng.normal(size=3), np.zeros(3)
     steps, positions = [], []
     for _ in range(LENGTH):
         positions.append(p)
         steps.append(np.clip(gain * (goal - p), -1, 1))
-        p = p + 0.1 * turn.apply(steps[-1]) + rng.normal(scale=1e-4, size=3)
+        push = 0.9 * push + rng.normal(scale=0.03, size=3)
+        p = p + 0.1 * steps[-1] + push
     return np.array(steps), np.array(positions)
 
 
-@pytest.mark.parametrize("gain", [0.5, 2.0])
+@pytest.mark.parametrize("gain", [0.4, 0.5])
 def test_steps_towards_a_goal_are_not_called_poses(gain: float) -> None:
     """They fit positions, too, turned round; the same numbers forward are poses."""
-    numbers, positions = zip(
-        *(approach(i, gain, Rotation.identity()) for i in range(5)), strict=True
-    )
+    numbers, positions = zip(*(approach(i, gain) for i in range(5)), strict=True)
     assert looks_like(numbers, positions) != "poses"
     half_turn = Rotation.from_euler("z", 180, degrees=True)
     reached = [half_turn.apply(p[1:]) for p in positions]
