@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,20 @@ def test_a_worker_that_dies_is_one_sentence(robots: Path, monkeypatch: pytest.Mo
     ):
         one.batch(0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_does_not_tell_of_a_run_that_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The thread that hands batches over meets a closed connection then; other errors are told."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    loading._stay(0)
+    for error in (EOFError(), ConnectionResetError("gone")):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("a defect"), None)
+    assert "ValueError: a defect" in capsys.readouterr().err
 
 
 def test_what_cannot_be_divided_or_counted_is_refused(corpus: Corpus) -> None:

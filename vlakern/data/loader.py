@@ -8,10 +8,12 @@ not the run. They are forked, so that episodes in memory are shared and not copi
 
 import multiprocessing
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -275,6 +277,15 @@ class Loader:
 def _stay(_: int) -> None:
     """A scheduler's SIGTERM is for the run, which needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _unless_the_run_has_gone
+
+
+def _unless_the_run_has_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints what a thread of a worker met, but for a run that ended while it fetched a batch."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _as_it_is(made: Made | VlakernError) -> Made | VlakernError:
