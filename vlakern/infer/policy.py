@@ -22,13 +22,8 @@ from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, pack_model
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.vla import VLA
-from vlakern.models.weights.native import (
-    WEIGHTS,
-    PolicyRecords,
-    open_weights,
-    read,
-    read_records,
-)
+from vlakern.models.weights.families import open_policy, read_policy
+from vlakern.models.weights.native import PolicyRecords
 from vlakern.ops import _native
 from vlakern.ops.linear.packed import ROWS
 from vlakern.space.controller import NativeControl
@@ -51,7 +46,7 @@ def shipped_policies() -> list[str]:
 
 
 def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto") -> "Policy":
-    """Loads a policy that ships with the package, or a policy directory.
+    """Loads a policy that ships with the package, or a policy directory of any known family.
 
     Args:
         name_or_directory: a name of :func:`shipped_policies` or a path.
@@ -75,10 +70,10 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
         )
     reason = _native.missing() if device == "cpu" else graph_refusal(device, chosen)
     if reason is None:
-        records = read_records(directory)
-        weights = open_weights(records.config, directory / WEIGHTS)
+        opened = open_policy(directory)
+        records, weights = opened.records, opened.weights
         if device == "cpu":
-            packed = cached_model(directory, records.config, chosen, directory / WEIGHTS, weights)
+            packed = cached_model(directory, records.config, chosen, opened.file, weights)
         else:
             there = torch.device(device)
             packed = pack_model(
@@ -87,7 +82,7 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
         return Policy(records, packed, name=directory.name, device=device, dtype=chosen)
     if chosen not in DTYPES:
         raise Unsupported(f"dtype {chosen!r} needs vlakern's own engine: {reason}")
-    files = read(directory, DTYPES[chosen], device)
+    files = read_policy(directory, DTYPES[chosen], device)
     return Policy(files.records, files.model, name=directory.name, device=device, dtype=chosen)
 
 

@@ -1,0 +1,134 @@
+"""Which family a checkpoint directory is of, and the one way to open it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlakern.errors import CheckpointError
+from vlakern.models.config import VLAConfig
+from vlakern.models.vla import VLA
+from vlakern.models.weights.native import (
+    JSON_LIMIT,
+    WEIGHTS,
+    PolicyFiles,
+    PolicyRecords,
+    open_weights,
+    read_records,
+)
+from vlakern.models.weights.weights_file import check_finite
+
+__all__ = ["FAMILIES", "Family", "Opened", "family_of", "open_policy", "peek", "read_policy"]
+
+Weights = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the directories of one family of checkpoints are read.
+
+    Attributes:
+        name: for people.
+        looked_for: what tells such a directory, for people.
+        detect: whether a directory is one; reads no more than its JSON.
+        read: everything but the weights.
+        weights: native tensors by name, mapped and folded when they are asked for.
+        file: the file that stands for the weights: a cache made of them is as old as it is.
+    """
+
+    name: str
+    looked_for: str
+    detect: Callable[[Path], bool]
+    read: Callable[[Path], PolicyRecords]
+    weights: Callable[[Path, VLAConfig], Weights]
+    file: Callable[[Path], Path] = lambda directory: directory / WEIGHTS
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A policy directory of any family, its weights mapped and not read."""
+
+    family: Family
+    records: PolicyRecords
+    weights: Weights
+    file: Path
+
+
+NATIVE = Family(
+    "vlakern",
+    "config.json with the key family",
+    lambda directory: "family" in peek(directory / "config.json"),
+    read_records,
+    lambda directory, config: open_weights(config, directory / WEIGHTS),
+)
+
+FAMILIES: tuple[Family, ...] = ()
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, to tell families apart; empty where there is none to read."""
+    if not path.is_file() or path.stat().st_size > JSON_LIMIT:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def family_of(directory: Path, families: tuple[Family, ...] | None = None) -> Family:
+    """The family of a directory: ours first, then the others.
+
+    Raises:
+        CheckpointError: none knows it; names what was looked for.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; expected a policy directory")
+    known = (NATIVE, *(FAMILIES if families is None else families))
+    found = next((family for family in known if family.detect(directory)), None)
+    if found is not None:
+        return found
+    config = directory / "config.json"
+    if config.is_file() and not peek(config):
+        return NATIVE  # whose reader says what is wrong with the file
+    looked_for = "; ".join(f"{family.name}: {family.looked_for}" for family in known)
+    raise CheckpointError(
+        f"{directory} is missing what tells a policy directory of a known family ({looked_for})"
+    )
+
+
+def open_policy(directory: Path) -> Opened:
+    """Reads the records of a policy directory of any family and maps its weights.
+
+    Raises:
+        CheckpointError: no family knows it, or a file is missing or does not fit the model.
+        ConfigError: a key is missing, unknown or of the wrong type.
+    """
+    family = family_of(directory)
+    records = family.read(directory)
+    return Opened(
+        family, records, family.weights(directory, records.config), family.file(directory)
+    )
+
+
+def read_policy(
+    directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PolicyFiles:
+    """A policy directory of any family in memory, as the reference model runs it.
+
+    Raises:
+        As :func:`open_policy`, or CheckpointError for weights that are not finite.
+    """
+    opened = open_policy(directory)
+    with torch.device("meta"):
+        network = VLA(opened.records.config)
+    tensors = {name: opened.weights(name).to(device, dtype) for name in network.state_dict()}
+    check_finite(tensors, opened.file)
+    network.load_state_dict(tensors, assign=True)
+    parts = {one.name: getattr(opened.records, one.name) for one in fields(opened.records)}
+    del parts["config"]
+    return PolicyFiles(network.eval(), **parts)
