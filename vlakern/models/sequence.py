@@ -59,12 +59,14 @@ class Batch:
     cu_prefix: Tensor
 
 
-def document(prompt: PromptConfig, encode: Encode, instruction: str, views: int) -> Document:
-    """The segments of one document in the prompt's order."""
+def document(
+    prompt: PromptConfig, encode: Encode, instruction: str | Sequence[int], views: int
+) -> Document:
+    """The segments of one document in the prompt's order; the instruction is text or token ids."""
     segments: list[Segment] = []
 
-    def text(words: str, said: bool = False) -> None:
-        ids = tuple(encode(words)) if words else ()
+    def text(words: str | Sequence[int], said: bool = False) -> None:
+        ids = tuple(encode(words) if isinstance(words, str) and words else words)
         if ids:
             segments.append(Segment("text", ids, said))
 

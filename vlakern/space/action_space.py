@@ -16,7 +16,14 @@ from vlakern.errors import ConfigError, InputError
 from vlakern.ops.action_decode import action_decode_out
 from vlakern.space.arrays import read_array
 from vlakern.space.decoder import Decoder, Decoders, base_rows
-from vlakern.space.embodiment import Embodiment, Field, check_embodiment, check_vector, present
+from vlakern.space.embodiment import (
+    Embodiment,
+    Field,
+    check_embodiment,
+    check_relative,
+    check_vector,
+    present,
+)
 from vlakern.space.frames import Frame, encode, past_end
 from vlakern.space.hands import Hand, hands
 from vlakern.space.normalize import Normalizer
@@ -97,8 +104,13 @@ class ActionSpace:
         frame: ActionFrame,
         state: Normalizer,
         action: Normalizer,
+        relative: Sequence[int] = (),
     ) -> None:
         """Checks what the parts say about each other.
+
+        Args:
+            relative: numbers of a command that are predicted as what they are more than the number
+                of the same index in the state, for the frame ``native``.
 
         Raises:
             ConfigError: a field that does not fit its map, statistics of another slot map, or a
@@ -146,6 +158,12 @@ class ActionSpace:
         self._scale = torch.from_numpy(scale.astype(np.float32))
         self._offset = torch.from_numpy(offset.astype(np.float32))
         self._decoders = Decoders(self._make_decoder)
+        if relative and frame != "native":
+            raise ConfigError(
+                f"{robot.name}: relative numbers are for the frame native, found frame {frame}"
+            )
+        self._relative = check_relative(relative, robot)
+        self._switches = _switches(self._plain, action_map, frame, self._action.threshold)
 
     def base(self, state: np.ndarray) -> Tensor:
         """float32 ``[B, P, 7]``: position and quaternion w, x, y, z of each hand in ``[B, S]``."""
@@ -169,9 +187,9 @@ class ActionSpace:
             unified[..., _indices(slot, field)] = _to_slot(field, slot, values)
         return unified
 
-    def encode_state(self, state: np.ndarray) -> np.ndarray:
-        """Native ``[..., S]`` to the model's normalised float32 ``[..., W]``."""
-        return self._state.encode(self.unify_state(state))
+    def encode_state(self, state: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
+        """Native ``[..., S]`` to the model's normalised ``[..., W]``."""
+        return self._state.encode(self.unify_state(state), dtype)
 
     def unify(
         self, commands: np.ndarray, state: np.ndarray, valid: np.ndarray | None = None
@@ -197,6 +215,8 @@ class ActionSpace:
                 " [..., H, N] beside [..., S]: one state per chunk"
             )
         valid = None if valid is None else _flags(valid, commands.shape[:-1])
+        if self._relative:
+            commands[..., self._relative] -= state[..., None, self._relative]
         unified = np.zeros((*commands.shape[:-1], slots.width))
         for field in self._plain:
             values, slot = commands[..., slice(*field.native)], slots.slot(field.slot)
@@ -256,6 +276,11 @@ class ActionSpace:
                 f" [B, H, {width}] beside [B, {self.robot.state_width}]: one state per chunk"
             )
         commands = self._decoders(x.detach(), state)
+        for column, scale, offset in self._switches:
+            on = commands[..., column] * scale + offset > 0.5
+            commands[..., column] = np.where(on, (1.0 - offset) / scale, -offset / scale)
+        if self._relative:
+            commands[..., self._relative] += state[:, None, self._relative].astype(np.float32)
         self._check_command(commands, "predicted action")
         return commands
 
@@ -292,6 +317,20 @@ def _flags(valid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             " per step of the chunk"
         )
     return valid
+
+
+def _switches(
+    fields: Sequence[Field], slots: SlotMap, frame: ActionFrame, threshold: np.ndarray
+) -> list[tuple[int, float, float]]:
+    """Native index, scale and offset of every number whose slot is 0 or 1."""
+    found = []
+    for field in fields:
+        scale, offset = (1.0, 0.0) if frame == "native" else field.affine
+        start = slots.slot(field.slot).start
+        for i in range(field.width):
+            if threshold[start + i]:
+                found.append((field.native[0] + i, scale, offset))
+    return found
 
 
 def _restricted(whole: Normalizer, mask: np.ndarray) -> Normalizer:

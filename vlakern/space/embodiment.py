@@ -30,6 +30,7 @@ __all__ = [
     "Joint",
     "check_controlled",
     "check_embodiment",
+    "check_relative",
     "check_vector",
     "compact",
     "embodiment",
@@ -247,6 +248,22 @@ def check_vector(
             f"{what} number {column} ({slot}) is not finite; check the sensor or the model"
         )
     return values
+
+
+def check_relative(relative: Sequence[int], robot: Embodiment) -> list[int]:
+    """Indices that state and command share, in order.
+
+    Raises:
+        ConfigError: an index that one of them does not have, or one that is there twice.
+    """
+    both = min(robot.state_width, robot.action_width)
+    wrong = any(not 0 <= index < both for index in relative)
+    if wrong or len(set(relative)) < len(relative):
+        raise ConfigError(
+            f"{robot.name}: relative is {list(relative)}, expected indices below {both} that state"
+            " and action share, each once"
+        )
+    return sorted(relative)
 
 
 def present(fields: Sequence[Field], slots: SlotMap) -> np.ndarray:

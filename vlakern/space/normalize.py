@@ -1,144 +1,27 @@
 """Normalisation of state and action vectors from dataset statistics."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from vlakern.errors import ConfigError, InputError
 from vlakern.space.arrays import read_array
+from vlakern.space.vector_stats import VectorStats, check_names
 
 __all__ = ["Epsilon", "Mode", "Normalizer", "VectorStats", "check_names"]
 
-Mode = Literal["zscore", "quantile", "min_max", "binary", "none"]
-Epsilon = Literal["vlakern", "openpi", "lerobot"]
-FIELDS = ("mean", "std", "min", "max", "q01", "q99")
+Mode = Literal["zscore", "quantile", "min_max", "binary", "threshold", "none"]
+Epsilon = Literal["vlakern", "openpi", "lerobot", "beingh"]
 # A slot that never moves has no scale; dividing by this instead keeps its encoding finite.
 SMALLEST_SCALE = 1e-3
 OPENPI_EPSILON = 1e-6
 LEROBOT_EPSILON = 1e-8
 # Of the distance between the two values; fp16 storage of a value costs up to 5e-4 of it.
 BINARY_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class VectorStats:
-    """Statistics of one feature over a dataset, one number per slot.
-
-    A slot that no row had is absent: its numbers are placeholders (mean 0, std 1, min and q01 -1,
-    max and q99 1) and a :class:`Normalizer` leaves it as it is.
-
-    Attributes:
-        names: one per slot (``"hand_x"``); empty for statistics from before slots had names.
-        present: whether the slot was in the data; empty for all.
-
-    Raises:
-        ConfigError: what is no list of numbers, lists of different lengths, names or presence of
-            another length, or a name twice.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-    names: tuple[str, ...] = field(default=(), kw_only=True)
-    present: tuple[bool, ...] = field(default=(), kw_only=True)
-
-    def __post_init__(self) -> None:
-        for key in FIELDS:
-            object.__setattr__(self, key, _numbers(getattr(self, key), f"statistics.{key}"))
-        widths = {key: len(getattr(self, key)) for key in FIELDS}
-        if len(set(widths.values())) != 1:
-            raise ConfigError(f"statistics: lists of one length expected, found {widths}")
-        _check_labels(self.names, self.present, self.width, "statistics")
-
-    @classmethod
-    def units(cls, names: Sequence[str]) -> "VectorStats":
-        """Of slots that nobody has measured: mean 0, std 1, everything from -1 to 1."""
-        zeros, ones = (0.0,) * len(names), (1.0,) * len(names)
-        low = (-1.0,) * len(names)
-        return cls(zeros, ones, low, ones, low, ones, names=tuple(names))
-
-    @property
-    def width(self) -> int:
-        """Number of slots."""
-        return len(self.mean)
-
-    @property
-    def present_mask(self) -> np.ndarray:
-        """bool ``[S]``: the slots that the data had."""
-        return np.array(self.present or (True,) * self.width, dtype=bool)
-
-    def label(self, index: int) -> str:
-        """What messages call a slot: ``3`` or ``3 (hand_x)``."""
-        return f"{index} ({self.names[index]})" if self.names else str(index)
-
-    def check_names(self, expected: Sequence[str], where: str) -> None:
-        """Refuses statistics that were made for another slot map.
-
-        Statistics without names pass if their width fits: they say no more about themselves.
-
-        Raises:
-            ConfigError: naming the first slot that differs.
-        """
-        if self.names:
-            check_names(self.names, expected, where)
-        elif self.width != len(expected):
-            raise ConfigError(
-                f"{where}: the statistics have {self.width} slots, expected {len(expected)}"
-                f" ({', '.join(expected)}); compute them for this slot map"
-            )
-
-    @classmethod
-    def from_json(cls, values: Any, where: str) -> "VectorStats":
-        """Reads ``{"mean": [...], ...}``; every list must be as long as the mean and finite.
-
-        ``names`` and ``present`` may be missing.
-        """
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{where}: expected an object with {', '.join(FIELDS)}")
-        lists = {}
-        for key in FIELDS:
-            numbers = values.get(key)
-            if not isinstance(numbers, Sequence) or not all(_finite(n) for n in numbers):
-                raise ConfigError(f"{where}.{key}: expected a list of finite numbers")
-            lists[key] = tuple(float(n) for n in numbers)
-        widths = {key: len(numbers) for key, numbers in lists.items()}
-        if len(set(widths.values())) != 1:
-            raise ConfigError(f"{where}: lists of one length expected, found {widths}")
-        names = _list_of(str, values, "names", where)
-        present = _list_of(bool, values, "present", where)
-        _check_labels(names, present, widths["mean"], where)
-        return cls(**lists, names=names, present=present)
-
-    def to_json(self) -> dict[str, list[Any]]:
-        """The inverse of :meth:`from_json`."""
-        optional = {"names": list(self.names), "present": list(self.present)}
-        numbers = {key: list(getattr(self, key)) for key in FIELDS}
-        return {**numbers, **{key: value for key, value in optional.items() if value}}
-
-
-def check_names(found: Sequence[str], expected: Sequence[str], where: str) -> None:
-    """Refuses statistics whose slots are not the expected ones, in order.
-
-    Raises:
-        ConfigError: naming the first slot that differs.
-    """
-    if tuple(found) == tuple(expected):
-        return
-    pairs = enumerate(zip(found, expected, strict=False))
-    shorter = min(len(found), len(expected))
-    index = next((i for i, (left, right) in pairs if left != right), shorter)
-    left = repr(found[index]) if index < len(found) else "missing"
-    right = repr(expected[index]) if index < len(expected) else "no such slot"
-    raise ConfigError(
-        f"{where}: slot {index} of the statistics is {left}, expected {right}: they were made for"
-        " another slot map; compute them for this one"
-    )
+# Whatever is divided by it is 0 in fp32.
+LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +34,8 @@ class _Map:
     scale: np.ndarray
     offset: np.ndarray
     binary: np.ndarray
+    threshold: np.ndarray
+    clipped: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -159,8 +44,9 @@ class Normalizer:
 
     In float64, ``decode(encode(x))`` differs from ``x`` by at most four roundings of the numbers
     involved: ``4 * 2**-52 * (|x| + |offset| + scale)``. Without normalisation it is ``x``; for a
-    binary slot it is exactly one of its two values. One exception is kept for parity: LeRobot's
-    z-score divides by ``std + 1e-8`` and multiplies by ``std``.
+    binary slot it is exactly one of its two values. Exceptions are kept for parity: LeRobot's
+    z-score divides by ``std + 1e-8`` and multiplies by ``std``; Being-H clips quantiles to [-1, 1]
+    and does not undo what it does to slots that never moved.
 
     With ``zero`` being the smallest scale, 1e-3, and ``half = (high - low) / 2``, encode is
 
@@ -175,15 +61,21 @@ class Normalizer:
     lerobot  (x - mean) / (std + 1e-8)    2 (x - low) /          LeRobot, ``normalize_processor.py``
                                           (high - low) - 1,
                                           1e-8 where that is 0
+    beingh   (x - mean) / std, x where    2 (x - low) /          Being-H, ``state_action.py``
+             that is 0                    (high - low) - 1;
+                                          where that is 0, x
+                                          (quantile) or 0
     ======== ============================ ====================== ===================================
 
     A binary slot has two values, the statistics' min and max, which become -1 and +1; decode takes
-    max for a positive number and min otherwise.
+    max for a positive number and min otherwise. A slot of mode threshold is 1 above one half and 0
+    otherwise, on both sides.
 
     Attributes:
         name: of the vector, for messages.
         modes: one for all slots, or one per slot: ``zscore`` (mean, std), ``quantile`` (q01 and
-            q99 to -1 and 1), ``min_max`` (min and max to -1 and 1), ``binary`` or ``none``.
+            q99 to -1 and 1), ``min_max`` (min and max to -1 and 1), ``binary``,
+            ``threshold`` or ``none``.
         stats: a slot that is absent from them stays as it is.
 
     Raises:
@@ -227,10 +119,15 @@ class Normalizer:
         """bool ``[S]``: slots that take one of two values."""
         return self._map.binary.copy()
 
+    @property
+    def threshold(self) -> np.ndarray:
+        """bool ``[S]``: slots that are 1 above one half and 0 otherwise."""
+        return self._map.threshold.copy()
+
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Offset and scale, float64 ``[S]``: ``decode(x) = x * scale + offset``.
 
-        For a binary slot x is -1 or +1 here.
+        For a binary slot x is -1 or +1 here; the threshold of one is not in it.
         """
         return self._map.offset.copy(), self._map.scale.copy()
 
@@ -244,6 +141,8 @@ class Normalizer:
         x, this = self._check(x), self._map
         with np.errstate(over="ignore"):
             wide = (x - this.origin) / this.divisor - this.shift
+        wide[..., this.clipped] = wide[..., this.clipped].clip(-1.0, 1.0)
+        wide[..., this.threshold] = wide[..., this.threshold] > 0.5
         if this.binary.any():
             wide[..., this.binary] = self._encode_binary(x)
         return self._narrow(wide, dtype)
@@ -253,6 +152,7 @@ class Normalizer:
         x, this = self._check(x), self._map
         with np.errstate(over="ignore"):
             wide = x * this.scale + this.offset
+        wide[..., this.threshold] = wide[..., this.threshold] > 0.5
         if this.binary.any():
             low, high = (values[this.binary] for values in self._extremes())
             wide[..., this.binary] = np.where(x[..., this.binary] > 0, high, low)
@@ -285,43 +185,52 @@ class Normalizer:
         binary = present & (modes == "binary")
         self._refuse(binary & (low == high), "has one value (min is max), binary needs two")
         zeros, ones, half = np.zeros(stats.width), np.ones(stats.width), (high - low) / 2
-        columns = np.stack([zeros, ones, zeros, ones])
+        columns = np.stack([zeros, ones, zeros, ones, zeros])
         for mode, parts, wrong in (
             ("zscore", self._zscore(), np.array(stats.std) < 0),
-            ("quantile", self._range(q01, q99), q01 > q99),
-            ("min_max", self._range(low, high), low > high),
-            ("binary", (low + half, half, zeros, half), low > high),
+            ("quantile", self._range(q01, q99, "x"), q01 > q99),
+            ("min_max", self._range(low, high, "0"), low > high),
+            ("binary", (low + half, half, zeros, half, low + half), low > high),
         ):
             chosen = present & (modes == mode)
             self._refuse(chosen & wrong, f"has a negative {mode} scale in the statistics")
             columns[:, chosen] = np.stack(parts)[:, chosen]
-        origin, divisor, shift, scale = columns
-        offset = origin + shift * scale
-        lost = ~np.isfinite(columns).all(axis=0) | ~np.isfinite(offset)
+        lost = ~np.isfinite(columns).all(axis=0)
         self._refuse(lost, "has statistics whose range leaves float64")
-        return _Map(origin, divisor, shift, scale, offset, binary)
+        clipped = present & (modes == "quantile") & (self.epsilon == "beingh")
+        return _Map(*columns, binary, present & (modes == "threshold"), clipped)
 
     def _zscore(self) -> tuple[np.ndarray, ...]:
-        """Origin, divisor, shift and scale of every slot."""
+        """Origin, divisor, shift, scale and offset of every slot."""
         mean, std = np.array(self.stats.mean), np.array(self.stats.std)
+        none = np.zeros_like(mean)
+        if self.epsilon == "beingh":
+            still = std == 0
+            return np.where(still, 0.0, mean), np.where(still, 1.0, std), none, std, mean
         divisor = {
             "vlakern": np.maximum(std, SMALLEST_SCALE),
             "openpi": std + OPENPI_EPSILON,
             "lerobot": std + LEROBOT_EPSILON,
         }[self.epsilon]
-        return mean, divisor, np.zeros_like(mean), std if self.epsilon == "lerobot" else divisor
+        return mean, divisor, none, std if self.epsilon == "lerobot" else divisor, mean
 
-    def _range(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, ...]:
-        """As :meth:`_zscore`, for ``[low, high]`` to [-1, 1]."""
-        span = high - low
+    def _range(
+        self, low: np.ndarray, high: np.ndarray, still_as: Literal["x", "0"]
+    ) -> tuple[np.ndarray, ...]:
+        """As :meth:`_zscore`, for ``[low, high]`` to [-1, 1]; the last says Being-H's own rule."""
+        span, none, ones = high - low, np.zeros_like(low), np.ones_like(low)
         if self.epsilon == "vlakern":
             scale = np.maximum(span / 2, SMALLEST_SCALE)
-            return low + span / 2, scale, np.zeros_like(low), scale
+            return low + span / 2, scale, none, scale, low + span / 2
+        if self.epsilon == "beingh":
+            still, half = span == 0, span / 2
+            divisor = np.where(still, 1.0 if still_as == "x" else LARGEST, half)
+            return np.where(still, 0.0, low), divisor, np.where(still, 0, ones), half, low + half
         if self.epsilon == "openpi":
             scale = (span + OPENPI_EPSILON) / 2
         else:
             scale = np.where(span == 0, LEROBOT_EPSILON, span) / 2
-        return low, scale, np.ones_like(low), scale
+        return low, scale, ones, scale, low + scale
 
     def _refuse(self, wrong: np.ndarray, reason: str) -> None:
         if wrong.any():
@@ -355,36 +264,3 @@ class Normalizer:
                 f"{self.name} slot {slot} is not finite; check the sensor or the model"
             )
         return x
-
-
-def _numbers(values: Any, what: str) -> tuple[float, ...]:
-    """``values`` as a tuple of floats."""
-    try:
-        if not isinstance(values, str):
-            return tuple(float(value) for value in values)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        pass
-    raise ConfigError(f"{what} is {str(values)[:40]!r}, expected a list with one number per slot")
-
-
-def _check_labels(names: Sequence[str], present: Sequence[bool], width: int, where: str) -> None:
-    for what, values in (("names", names), ("present", present)):
-        if values and len(values) != width:
-            raise ConfigError(f"{where}.{what}: expected {width} of them, found {len(values)}")
-    twice = sorted({name for name in names if names.count(name) > 1}) if names else []
-    if twice:
-        raise ConfigError(f"{where}.names: two slots are called {twice[0]!r}")
-
-
-def _list_of(kind: type, values: Mapping[str, Any], key: str, where: str) -> tuple[Any, ...]:
-    found = values.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
-        raise ConfigError(f"{where}.{key}: expected a list of {kind.__name__}")
-    return tuple(found)
-
-
-def _finite(number: Any) -> bool:
-    """Whether a JSON value is a number that fits a float."""
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return False
-    return abs(number) <= sys.float_info.max

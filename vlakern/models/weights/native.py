@@ -14,13 +14,13 @@ from torch import nn
 from vlakern.errors import CheckpointError, ConfigError
 from vlakern.files import atomic_directory
 from vlakern.models.config import VLAConfig
+from vlakern.models.processing import Processing, SlotMode
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.models.vla import VLA
 from vlakern.models.weights.weights_file import check_finite, open_file
 from vlakern.records import from_dict, to_dict
 from vlakern.space import ActionSpace, Embodiment, Normalizer, SlotMap, VectorStats
-from vlakern.space.action_space import ActionFrame
-from vlakern.space.normalize import Epsilon, Mode
+from vlakern.space.normalize import Mode
 
 __all__ = [
     "WEIGHTS",
@@ -42,37 +42,6 @@ FAMILY = "vlakern"
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 JSON_LIMIT = 1 << 20
-
-
-@dataclass(frozen=True)
-class SlotMode:
-    """The normalisation of one slot where it differs from the others'."""
-
-    slot: str
-    mode: Mode
-
-
-@dataclass(frozen=True)
-class Processing:
-    """What happens around the network.
-
-    Attributes:
-        state, action: normalisation of every slot that ``state_slots`` or ``action_slots`` do not
-            name.
-        state_slots, action_slots: exceptions by slot, such as a binary gripper.
-        epsilon: whose rule for slots that hardly move, see :class:`vlakern.space.Normalizer`.
-        frame: parametrisation of the actions; ``native`` predicts the numbers of the robot's own
-            controller.
-        execute: how many actions of a chunk are run before the next prediction.
-    """
-
-    state: Mode = "zscore"
-    action: Mode = "zscore"
-    execute: int = 8
-    frame: ActionFrame = "native"
-    state_slots: tuple[SlotMode, ...] = ()
-    action_slots: tuple[SlotMode, ...] = ()
-    epsilon: Epsilon = "vlakern"
 
 
 @dataclass(frozen=True)
@@ -162,6 +131,7 @@ def make_space(
         p.frame,
         Normalizer("state", state_modes, state_stats, p.epsilon),
         Normalizer("action", action_modes, action_stats, p.epsilon),
+        p.relative,
     )
 
 
