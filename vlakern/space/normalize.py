@@ -197,8 +197,10 @@ class Normalizer:
             columns[:, chosen] = np.stack(parts)[:, chosen]
         lost = ~np.isfinite(columns).all(axis=0)
         self._refuse(lost, "has statistics whose range leaves float64")
-        clipped = present & (modes == "quantile") & (self.epsilon == "beingh")
-        return _Map(*columns, binary, present & (modes == "threshold"), clipped)
+        origin, divisor, shift, scale, offset = columns
+        threshold = present & (modes == "threshold")
+        clipped = present & (modes == ("quantile" if self.epsilon == "beingh" else ""))
+        return _Map(origin, divisor, shift, scale, offset, binary, threshold, clipped)
 
     def _zscore(self) -> tuple[np.ndarray, ...]:
         """Origin, divisor, shift, scale and offset of every slot."""
