@@ -147,7 +147,8 @@ class Scene:
             rng = generator(f"observation {i}")
             pixels.append(torch.rand(views, 3, side, side, generator=rng) * 2 - 1)
             states.append(torch.randn(config.state_dim, generator=rng))
-            documents.append(document(config.prompt, self._spell, words, views))
+            said = f"{3 * i} 200 7" if config.state == "words" else None
+            documents.append(document(config.prompt, self._spell, words, views, said))
         both = (torch.cat(pixels).to(dtype), torch.stack(states).to(dtype))
         return pack(config, documents, *both)
 

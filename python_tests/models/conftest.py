@@ -22,7 +22,7 @@ CONFIGS = {
     for state in ("inline", "block")
     for actions in ("causal", "full")
     for where, prompt in (("inside", STATE_INSIDE), ("last", STATE_LAST))
-}
+} | {name: preset(name) for name in ("tiny-pi0", "tiny-pi05", "tiny-smolvla")}
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
@@ -58,7 +58,8 @@ def prompts() -> Callable[[VLAConfig, Sequence[tuple[str, int]]], list[Document]
     """Documents from pairs of instruction and number of views."""
 
     def make(config: VLAConfig, asked: Sequence[tuple[str, int]]) -> list[Document]:
-        return [document(config.prompt, spell, words, views) for words, views in asked]
+        said = "12 200 7" if config.state == "words" else None
+        return [document(config.prompt, spell, words, views, said) for words, views in asked]
 
     return make
 

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlakern.models import VLA, VLAConfig, preset
-from vlakern.models.mot import Expert, ExpertLayer, KeyValues, MoT, rotary
+from vlakern.models.config import MoTConfig
+from vlakern.models.expert import AdaptiveNorm, Expert, ExpertLayer, KeyValues, RMSNorm
+from vlakern.models.mot import MoT, rotary
 from vlakern.models.sequence import Batch, action_layout
 from vlakern.ops import qkv_prep
 from vlakern.testing import generator
@@ -31,36 +33,76 @@ def turn(x_HD: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat([pair.real, pair.imag], dim=-1)
 
 
-def plain(model: MoT, tokens: list[Tensor], owners: list[Expert], ends: list[int]) -> list[Tensor]:
+def plain_norm(
+    module: nn.Module, x: Tensor, condition: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A normed token, and the gate of what follows."""
+    if isinstance(module, AdaptiveNorm):
+        assert condition is not None
+        scale, shift, gate = (module.dense.weight @ condition + module.dense.bias).chunk(3)
+        return rms(x, 1 + scale, eps) + shift, gate
+    assert isinstance(module, RMSNorm)
+    return rms(x, module.weight, eps), torch.ones_like(x)
+
+
+def plain_mlp(config: MoTConfig, block: ExpertLayer, h: Tensor) -> Tensor:
+    gate, up = block.gate_proj.weight @ h, block.up_proj.weight @ h
+    if config.activation == "silu":
+        bent = gate * torch.sigmoid(gate)
+    else:
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        bent = 0.5 * gate * (1 + torch.tanh(inner))
+    return block.down_proj.weight @ (bent * up)
+
+
+def plain(
+    model: MoT,
+    tokens: list[Tensor],
+    owners: list[Expert],
+    ends: list[int],
+    condition: Tensor | None = None,
+) -> list[Tensor]:
     """One document in fp64, one token and one head at a time; ``owners`` is each token's expert."""
-    config, n = model.config, len(tokens)
-    group = config.q_heads // config.kv_heads
+    config = model.config
+    group, eps = config.q_heads // config.kv_heads, config.norm_eps
+    begin = sum(owner is model.semantic for owner in owners)  # of actions, if layers cross
     x = list(tokens)
     for layer in range(config.layers):
-        qs, ks, vs, blocks = [], [], [], []
-        for i in range(n):
-            block = owners[i].layers[layer]
-            assert isinstance(block, ExpertLayer)
-            h = rms(x[i], block.input_norm.weight, config.norm_eps)
-            q = (block.q_proj.weight @ h).view(config.q_heads, config.head_dim)
-            k = (block.k_proj.weight @ h).view(config.kv_heads, config.head_dim)
-            q, k = (rms(q, block.q_norm.weight, 1e-6), rms(k, block.k_norm.weight, 1e-6))
-            qs.append(turn(q, i, config.rope_theta))
+        blocks = [owner.layer(layer) for owner in owners]
+        heads_of = [(config.q_heads, config.head_dim), (config.kv_heads, config.head_dim)]
+        qs, ks, vs, gates = [], [], [], []
+        for i, block in enumerate(blocks):
+            alone = config.crosses(layer) and owners[i] is model.action
+            h, gate = plain_norm(block.input_norm, x[i], condition, eps)
+            q = (block.q_proj.weight @ h).view(heads_of[0])
+            if config.qk_norm:
+                q = rms(q, block.q_norm.weight, eps)
+            qs.append(turn(q, i - begin if alone else i, config.rope_theta))
+            gates.append(gate)
+            if alone:
+                continue
+            k = (block.k_proj.weight @ h).view(heads_of[1])
+            if config.qk_norm:
+                k = rms(k, block.k_norm.weight, eps)
             ks.append(turn(k, i, config.rope_theta))
-            vs.append((block.v_proj.weight @ h).view(config.kv_heads, config.head_dim))
-            blocks.append(block)
-        for i in range(n):
+            vs.append((block.v_proj.weight @ h).view(heads_of[1]))
+        for i, block in enumerate(blocks):
+            keys, values, end = ks, vs, ends[i]
+            if config.crosses(layer) and owners[i] is model.action:
+                keys = [(block.k_proj.weight @ k.flatten()).view(heads_of[1]) for k in ks]
+                values = [(block.v_proj.weight @ v.flatten()).view(heads_of[1]) for v in vs]
+                end = begin
             heads = []
             for head in range(config.q_heads):
-                g, visible = head // group, range(ends[i])
-                scores = torch.stack([qs[i][head] @ ks[j][g] for j in visible])
+                g, visible = head // group, range(end)
+                scores = torch.stack([qs[i][head] @ keys[j][g] for j in visible])
                 weights = torch.softmax(scores / math.sqrt(config.head_dim), 0)
-                heads.append(sum(weights[j] * vs[j][g] for j in visible))
-            x[i] = x[i] + blocks[i].o_proj.weight @ torch.cat([torch.as_tensor(h) for h in heads])
-            h = rms(x[i], blocks[i].post_norm.weight, config.norm_eps)
-            gate, up = blocks[i].gate_proj.weight @ h, blocks[i].up_proj.weight @ h
-            x[i] = x[i] + blocks[i].down_proj.weight @ (gate * torch.sigmoid(gate) * up)
-    return [rms(t, o.norm.weight, config.norm_eps) for t, o in zip(x, owners, strict=True)]
+                heads.append(sum(weights[j] * values[j][g] for j in visible))
+            mixed = block.o_proj.weight @ torch.cat([torch.as_tensor(h) for h in heads])
+            x[i] = x[i] + gates[i] * mixed
+            h, gate = plain_norm(block.post_norm, x[i], condition, eps)
+            x[i] = x[i] + gate * plain_mlp(config, block, h)
+    return [plain_norm(o.norm, t, condition, eps)[0] for t, o in zip(x, owners, strict=True)]
 
 
 def embed(model: VLA, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -96,6 +138,34 @@ def test_equals_a_token_by_token_model(
         expected = plain(wide, tokens, owners, layout.who.kv_end[list(rows)].tolist())
         for one, other in zip(found, expected, strict=True):
             same(one, other.float())
+
+
+@torch.no_grad()
+def test_velocities_are_a_token_by_token_models(
+    config: VLAConfig, network: Network, batch: MakeBatch, same: Same
+) -> None:
+    """Actions behind a prefix: what they see, adaptive norms, and layers with the prefix alone."""
+    model, given = network(config), batch(config, [("go", 1)])
+    x = torch.randn(1, config.chunk, config.action_dim, generator=generator("noise"))
+    tau, wide = torch.tensor([0.3]), network(config).double()
+    found = model.velocity(model.prefill(given), x, tau)[0]
+    semantic, state = embed(model, given)
+    rows = {
+        int(row): (semantic[i], wide.mot.semantic)
+        for i, row in enumerate(given.layout.semantic_rows)
+    }
+    rows |= {
+        int(row): (state[i], wide.mot.action) for i, row in enumerate(given.layout.action_rows)
+    }
+    prefix, ends = [rows[i] for i in range(len(rows))], given.layout.who.kv_end.tolist()
+    tokens = [token.double() for token, _ in prefix]
+    tokens += list(wide.embed_actions(x.double(), tau))
+    seen = [i + 1 if config.mask.actions == "causal" else config.chunk for i in range(config.chunk)]
+    ends += [len(prefix) + i for i in seen]
+    owners = [owner for _, owner in prefix] + [wide.mot.action] * config.chunk
+    condition = wide.condition(tau)
+    made = plain(wide.mot, tokens, owners, ends, None if condition is None else condition[0])
+    same(found, wide.action_decoder(torch.stack(made[len(prefix) :])).float())
 
 
 def test_rotary_depends_on_distance_alone() -> None:

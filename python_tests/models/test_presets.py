@@ -26,9 +26,36 @@ def test_every_preset_is_a_whole_network(name: str) -> None:
     assert len(model.vision.blocks) == config.vision.layers > 0
     depths = {len(expert.layers) for expert in (model.mot.semantic, model.mot.action)}
     assert depths == {config.mot.layers}
-    assert model.vision.connector[-1].out_features == config.mot.semantic.hidden
-    assert model.action_decoder[-1].out_features == config.action_dim
-    assert model.state_encoder[0].in_features == config.state_dim
+    *_, connector = (one for one in model.vision.connector.modules() if isinstance(one, nn.Linear))
+    *_, decoder = (one for one in model.action_decoder.modules() if isinstance(one, nn.Linear))
+    assert connector.out_features == config.mot.semantic.hidden
+    assert decoder.out_features == config.action_dim
+    assert hasattr(model, "state_encoder") == (config.state != "words")
+    if config.state != "words":
+        assert (
+            model.state_encoder.get_parameter(
+                "weight" if config.state_encoder == "linear" else "0.weight"
+            ).shape[1]
+            == config.state_dim
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("pi0", 778 - 2 - 4 * 27), ("pi05", 813 - 2 - 4 * 27), ("smolvla", 500 - 1 + 1 - 4 * 12)],
+)
+def test_the_families_are_of_the_published_number_of_tensors(name: str, count: int) -> None:
+    """LeRobot's state dicts less the heads of words; q, k and v of vision layers are one here.
+
+    SmolVLA's connector has no bias, ours always.
+    """
+    assert len(build(name).state_dict()) == count
+
+
+@pytest.mark.parametrize(("name", "total"), [("pi0", 3.50), ("pi05", 3.62), ("smolvla", 0.40)])
+def test_the_families_are_of_the_published_sizes(name: str, total: float) -> None:
+    """4.03 B, 4.14 B and 0.45 B with the heads of words, which nothing here reads."""
+    assert round(millions(build(name)) / 1e3, 2) == total
 
 
 @pytest.mark.parametrize(("name", "expert"), [("rethink-2b", 440), ("rethink-2b-wide", 705)])

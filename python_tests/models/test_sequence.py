@@ -68,16 +68,20 @@ def kinds_and_order(config: VLAConfig, docs: list[Document]) -> list[tuple[str, 
 def test_experts_own_their_tokens_in_joint_order(
     config: VLAConfig, prompts: MakePrompts, batch: MakeBatch
 ) -> None:
-    """Text and image go to the semantic expert, states to the action expert, none twice."""
+    """Text and image go to the semantic expert, states to their owner, none twice."""
     docs, given = prompts(config, ASKED), batch(config, ASKED)
     expected = kinds_and_order(config, docs)
-    text = len(given.tokens_L)
+    text, views = len(given.tokens_L), sum(kind == "view" for kind, _ in expected)
     found: dict[int, tuple[str, int]] = {}
     for row, source in zip(
         given.layout.semantic_rows.tolist(), given.semantic_order.tolist(), strict=True
     ):
-        is_text = source < text
-        found[row] = ("text", int(given.tokens_L[source])) if is_text else ("view", source - text)
+        if source < text:
+            found[row] = ("text", int(given.tokens_L[source]))
+        elif source < text + views:
+            found[row] = ("view", source - text)
+        else:
+            found[row] = ("state", source - text - views)
     for index, row in enumerate(given.layout.action_rows.tolist()):
         assert row not in found
         found[row] = ("state", index)
@@ -199,3 +203,29 @@ def test_views_are_optional_in_a_document() -> None:
     assert doc == (Segment("text", (103, 111), said=True), Segment("state"))
     given = pack(config, [doc], torch.zeros(0, 3, 28, 28), torch.zeros(1, 7))
     assert given.cu_prefix.tolist() == [0, 3]
+
+
+def test_a_state_in_words_has_no_token() -> None:
+    """Its words stand where the template has it; a model of the other kind refuses either."""
+    words, token = preset("tiny-pi05"), preset("tiny")
+    doc = document(words.prompt, letters, "go", 1, "3 4")
+    assert read(doc) == "V<bos>Task: go, State: 3 4;\nAction: "
+    assert [part.said for part in doc].count(True) == 1
+    pixels, state = torch.zeros(1, 3, 28, 28), torch.zeros(1, 7)
+    assert len(pack(words, [doc], pixels, state).layout.action_rows) == 0
+    with pytest.raises(InputError, match=r"1 documents with 0 state tokens.*is 'action'"):
+        pack(token, [doc], pixels, state)
+    with pytest.raises(InputError, match=r"1 documents with 1 state tokens.*is 'words'"):
+        pack(words, [document(words.prompt, letters, "go", 1)], pixels, state)
+
+
+def test_actions_alone_with_the_prefix_count_from_it(batch: MakeBatch) -> None:
+    """Where layers cross, a query sees its prefix whole, no action, and its place is from 0."""
+    config = preset("tiny-smolvla")
+    given, index = batch(config, ASKED), torch.tensor([2, 0])
+    alone = action_layout(config, given.cu_prefix, index).alone
+    assert alone is not None
+    lengths = given.cu_prefix.diff().tolist()
+    assert alone.who.kv_end.tolist() == [lengths[2]] * config.chunk + [lengths[0]] * config.chunk
+    assert alone.who.cu_k.tolist() == [0, 0, 0]
+    assert alone.positions.tolist() == [*range(config.chunk)] * 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlakern.errors import CheckpointError
 from vlakern.models import VLA, VLAConfig, preset
 from vlakern.models.config import PromptConfig
-from vlakern.models.mot import KeyValues
+from vlakern.models.expert import KeyValues
 from vlakern.models.tokenizer import fit_tokenizer
 from vlakern.models.weights import PolicyFiles, Processing, write
 from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats

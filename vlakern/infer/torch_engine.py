@@ -10,7 +10,7 @@ from vlakern import ops
 from vlakern.flow.solver import Frozen, integrate
 from vlakern.infer.buffers import Limits
 from vlakern.models.config import Solver
-from vlakern.models.mot import KeyValues
+from vlakern.models.expert import KeyValues
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA, Prefix
 

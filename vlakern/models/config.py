@@ -48,7 +48,7 @@ def _divides(what: str, value: int, by_what: str, by: int) -> None:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A pre-norm vision transformer, pixel shuffle and a two-layer connector.
+    """A pre-norm vision transformer, pixel shuffle and a connector.
 
     Attributes:
         image_size: side of the square input [px].
@@ -60,6 +60,9 @@ class VisionConfig:
         layer_scale: initial value of the per-channel residual scales, None for no scales.
         pixel_shuffle: side of the square of patches that becomes one token.
         eps: of every LayerNorm.
+        activation: of the blocks' MLPs: the exact GELU or its tanh form.
+        final_norm: a LayerNorm after the last block (SigLIP).
+        connector: LayerNorm, Linear, GELU, Linear; or one Linear.
     """
 
     image_size: int
@@ -73,6 +76,9 @@ class VisionConfig:
     layer_scale: float | None = None
     pixel_shuffle: int = 2
     eps: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    final_norm: bool = False
+    connector: Literal["mlp", "linear"] = "mlp"
 
     def __post_init__(self) -> None:
         _counts(self, hidden=MOST_WIDTH, mlp=MOST_WIDTH, heads=MOST_WIDTH, layers=MOST_LAYERS)
@@ -98,10 +104,18 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """The widths in which one expert may differ from the other."""
+    """In what one expert may differ from the other.
+
+    Attributes:
+        hidden, mlp: its widths.
+        adaptive: its norms are ``n(x) * (1 + scale) + shift`` and what follows each is added to the
+            residual stream times a gate, all three from flow time (arXiv 2212.09748): the action
+            expert alone.
+    """
 
     hidden: int
     mlp: int
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         _counts(self, hidden=MOST_WIDTH, mlp=MOST_WIDTH)
@@ -109,7 +123,15 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class MoTConfig:
-    """Two transformers of one depth and one head shape that share attention in every layer."""
+    """Two transformers of one depth and one head shape that share attention in every layer.
+
+    Attributes:
+        qk_norm: queries and keys are RMS-normed per head.
+        activation: of the gated MLPs.
+        cross_every: 0, or in every n-th layer (1, 3, ... for 2) the actions see the prefix alone,
+            its keys and values projected once more by the action expert; their positions count from
+            0 there (SmolVLA, arXiv 2506.01844).
+    """
 
     layers: int
     q_heads: int
@@ -119,6 +141,9 @@ class MoTConfig:
     action: ExpertConfig
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
+    qk_norm: bool = True
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    cross_every: int = 0
 
     def __post_init__(self) -> None:
         _counts(self, layers=MOST_LAYERS, q_heads=MOST_HEADS, kv_heads=MOST_HEADS)
@@ -126,16 +151,30 @@ class MoTConfig:
         _positive(self, "rope_theta", "norm_eps")
         _divides("q_heads", self.q_heads, "kv_heads", self.kv_heads)
         _divides("head_dim", self.head_dim, "the halves of RoPE", 2)
+        if self.semantic.adaptive:
+            raise ConfigError(
+                "MoTConfig.semantic.adaptive is true; flow time reaches the action expert alone"
+            )
+        if self.cross_every:
+            _count("MoTConfig.cross_every", self.cross_every, self.layers)
+        if self.cross_every and self.qk_norm:
+            raise ConfigError("MoTConfig.cross_every goes with qk_norm = false alone")
+
+    def crosses(self, layer: int) -> bool:
+        """Whether the actions see the prefix alone in a layer."""
+        return self.cross_every > 0 and (layer + 1) % self.cross_every == 0
 
 
 @dataclass(frozen=True)
 class TimeConfig:
     """The sinusoidal embedding of flow time: angle = t * max_period ** (-i / half).
 
+    With a ``min_period`` it is 2π t / (min_period * (max_period / min_period) ** (i / (half - 1))).
+
     Attributes:
         buckets: t is ``floor(τ * buckets)``; None feeds ``τ * scale`` unrounded.
         scale: multiplies τ when there are no buckets.
-        max_period: the longest period over 2π.
+        max_period: the longest period over 2π; with a ``min_period`` the longest one.
         reverse: embeds 1 - τ, for checkpoints whose time runs the other way.
     """
 
@@ -143,11 +182,14 @@ class TimeConfig:
     scale: float = 1000.0
     max_period: float = 1e4
     reverse: bool = False
+    min_period: float | None = None
 
     def __post_init__(self) -> None:
         if self.buckets is not None:
             _count("TimeConfig.buckets", self.buckets, 1 << 30)
         _positive(self, "scale", "max_period")
+        if self.min_period is not None:
+            _positive(self, "min_period")
 
 
 @dataclass(frozen=True)
@@ -203,6 +245,10 @@ class VLAConfig:
         unused_slots: what x_τ holds in slots that a robot does not have: their ``noise``, in
             training and at inference as the released code of this model family does it, or
             ``zero``.
+        state: whose token the state is; with ``words`` the prompt says it and it has no token.
+        state_encoder, action_decoder: Linear, ReLU, Linear; or one Linear.
+        action_encoder: W3 silu(W2 [W1 x, time]); or W1 x, where time goes through an MLP of its own
+            to the adaptive norms.
     """
 
     vision: VisionConfig
@@ -217,8 +263,23 @@ class VLAConfig:
     mask: MaskConfig = MaskConfig()
     prompt: PromptConfig = PromptConfig()
     unused_slots: Literal["noise", "zero"] = "noise"
+    state: Literal["action", "semantic", "words"] = "action"
+    state_encoder: Literal["mlp", "linear"] = "mlp"
+    action_decoder: Literal["mlp", "linear"] = "mlp"
+    action_encoder: Literal["mixed", "plain"] = "mixed"
 
     def __post_init__(self) -> None:
         _counts(self, vocab_size=1 << 24, state_dim=MOST_WIDTH, action_dim=MOST_WIDTH)
         _counts(self, chunk=MOST_WIDTH, steps=MOST_WIDTH)
         _divides("mot.action.hidden", self.mot.action.hidden, "the halves of the time embedding", 2)
+        adaptive = self.mot.action.adaptive
+        if adaptive != (self.action_encoder == "plain"):
+            raise ConfigError(
+                f"action_encoder is {self.action_encoder!r} and mot.action.adaptive is {adaptive};"
+                " flow time enters once: 'plain' with adaptive norms, or 'mixed' without"
+            )
+        if self.state == "action" and (adaptive or self.mot.cross_every):
+            raise ConfigError(
+                "state is 'action', but with adaptive norms or cross_every the action expert has"
+                " no token of the prefix; use 'semantic' or 'words'"
+            )

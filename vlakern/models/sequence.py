@@ -45,7 +45,8 @@ class Batch:
         tokens_L: int64, all text tokens in document order.
         said_L: bool, which of them are an instruction's.
         state_RS: one normalised proprioception vector per document.
-        semantic_order: int64, row of ``[text | image tokens]`` for each semantic row.
+        semantic_order: int64, row of ``[text | image tokens | states]`` for each semantic row;
+            states are there where they are the semantic expert's.
         layout: of the prefix tokens.
         cu_prefix: int64 ``[R + 1]``, each document's joint rows.
     """
@@ -60,9 +61,16 @@ class Batch:
 
 
 def document(
-    prompt: PromptConfig, encode: Encode, instruction: str | Sequence[int], views: int
+    prompt: PromptConfig,
+    encode: Encode,
+    instruction: str | Sequence[int],
+    views: int,
+    state_words: str | None = None,
 ) -> Document:
-    """The segments of one document in the prompt's order; the instruction is text or token ids."""
+    """The segments of one document in the prompt's order; the instruction is text or token ids.
+
+    ``state_words`` stand for the state's token where a model reads its state in words.
+    """
     segments: list[Segment] = []
 
     def text(words: str | Sequence[int], said: bool = False) -> None:
@@ -86,6 +94,8 @@ def document(
     for part in prompt.template:
         if part == "{views}":
             images()
+        elif part == "{state}" and state_words is not None:
+            text(state_words)
         elif part == "{state}":
             segments.append(Segment("state"))
         elif part == "{instruction}":
@@ -101,7 +111,8 @@ def pack(
     """Packs prefixes one after the other.
 
     Raises:
-        InputError: no document, or pixels or states that do not fit the documents or the model.
+        InputError: no document, pixels or states that do not fit the documents or the model, or a
+            state that has a token where the model reads it in words.
     """
     side, state_dim = config.vision.image_size, config.state_dim
     planes = tuple(pixels_V3SS.shape[1:])
@@ -124,7 +135,14 @@ def pack(
         for segment in doc:
             tokens.extend(segment.tokens)
             said.extend([segment.said] * len(segment.tokens))
-    rows = _Rows(text=0, image=len(tokens))
+    said_states = sum(segment.kind == "state" for doc in documents for segment in doc)
+    if said_states != (0 if config.state == "words" else len(documents)):
+        raise InputError(
+            f"{len(documents)} documents with {said_states} state tokens, but the model's state is"
+            f" {config.state!r}; make documents with state_words if it is 'words', else without"
+        )
+    images = len(tokens)
+    rows = _Rows(config.state, text=0, image=images, state=images + views * config.vision.tokens)
     for doc in documents:
         for segment in doc:
             rows.add(segment, config.vision.tokens)
@@ -150,10 +168,10 @@ def pack(
 
 
 class _Rows:
-    """The joint rows so far, and what the next text and image token are in ``[text | image]``."""
+    """The joint rows so far, and which of ``[text | image | state]`` the next of each kind are."""
 
-    def __init__(self, text: int, image: int) -> None:
-        self.text, self.image = text, image
+    def __init__(self, owner: str, **first: int) -> None:
+        self.owner, self.next = owner, first
         self.semantic: list[int] = []
         self.action: list[int] = []
         self.order: list[int] = []
@@ -165,16 +183,13 @@ class _Rows:
         row = sum(self.lengths) + len(self.kinds)
         count = {"text": len(segment.tokens), "view": view_tokens, "state": 1}[segment.kind]
         self.kinds += [segment.kind] * count
-        if segment.kind == "state":
+        if segment.kind == "state" and self.owner == "action":
             self.action.append(row)
             return
         self.semantic += range(row, row + count)
-        first = self.text if segment.kind == "text" else self.image
-        self.order += range(first, first + count)
-        if segment.kind == "text":
-            self.text += count
-        else:
-            self.image += count
+        kind = "image" if segment.kind == "view" else segment.kind
+        self.order += range(self.next[kind], self.next[kind] + count)
+        self.next[kind] += count
 
     def close(self, mask: MaskConfig) -> None:
         """Ends a document and states what its tokens see."""
@@ -187,7 +202,7 @@ def prefix_kv_end(kinds: Sequence[str], mask: MaskConfig) -> list[int]:
     """``kv_end`` of one document's prefix tokens, from the rule block(j) <= block(i)."""
     if mask.prefix == "causal":
         return [i + 1 for i in range(len(kinds))]
-    if mask.state == "inline":
+    if mask.state == "inline" or "state" not in kinds:
         return [len(kinds)] * len(kinds)
     state = kinds.index("state")
     return [state] * state + [state + 1] + [len(kinds)] * (len(kinds) - state - 1)
@@ -209,11 +224,18 @@ def action_layout(
     seen = step + 1 if config.mask.actions == "causal" else torch.full_like(step, chunk)
     rows = len(prefix_index)
     cu = torch.arange(rows + 1, device=device) * chunk
+    none, own = step.new_empty(0), torch.arange(rows * chunk, device=device)
+    alone = None
+    if config.mot.cross_every:
+        ends = begin_R1.expand(-1, chunk).flatten()
+        who = KvEnd(cu, torch.zeros_like(cu), ends, cu_prefix, prefix_index)
+        alone = Layout(none, own, step.repeat(rows), who)
     return Layout(
-        semantic_rows=step.new_empty(0),
-        action_rows=torch.arange(rows * chunk, device=device),
+        semantic_rows=none,
+        action_rows=own,
         positions=(begin_R1 + step).flatten(),
         who=KvEnd(cu, cu, (begin_R1 + seen).flatten(), cu_prefix, prefix_index),
+        alone=alone,
     )
 
 
@@ -235,4 +257,5 @@ def join(prefix: Layout, actions: Layout) -> Layout:
         action_rows=torch.cat([p_rows[prefix.action_rows], a_rows[actions.action_rows]]),
         positions=torch.cat([prefix.positions, actions.positions])[order],
         who=KvEnd(cu, cu, torch.cat([prefix.who.kv_end, actions.who.kv_end])[order]),
+        apart=(prefix, actions),
     )

@@ -1,4 +1,4 @@
-"""The vision tower: patches, a pre-norm transformer, pixel shuffle and the connector.
+"""The vision tower: patches, a pre-norm transformer, pixel shuffle and a connector.
 
 Dimension letters: V views, S image side, N patches, W tower width, G patches along a side, K tokens
 of a view, M width of the semantic expert.
@@ -24,6 +24,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.hidden
         self.heads = config.heads
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.norm1 = nn.LayerNorm(width, eps=config.eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -42,7 +43,7 @@ class Block(nn.Module):
         weights_VHNN = (q_VHND @ k_VHND.mT * q_VHND.shape[-1] ** -0.5).softmax(dim=-1)
         attention_VHND = weights_VHNN.to(v_VHND.dtype) @ v_VHND
         x_VNW = x_VNW + _scaled(self.proj(attention_VHND.transpose(1, 2).flatten(2)), self.scale1)
-        hidden = F.gelu(self.fc1(self.norm2(x_VNW)))
+        hidden = F.gelu(self.fc1(self.norm2(x_VNW)), approximate=self.approximate)
         return x_VNW + _scaled(self.fc2(hidden), self.scale2)
 
 
@@ -70,13 +71,19 @@ class VisionTower(nn.Module):
         place[count - len(waves) :] = waves
         self.position = nn.Parameter(place)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        joined = config.hidden * config.pixel_shuffle**2
-        self.connector = nn.Sequential(
-            nn.LayerNorm(joined, eps=config.eps),
-            nn.Linear(joined, out_width),
-            nn.GELU(),
-            nn.Linear(out_width, out_width),
+        self.final_norm = (
+            nn.LayerNorm(config.hidden, eps=config.eps) if config.final_norm else nn.Identity()
         )
+        joined = config.hidden * config.pixel_shuffle**2
+        if config.connector == "linear":
+            self.connector: nn.Module = nn.Linear(joined, out_width)
+        else:
+            self.connector = nn.Sequential(
+                nn.LayerNorm(joined, eps=config.eps),
+                nn.Linear(joined, out_width),
+                nn.GELU(),
+                nn.Linear(out_width, out_width),
+            )
         self.apply(_keep_signal)
 
     def forward(self, pixels_V3SS: Tensor) -> Tensor:
@@ -98,6 +105,7 @@ class VisionTower(nn.Module):
                 x_VNW = block(x_VNW)
         if self.class_token is not None:
             x_VNW = x_VNW[:, 1:]
+        x_VNW = self.final_norm(x_VNW)
         return self.connector(pixel_shuffle(x_VNW, self.config.pixel_shuffle))
 
 

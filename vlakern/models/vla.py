@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vlakern.errors import InputError
 from vlakern.models.config import TimeConfig, VLAConfig
-from vlakern.models.mot import KeyValues, MoT
+from vlakern.models.expert import KeyValues
+from vlakern.models.mot import MoT
 from vlakern.models.sequence import Batch, action_layout, join
 from vlakern.models.vision import VisionTower
 
@@ -33,7 +34,8 @@ class Prefix:
 
 
 def time_embedding(tau: Tensor, width: int, config: TimeConfig) -> Tensor:
-    """Sines then cosines of ``t · max_period^(-i / half)``: ``[...]`` to ``[..., width]`` fp32.
+    """Sines then cosines of flow time's angles, see ``TimeConfig``: ``[...]`` to ``[..., width]``
+    fp32.
 
     The angles are fp64: at t near 1000 fp32 loses the digits that tell neighbouring times apart.
     """
@@ -41,29 +43,43 @@ def time_embedding(tau: Tensor, width: int, config: TimeConfig) -> Tensor:
     t = 1.0 - tau.double() if config.reverse else tau.double()
     # τ = 0.7 arrives as fp32, a hair below; 1e-4 of a bucket puts it back where it belongs.
     t = (t * config.buckets + 1e-4).floor() if config.buckets else t * config.scale
-    exponent = torch.arange(half, dtype=torch.float64, device=tau.device) * (
-        -math.log(config.max_period) / half
-    )
-    angle = t[..., None] * exponent.exp()
+    place = torch.arange(half, dtype=torch.float64, device=tau.device)
+    if config.min_period is None:
+        frequency = (place * (-math.log(config.max_period) / half)).exp()
+    else:
+        ratio = math.log(config.max_period / config.min_period)
+        period = config.min_period * (place * (ratio / max(half - 1, 1))).exp()
+        frequency = 2 * math.pi / period
+    angle = t[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
 class ActionEncoder(nn.Module):
-    """Noisy actions and flow time to tokens: W3 · silu(W2 · [W1 · x, embedding(τ)])."""
+    """Noisy actions and flow time to tokens: W3 · silu(W2 · [W1 · x, embedding(τ)]); or W1 · x."""
 
-    def __init__(self, action_dim: int, width: int, time: TimeConfig) -> None:
+    def __init__(self, config: VLAConfig) -> None:
         super().__init__()
-        self.time = time
-        self.width = width
-        self.w1 = nn.Linear(action_dim, width)
-        self.w2 = nn.Linear(2 * width, width)
-        self.w3 = nn.Linear(width, width)
+        self.time = config.time
+        self.width = width = config.mot.action.hidden
+        self.mixes = config.action_encoder == "mixed"
+        self.w1 = nn.Linear(config.action_dim, width)
+        if self.mixes:
+            self.w2 = nn.Linear(2 * width, width)
+            self.w3 = nn.Linear(width, width)
 
     def forward(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
         """Tokens ``[R, H, M]``; τ is ``[R, H]``, or ``[R, 1]`` for all positions of a row."""
         h_RHM = self.w1(x_RHA)
+        if not self.mixes:
+            return h_RHM
         t_RHM = time_embedding(tau, self.width, self.time).to(h_RHM.dtype).expand_as(h_RHM)
         return self.w3(F.silu(self.w2(torch.cat([h_RHM, t_RHM], dim=-1))))
+
+
+def _edge(kind: str, given: int, width: int, wanted: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(given, wanted)
+    return nn.Sequential(nn.Linear(given, width), nn.ReLU(), nn.Linear(width, wanted))
 
 
 class VLA(nn.Module):
@@ -79,28 +95,46 @@ class VLA(nn.Module):
         drawn = drawn if drawn.is_meta else drawn.normal_()
         self.embed_tokens = nn.Embedding.from_pretrained(drawn, freeze=False)
         self.mot = MoT(config.mot)
-        self.state_encoder = nn.Sequential(
-            nn.Linear(config.state_dim, width), nn.ReLU(), nn.Linear(width, width)
-        )
-        self.action_encoder = ActionEncoder(config.action_dim, width, config.time)
-        self.action_decoder = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.action_dim)
-        )
+        if config.state != "words":
+            owner = semantic if config.state == "semantic" else width
+            self.state_encoder = _edge(config.state_encoder, config.state_dim, owner, owner)
+        self.action_encoder = ActionEncoder(config)
+        self.action_decoder = _edge(config.action_decoder, width, width, config.action_dim)
+        if config.mot.action.adaptive:
+            self.time_mlp = nn.Sequential(
+                nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            )
 
     def embed_prefix(self, batch: Batch, views: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Semantic rows ``[E, M]`` (text and image tokens) and action-expert rows (states).
+        """Semantic rows ``[E, M]`` (text and image tokens) and action-expert rows; states among
+        those of their owner.
 
         ``views`` are image tokens ``[V, K, M]`` that :attr:`vision` made before.
         """
         image = self.vision(batch.pixels_V3SS) if views is None else views
         text = self.embed_tokens(batch.tokens_L)
-        semantic = torch.cat([text.to(image.dtype), image.flatten(0, 1)])
-        return semantic.index_select(0, batch.semantic_order), self.state_encoder(batch.state_RS)
+        semantic = [text.to(image.dtype), image.flatten(0, 1)]
+        action = image.new_empty(0, self.config.mot.action.hidden)
+        if self.config.state == "semantic":
+            semantic.append(self.state_encoder(batch.state_RS).to(image.dtype))
+        elif self.config.state == "action":
+            action = self.state_encoder(batch.state_RS)
+        return torch.cat(semantic).index_select(0, batch.semantic_order), action
 
     def embed_actions(self, x_RHA: Tensor, tau: Tensor) -> Tensor:
         """Action tokens ``[R · H, M]``; τ is ``[R]``, ``[R, 1]`` or per position ``[R, H]``."""
-        tau_by_position = tau if tau.ndim == 2 else tau[:, None]
-        return self.action_encoder(x_RHA, tau_by_position).flatten(0, 1)
+        return self.action_encoder(x_RHA, _by_position(tau)).flatten(0, 1)
+
+    def condition(self, tau: Tensor) -> Tensor | None:
+        """What flow time gives to adaptive norms, for equal runs of the action tokens: ``[B, M]``.
+
+        B is R, or R · H for τ per position; None without adaptive norms.
+        """
+        if not self.config.mot.action.adaptive:
+            return None
+        width = self.config.mot.action.hidden
+        embedded = time_embedding(_by_position(tau).flatten(), width, self.config.time)
+        return self.time_mlp(embedded.to(self.embed_tokens.weight.dtype))
 
     def prefill(self, batch: Batch, views: Tensor | None = None) -> Prefix:
         """Runs everything that does not depend on the ODE variable, once."""
@@ -139,7 +173,7 @@ class VLA(nn.Module):
         layout = action_layout(self.config, prefix.cu_prefix, prefix_index, chunk)
         tokens = self.embed_actions(x_RHA, tau)
         none = tokens.new_empty(0, self.config.mot.semantic.hidden)
-        _, out, _ = self.mot(none, tokens, layout, prefix.layers)
+        _, out, _ = self.mot(none, tokens, layout, prefix.layers, self.condition(tau))
         return self.action_decoder(out).unflatten(0, (rows, chunk))
 
     def velocity_uncached(self, batch: Batch, x_RHA: Tensor, tau: Tensor) -> Tensor:
@@ -149,5 +183,9 @@ class VLA(nn.Module):
         layout = join(batch.layout, action_layout(self.config, batch.cu_prefix, index, chunk))
         semantic, state = self.embed_prefix(batch)
         tokens = torch.cat([state, self.embed_actions(x_RHA, tau)])
-        _, out, _ = self.mot(semantic, tokens, layout)
+        _, out, _ = self.mot(semantic, tokens, layout, condition_BM=self.condition(tau))
         return self.action_decoder(out[state.shape[0] :]).unflatten(0, (rows, chunk))
+
+
+def _by_position(tau: Tensor) -> Tensor:
+    return tau if tau.ndim == 2 else tau[:, None]

@@ -21,7 +21,7 @@ from vlakern.data.collate import TrainBatch
 from vlakern.errors import ConfigError
 from vlakern.flow.path import delays_at, taus_at
 from vlakern.models.config import VLAConfig
-from vlakern.models.mot import KeyValues
+from vlakern.models.expert import KeyValues
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA, Prefix
 from vlakern.train.config import TrainConfig
