@@ -71,6 +71,9 @@ CONFIGS = {
     "tiny, state block last": _block_tiny,
     "metaworld-small": lambda: preset("metaworld-small"),
     "least": _least,
+    "tiny-pi0": lambda: preset("tiny-pi0"),
+    "tiny-pi05": lambda: preset("tiny-pi05"),
+    "tiny-smolvla": lambda: preset("tiny-smolvla"),
 }
 
 

@@ -10,9 +10,10 @@ from vlakern.testing import poison
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_torch_engine_is_the_network(lab: ModuleType, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny-pi0", "tiny-pi05", "tiny-smolvla"])
+def test_the_torch_engine_is_the_network(lab: ModuleType, name: str, dtype: torch.dtype) -> None:
     """The same modules on the same rows: the same bits as the network's calls one by one."""
-    scene = lab.Scene("tiny")
+    scene = lab.Scene(name)
     engine = torch_engine(lab, scene, dtype)
     prefix = engine.prefill(scene.batch(dtype))
     frozen, mask = scene.frozen(), scene.slot_mask()

@@ -118,3 +118,27 @@ def test_a_prompt_has_every_field_once() -> None:
     """Twice the same field is refused as well as none."""
     with pytest.raises(ConfigError, match=r"\{state\} 2 times"):
         PromptConfig(("{views}", "{state}", "{state}", "{instruction}"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("mot.semantic.adaptive", True, "flow time reaches the action expert alone"),
+        ("mot.action.adaptive", True, "action_encoder is 'mixed' and mot.action.adaptive is True"),
+        ("action_encoder", "plain", "action_encoder is 'plain' and mot.action.adaptive is False"),
+        ("mot.cross_every", 2, "cross_every goes with qk_norm = false"),
+        ("mot.cross_every", -1, "cross_every is -1, expected 1 to 2"),
+        ("time.min_period", 0.0, "TimeConfig.min_period is 0.0, expected more than 0"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(path: str, value: Any, sentence: str) -> None:
+    """Time that reaches nothing or enters twice, and layers that no kernel has."""
+    with pytest.raises(ConfigError, match=sentence):
+        from_dict(VLAConfig, changed(path, value))
+
+
+@pytest.mark.parametrize("name", ["tiny-pi05", "tiny-smolvla"])
+def test_an_expert_without_prefix_tokens_owns_no_state(name: str) -> None:
+    """A state row among the prefix would have no flow time and no keys where layers cross."""
+    with pytest.raises(ConfigError, match=r"state is 'action'.*use 'semantic' or 'words'"):
+        replace(preset(name), state="action")

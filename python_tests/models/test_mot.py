@@ -141,10 +141,12 @@ def test_equals_a_token_by_token_model(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny", "tiny-pi0", "tiny-pi05", "tiny-smolvla"])
 def test_velocities_are_a_token_by_token_models(
-    config: VLAConfig, network: Network, batch: MakeBatch, same: Same
+    name: str, network: Network, batch: MakeBatch, same: Same
 ) -> None:
     """Actions behind a prefix: what they see, adaptive norms, and layers with the prefix alone."""
+    config = preset(name)
     model, given = network(config), batch(config, [("go", 1)])
     x = torch.randn(1, config.chunk, config.action_dim, generator=generator("noise"))
     tau, wide = torch.tensor([0.3]), network(config).double()

@@ -156,7 +156,7 @@ def test_joined_documents_hold_prefix_then_actions(config: VLAConfig, batch: Mak
     assert whole.positions.tolist() == [i for n in lengths for i in range(n)]
     rows = torch.cat([whole.semantic_rows, whole.action_rows])
     assert rows.sort().values.tolist() == list(range(sum(lengths)))
-    actions = whole.action_rows[len(ASKED) :].unflatten(0, (3, config.chunk))
+    actions = whole.action_rows[len(given.layout.action_rows) :].unflatten(0, (3, config.chunk))
     ends = torch.tensor(lengths).cumsum(0)
     assert actions[:, -1].tolist() == (ends - 1).tolist()
     assert bool((actions.diff(dim=1) == 1).all())

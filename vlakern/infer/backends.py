@@ -14,7 +14,7 @@ from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits, room
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.infer.native_engine import NativeEngine
-from vlakern.infer.packing import PackedModel, pack_model
+from vlakern.infer.packing import PackedModel, not_packed, pack_model
 from vlakern.infer.torch_engine import TorchEngine
 from vlakern.models.config import Solver
 from vlakern.models.sequence import Batch
@@ -98,8 +98,8 @@ def _automatic(model: PackedModel | VLA, device: torch.device) -> str:
     if isinstance(model, PackedModel):
         return "graph" if model.isa == ROWS else "native"
     if device.type == "cpu":
-        return "native" if _native.missing() is None else "torch"
-    reason = graph_refusal(device)
+        return "native" if (_native.missing() or not_packed(model.config)) is None else "torch"
+    reason = graph_refusal(device) or not_packed(model.config, ROWS)
     if reason is None:
         return "graph"
     warnings.warn(
@@ -111,9 +111,9 @@ def _automatic(model: PackedModel | VLA, device: torch.device) -> str:
 
 
 def _native_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -> NativeEngine:
-    missing = _native.missing()
-    if missing or device.type != "cpu":
-        reason = missing or f"weights are on {device.type}"
+    reason = _native.missing() or not_packed(model.config)
+    if reason or device.type != "cpu":
+        reason = reason or f"weights are on {device.type}"
         raise Unsupported(f"the CPU engine cannot run: {reason}")
     if isinstance(model, VLA):
         model = _packed(model, None)
@@ -123,6 +123,7 @@ def _native_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -
 
 def _graph_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -> GraphEngine:
     reason = graph_refusal(device, model.dtype if isinstance(model, PackedModel) else "bf16")
+    reason = reason or not_packed(model.config, ROWS)
     if reason is None and isinstance(model, PackedModel) and model.isa != ROWS:
         reason = f"weights are packed for {model.isa}; pack them with isa={ROWS!r}"
     if reason is not None:

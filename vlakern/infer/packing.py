@@ -23,6 +23,7 @@ __all__ = [
     "PackedModel",
     "Weights",
     "engine_numbers",
+    "not_packed",
     "pack_arrays",
     "pack_model",
     "position_table",
@@ -105,6 +106,30 @@ def pack_model(
     return PackedModel(config, dtype, matrices, tensors)
 
 
+def not_packed(config: VLAConfig, isa: str | None = None) -> str | None:
+    """What of a model the engines of packed weights do not run, None if they run it all.
+
+    Args:
+        isa: ``rows`` for the GPU engine, else the CPU engine.
+    """
+    vision, mot = config.vision, config.mot
+    plain = {
+        "vision.activation": vision.activation == "gelu",
+        "vision.final_norm": not vision.final_norm,
+        "vision.connector": vision.connector == "mlp",
+        "mot.qk_norm": mot.qk_norm,
+        "mot.activation": mot.activation == "silu",
+        "mot.cross_every": not mot.cross_every,
+        "mot.action.adaptive": not mot.action.adaptive,
+        "state": config.state == "action",
+        "state_encoder": config.state_encoder == "mlp",
+        "action_decoder": config.action_decoder == "mlp",
+    }
+    found = [name for name, known in plain.items() if not known]
+    where = "GPU" if isa == ROWS else "CPU"
+    return f"this model's {', '.join(found)} are not in the {where} engine yet" if found else None
+
+
 def pack_arrays(
     config: VLAConfig, weights: Weights, dtype: str, isa: str | None = None
 ) -> Iterator[Array]:
@@ -116,6 +141,9 @@ def pack_arrays(
     known = ROWS_DTYPES if isa == ROWS else DTYPES
     if dtype not in known:
         raise Unsupported(f"dtype {dtype!r} is not supported; use {', '.join(known)}")
+    reason = not_packed(config, isa)
+    if reason is not None:
+        raise Unsupported(f"{reason}; run the network through torch")
     packer = _Packer(config, weights, dtype, isa)
     yield from packer.vision()
     yield from packer.edges()

@@ -19,7 +19,7 @@ from vlakern.errors import CheckpointError, InputError, Unsupported
 from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine
 from vlakern.infer.packed_file import cached_model
-from vlakern.infer.packing import PackedModel, pack_model
+from vlakern.infer.packing import PackedModel, not_packed, pack_model
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.vla import VLA
 from vlakern.models.weights.families import open_policy, read_policy
@@ -69,8 +69,9 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
             f" ({', '.join(shipped_policies()) or 'none'})"
         )
     reason = _native.missing() if device == "cpu" else graph_refusal(device, chosen)
+    opened = open_policy(directory)
+    reason = reason or not_packed(opened.records.config, None if device == "cpu" else ROWS)
     if reason is None:
-        opened = open_policy(directory)
         records, weights = opened.records, opened.weights
         if device == "cpu":
             packed = cached_model(directory, records.config, chosen, opened.file, weights)
