@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from vlakern.errors import ConfigError
+from vlakern.untrusted import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,7 +66,7 @@ def from_dict(cls: type[C], values: Any, where: str = "config") -> C:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ConfigError(
-            f"{where}: unknown key {unknown[0]!r}; the keys of {cls.__name__} are"
+            f"{where}: unknown key {shown(unknown[0])}; the keys of {cls.__name__} are"
             f" {', '.join(sorted(fields))}"
         )
     for name, field in fields.items():
@@ -88,16 +89,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)  # pyright: ignore[reportArgumentType]
     if origin is Literal:
         if value not in get_args(hint):
-            raise ConfigError(f"{where}: expected one of {get_args(hint)}, found {value!r}")
+            raise ConfigError(f"{where}: expected one of {get_args(hint)}, found {shown(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {shown(value)}")
         item = get_args(hint)[0]
         return tuple(_convert(item, entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected an object, found {value!r}")
+            raise ConfigError(f"{where}: expected an object, found {shown(value)}")
         item = get_args(hint)[1]
         return {str(key): _convert(item, one, f"{where}.{key}") for key, one in value.items()}
     if hint is Any:
@@ -112,5 +113,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a finite number, found {str(value)[:20]}")
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {shown(value)}")
     return value

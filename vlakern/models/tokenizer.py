@@ -7,8 +7,11 @@ from types import TracebackType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vlakern.errors import CheckpointError, InputError
+from vlakern.untrusted import read_bounded
 
 __all__ = ["TextTokenizer", "fit_tokenizer"]
+
+MOST_BYTES = 64 << 20  # that of a quarter of a million words has 33 MiB
 
 
 class TextTokenizer:
@@ -32,10 +35,9 @@ class TextTokenizer:
         Raises:
             CheckpointError: when the file is missing or not a tokenizer.
         """
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; a policy directory needs its tokenizer")
+        content = read_bounded(path, MOST_BYTES, "a policy directory needs its tokenizer")
         with _Reading(path):
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         return cls(tokenizer, vocab_size, str(path))
 
     def encode(self, text: str) -> list[int]:

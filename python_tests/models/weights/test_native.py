@@ -248,8 +248,8 @@ DAMAGES = {
     ),
     "stats not finite": (
         edit_json("stats.json", lambda s: s["action"]["std"].__setitem__(1, math.nan)),
-        ConfigError,
-        r"stats\.json\.action\.std: expected a list of finite numbers",
+        CheckpointError,
+        r"stats\.json is not valid JSON: NaN is not a number of JSON",
     ),
     "tensor missing": (
         edit_weights(lambda w: w.pop(BIAS)),

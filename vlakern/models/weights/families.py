@@ -1,6 +1,5 @@
 """Which family a checkpoint directory is of, and the one way to open it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +12,6 @@ from vlakern.errors import CheckpointError
 from vlakern.models.config import VLAConfig
 from vlakern.models.vla import VLA
 from vlakern.models.weights.native import (
-    JSON_LIMIT,
     WEIGHTS,
     PolicyFiles,
     PolicyRecords,
@@ -21,6 +19,7 @@ from vlakern.models.weights.native import (
     read_records,
 )
 from vlakern.models.weights.weights_file import check_finite
+from vlakern.untrusted import read_json
 
 __all__ = ["FAMILIES", "Family", "Opened", "family_of", "open_policy", "peek", "read_policy"]
 
@@ -71,11 +70,9 @@ FAMILIES: tuple[Family, ...] = ()
 
 def peek(path: Path) -> dict[str, Any]:
     """The object in a JSON file, to tell families apart; empty where there is none to read."""
-    if not path.is_file() or path.stat().st_size > JSON_LIMIT:
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        found = read_json(path)
+    except CheckpointError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -17,10 +17,17 @@ from vlakern.models.config import VLAConfig
 from vlakern.models.processing import Processing, SlotMode
 from vlakern.models.tokenizer import TextTokenizer
 from vlakern.models.vla import VLA
-from vlakern.models.weights.weights_file import check_finite, open_file
+from vlakern.models.weights.weights_file import (
+    WEIGHTS,
+    check_finite,
+    check_tensors,
+    open_file,
+    open_tensors,
+)
 from vlakern.records import from_dict, to_dict
 from vlakern.space import ActionSpace, Embodiment, Normalizer, SlotMap, VectorStats
 from vlakern.space.normalize import Mode
+from vlakern.untrusted import read_json
 
 __all__ = [
     "WEIGHTS",
@@ -40,8 +47,7 @@ __all__ = [
 
 FAMILY = "vlakern"
 FORMAT = 2
-WEIGHTS = "model.safetensors"
-JSON_LIMIT = 1 << 20
+LEAST_OF_LAYER = 8  # tensors
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,7 @@ def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
         ConfigError: a key is missing, unknown or of the wrong type.
     """
     records = read_records(directory)
+    _check_count(records.config, len(open_tensors(directory / WEIGHTS).infos), directory / WEIGHTS)
     with torch.device("meta"):
         network = VLA(records.config)
     load_weights(network, directory / WEIGHTS, dtype, device)
@@ -290,9 +297,22 @@ def open_weights(config: VLAConfig, path: Path) -> Callable[[str], torch.Tensor]
     Raises:
         CheckpointError: naming a tensor that is missing, unknown or misshapen.
     """
+    found = open_tensors(path)
+    _check_count(config, len(found.infos), path)
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in VLA(config).state_dict().items()}
-    return open_file(path, shapes)
+    check_tensors(found, shapes)
+    return found
+
+
+def _check_count(config: VLAConfig, tensors: int, path: Path) -> None:
+    """Refuses a config of many more layers than the file can hold before they are built."""
+    layers = config.mot.layers + config.vision.layers
+    if layers * LEAST_OF_LAYER > tensors:
+        raise CheckpointError(
+            f"{path} holds {tensors} tensors, too few for the {layers} layers of config.json; it"
+            " was written for another model"
+        )
 
 
 def _config(path: Path) -> PolicyConfig:
@@ -322,13 +342,4 @@ def _check_width(stats: VectorStats, width: int, what: str) -> None:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; expected a policy directory")
-    if path.stat().st_size > JSON_LIMIT:
-        raise CheckpointError(
-            f"{path} is larger than {JSON_LIMIT} bytes; it is not a policy's file"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    return read_json(path, needed="expected a policy directory")
