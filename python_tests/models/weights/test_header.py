@@ -242,7 +242,8 @@ def replace_number(header: bytes, rng: random.Random) -> bytes:
 
 
 def swap_words(header: bytes, rng: random.Random) -> bytes:
-    return header.replace(*rng.sample(WORDS, 2), rng.randint(1, 2))
+    found, put = rng.sample(WORDS, 2)
+    return header.replace(found, put, rng.randint(1, 2))
 
 
 def change_value(header: bytes, rng: random.Random) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import struct
 import time
@@ -172,6 +173,7 @@ def _alarm() -> Iterator[None]:
 
 def refusal(call: Callable[[], object]) -> str:
     """What the call says, after it was shown to cost little: 100 ms of CPU time and 64 MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     spent = []
     for _ in range(3):  # the best of three: what else runs here is not the call's
         begin = time.process_time()
@@ -181,6 +183,7 @@ def refusal(call: Callable[[], object]) -> str:
         if spent[-1] < 0.1:
             break
     assert min(spent) < 0.1, spent
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10  # KiB
     tracemalloc.start()
     try:
         with pytest.raises(VlakernError) as caught:
