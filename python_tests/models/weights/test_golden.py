@@ -1,0 +1,66 @@
+"""Golden files: what they hold is compared, what they are not is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlakern.errors import CheckpointError
+from vlakern.models.presets import preset
+from vlakern.models.vla import VLA
+from vlakern.models.weights.golden import STAGES, compare, read_golden
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """Of the right shapes for ``tiny``, without meaning."""
+    config = preset("tiny")
+    side, chunk, width = config.vision.image_size, config.chunk, config.action_dim
+    draw = np.random.default_rng(0).standard_normal
+    layers, heads, dim = config.mot.layers, config.mot.kv_heads, config.mot.head_dim
+    return {
+        "images": np.zeros((1, side, side, 3), np.uint8),
+        "tokens": np.arange(3),
+        "state": draw(config.state_dim).astype(np.float32),
+        "noise": draw((chunk, width)).astype(np.float32),
+        "steps": np.array(2),
+        "x": draw((chunk, width)).astype(np.float32),
+        "taus": np.array([0.0, 0.5], np.float32),
+        "vision": draw((1, config.vision.tokens, config.mot.semantic.hidden)),
+        "keys": draw((layers, 5, heads, dim)),
+        "values": draw((layers, 5, heads, dim)),
+        "velocity": draw((2, chunk, width)),
+        "chunk": draw((chunk, width)),
+        "bf16_chunk": np.zeros((chunk, width), np.float32),
+    }
+
+
+def test_stages_are_compared(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Another network's numbers are far away in each of them; gaps are theirs alone."""
+    np.savez(tmp_path / "golden.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    golden = read_golden(tmp_path / "golden.npz")
+    assert golden.gap == {"chunk": 1.0}
+    errors = compare(VLA(preset("tiny")).eval(), golden)
+    assert set(errors) == set(STAGES)
+    assert min(errors.values()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise": None}, "'noise' is nothing, expected 2 dimensions"),
+        ({"noise": np.zeros(3)}, r"'noise' is \[3\], expected 2 dimensions"),
+        ({"noise": np.array([{}])}, r"no \.npz of plain arrays"),
+    ],
+)
+def test_other_files_are_refused(
+    arrays: dict[str, np.ndarray], change: dict, message: str, tmp_path: Path
+) -> None:
+    """Objects in an array are not unpickled."""
+    changed = {name: array for name, array in (arrays | change).items() if array is not None}
+    np.savez(tmp_path / "golden.npz", **changed)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(CheckpointError, match=message):
+        read_golden(tmp_path / "golden.npz")
+    (tmp_path / "other.npz").write_bytes(b"PK\x03\x04" + bytes(40))
+    with pytest.raises(CheckpointError, match=r"no \.npz of plain arrays"):
+        read_golden(tmp_path / "other.npz")
