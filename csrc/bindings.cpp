@@ -10,6 +10,7 @@
 #include "common/cpu_features.h"
 #include "common/thread_pool.h"
 #include "engine/engine_python.h"
+#include "executor/executor_python.h"
 #include "flow_loss/flow_loss_python.h"
 #include "gated_mlp/gated_mlp_python.h"
 #include "image_prep/image_prep_python.h"
@@ -99,4 +100,30 @@ NB_MODULE(_native, m) {
       .def("prefix", &py::Engine::prefix, Unlocked())
       .def("integrate", &py::Engine::integrate, Unlocked())
       .def("velocity", &py::Engine::velocity, Unlocked());
+  m.def("monotonic_now", &vlakern::executor::monotonic_now);
+  nb::class_<py::ExecutorCore>(m, "ExecutorCore")
+      .def(nb::init<const py::ExecutorLimits&, const py::ExecutorNumbers&, const std::vector<int>&,
+                    const std::vector<double>&>())
+      .def("submit", &py::ExecutorCore::submit)
+      .def("reset", &py::ExecutorCore::reset)
+      .def("halt", &py::ExecutorCore::halt)
+      .def("tick", &py::ExecutorCore::tick);
+  nb::class_<py::Executor>(m, "Executor")
+      .def(nb::init<const py::ExecutorLimits&, const py::ExecutorNumbers&, const std::vector<int>&,
+                    const py::Executor::Realtime&, const std::string&>())
+      .def("start", &py::Executor::start, Unlocked())
+      .def("stop", &py::Executor::stop, Unlocked())
+      .def("runs", &py::Executor::runs)
+      .def("submit", &py::Executor::submit)
+      .def("reset", &py::Executor::reset)
+      .def("halt", &py::Executor::halt)
+      .def("stall", &py::Executor::stall)
+      .def("next_command", &py::Executor::next_command)
+      .def("state", &py::Executor::state)
+      .def("statements", &py::Executor::statements)
+      .def("trace", &py::Executor::trace)
+      .def("counters", &py::Executor::counters);
+  nb::class_<py::SharedCommands>(m, "SharedCommands")
+      .def(nb::init<const std::string&>())
+      .def("newest", &py::SharedCommands::newest);
 }

@@ -102,6 +102,12 @@ def check_rows(program: Path, *emulator: str) -> None:
         assert run_host_test(*emulator, str(test), "60") == said
 
 
+def check_executor(program: Path) -> None:
+    """Commands stay inside their limits, ends of inference are met in time, threads do not race."""
+    lines = run_host_test(str(program.with_name("vlakern_executor_test")), "300").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["limits", "watchdog", "threads"]
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -119,6 +125,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_flow_loss(str(program.with_name("vlakern_flow_loss_test")))
     assert check_linear(str(program.with_name("vlakern_linear_test")))[-1] == "scalar"
     check_rows(program)
+    check_executor(program)
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:

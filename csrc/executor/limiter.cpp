@@ -1,0 +1,202 @@
+#include "executor/limiter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "common/error.h"
+
+namespace vlakern::executor {
+
+namespace {
+
+// Ticks of braking that are looked ahead; a robot that needs more cannot be stopped in time.
+constexpr int kMostTicks = 20000;
+// Halvings between braking and what is asked for, near a limit.
+constexpr int kHalvings = 16;
+// Steps of the search for the acceleration that ends on the target.
+constexpr int kSecants = 6;
+// Rounding of sums of commands, as a share of a limit.
+constexpr double kSlack = 1e-9;
+
+// The largest first step a of a sequence a, a - step, a - 2 step, ... (as long as it is positive)
+// whose sum is `total`.
+double first_of_series(double total, double step) {
+  if (!(step < kUnlimited) || total <= step) return total;
+  const double s = total / step;
+  double m = std::floor((std::sqrt(8.0 * s + 1.0) - 1.0) / 2.0);
+  while (m * (m + 1.0) / 2.0 > s) m -= 1.0;
+  while ((m + 1.0) * (m + 2.0) / 2.0 <= s) m += 1.0;
+  return (m + (s - m * (m + 1.0) / 2.0) / (m + 1.0)) * step;
+}
+
+AxisState moved(const AxisState& now, double a) { return {now.q + now.v + a, now.v + a, a}; }
+
+bool at_rest(const AxisState& s) { return s.v == 0.0 && s.a == 0.0; }
+
+bool inside(double q, const AxisLimits& l) { return q >= l.lo && q <= l.hi; }
+
+// Where a state that brakes comes to rest.
+double resting_place(AxisState s, const AxisLimits& l) {
+  for (int tick = 0; tick < kMostTicks && !at_rest(s); ++tick) s = brake(s, l);
+  return s.q;
+}
+
+// The acceleration in [least, most] with which to approach a target that is at `target` next and
+// moves by `moves` per tick, so that braking relative to it would end on it.
+double towards(const AxisState& now, double target, double moves, double least, double most,
+               const AxisLimits& l) {
+  if (!(l.jerk < kUnlimited)) {
+    const double behind = target - moves - now.q;
+    const double closing = std::copysign(first_of_series(std::abs(behind), l.acceleration), behind);
+    return std::clamp(moves + closing - now.v, least, most);
+  }
+  const auto passes_by = [&](double a) {
+    const AxisState next = moved(now, a);
+    return resting_place({next.q - target, next.v - moves, a}, l);
+  };
+  double low = least, high = most, below = passes_by(low), above = passes_by(high);
+  if (above <= 0.0) return high;
+  if (below >= 0.0) return low;
+  double a = low;
+  for (int i = 0; i < kSecants; ++i) {
+    // Regula falsi with Illinois' halving: the place grows with the acceleration.
+    a = (low * above - high * below) / (above - below);
+    const double found = passes_by(a);
+    if (found == 0.0) break;
+    if (found < 0.0) {
+      low = a, below = found, above /= 2.0;
+    } else {
+      high = a, above = found, below /= 2.0;
+    }
+  }
+  return a;
+}
+
+std::string at(std::size_t i) { return " of dimension " + std::to_string(i); }
+
+void check_length(const std::vector<double>& values, std::size_t dims, const char* name) {
+  if (values.size() == dims) return;
+  throw InputError(std::string("limits.") + name + " has " + std::to_string(values.size()) +
+                   " values, expected " + std::to_string(dims) + ", one per dimension");
+}
+
+void check_positive(const std::vector<double>& values, const char* name) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (values[i] > 0.0 && std::isfinite(values[i])) continue;
+    throw InputError(std::string("limits.") + name + at(i) + " is " + std::to_string(values[i]) +
+                     ", expected a finite number above 0");
+  }
+}
+
+}  // namespace
+
+void Limits::check() const {
+  const std::size_t dims = position_min.size();
+  if (dims == 0)
+    throw InputError(
+        "limits have no dimension; give position_min, position_max and"
+        " velocity of every command");
+  check_length(position_max, dims, "position_max");
+  check_length(velocity, dims, "velocity");
+  if (!acceleration.empty()) check_length(acceleration, dims, "acceleration");
+  if (!jerk.empty()) check_length(jerk, dims, "jerk");
+  if (!jerk.empty() && acceleration.empty())
+    throw InputError("limits.jerk needs limits.acceleration; declare both");
+  for (std::size_t i = 0; i < dims; ++i) {
+    const double lo = position_min[i], hi = position_max[i];
+    if (std::isfinite(lo) && std::isfinite(hi) && lo < hi) continue;
+    throw InputError("limits.position_min and position_max" + at(i) + " are " + std::to_string(lo) +
+                     " and " + std::to_string(hi) + ", expected finite numbers, the first smaller");
+  }
+  check_positive(velocity, "velocity");
+  check_positive(acceleration, "acceleration");
+  check_positive(jerk, "jerk");
+}
+
+AxisState brake(const AxisState& now, const AxisLimits& l) {
+  // After a the speed left is what a - J, a - 2 J, ... take away: it ends with both at 0.
+  const double wanted = std::min(first_of_series(std::abs(now.v), l.jerk), l.acceleration);
+  const double a = std::clamp(std::copysign(wanted, -now.v), now.a - l.jerk, now.a + l.jerk);
+  AxisState next = moved(now, a);
+  // What rounding leaves is no motion; the last change of acceleration is below J.
+  if (std::abs(next.v) <= 1e-12 * l.velocity && std::abs(a) <= l.jerk) {
+    next.q = now.q;
+    next.v = 0.0;
+    next.a = -now.v;
+  }
+  return next;
+}
+
+bool can_stop(AxisState s, const AxisLimits& l) {
+  for (int tick = 0; tick < kMostTicks; ++tick) {
+    if (!inside(s.q, l) || std::abs(s.v) > l.velocity * (1.0 + kSlack)) return false;
+    if (at_rest(s)) return true;
+    s = brake(s, l);
+  }
+  return false;
+}
+
+AxisState follow(const AxisState& now, double before, double target, const AxisLimits& l) {
+  target = std::clamp(target, l.lo, l.hi);
+  const double moves = std::clamp(target - std::clamp(before, l.lo, l.hi), -l.velocity, l.velocity);
+  const AxisState stopping = brake(now, l);
+  const double least = std::max({now.a - l.jerk, -l.acceleration, -l.velocity - now.v});
+  const double most = std::min({now.a + l.jerk, l.acceleration, l.velocity - now.v});
+  if (least > most) return stopping;
+  AxisState chosen = moved(now, towards(now, target, moves, least, most, l));
+  if (can_stop(chosen, l)) return chosen;
+  double good = stopping.a, bad = chosen.a;
+  chosen = stopping;
+  for (int i = 0; i < kHalvings; ++i) {
+    const AxisState middle = moved(now, (good + bad) / 2.0);
+    if (can_stop(middle, l)) {
+      good = middle.a;
+      chosen = middle;
+    } else {
+      bad = middle.a;
+    }
+  }
+  return chosen;
+}
+
+Limiter::Limiter(const Limits& limits, double tick_rate) : tick_rate_(tick_rate) {
+  limits.check();
+  const double T = 1.0 / tick_rate;
+  for (std::size_t i = 0; i < limits.position_min.size(); ++i) {
+    const double a = limits.acceleration.empty() ? kUnlimited : limits.acceleration[i] * T * T;
+    const double j = limits.jerk.empty() ? kUnlimited : limits.jerk[i] * T * T * T;
+    limits_.push_back(
+        {limits.position_min[i], limits.position_max[i], limits.velocity[i] * T, a, j});
+  }
+  states_.resize(limits_.size());
+}
+
+void Limiter::start(const double* position) {
+  for (std::size_t i = 0; i < limits_.size(); ++i) {
+    if (!inside(position[i], limits_[i]))
+      throw InputError("the robot's position" + at(i) + " is " + std::to_string(position[i]) +
+                       ", outside its limits " + std::to_string(limits_[i].lo) + " to " +
+                       std::to_string(limits_[i].hi) + "; move it inside before control starts");
+  }
+  for (std::size_t i = 0; i < limits_.size(); ++i) states_[i] = {position[i], 0.0, 0.0};
+}
+
+bool Limiter::advance(const double* before, const double* target) {
+  bool limited = false;
+  for (std::size_t i = 0; i < limits_.size(); ++i) {
+    states_[i] = follow(states_[i], before[i], target[i], limits_[i]);
+    limited |= std::abs(states_[i].q - target[i]) > 1e-9 * (limits_[i].hi - limits_[i].lo);
+  }
+  return limited;
+}
+
+bool Limiter::stop() {
+  for (std::size_t i = 0; i < limits_.size(); ++i)
+    if (!at_rest(states_[i])) states_[i] = brake(states_[i], limits_[i]);
+  return rests();
+}
+
+bool Limiter::rests() const { return std::all_of(states_.begin(), states_.end(), at_rest); }
+
+}  // namespace vlakern::executor
