@@ -36,6 +36,20 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert variable.name in shown
 
 
+def test_what_int8_costs_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every layer and the actions, in the table and in JSON; an unknown policy is one sentence."""
+    path = tmp_path / "doctor.json"
+    assert cli.main(["doctor", "--policy", "metaworld-small", "--json", str(path)]) == 0
+    shown, report = capsys.readouterr().out, json.loads(path.read_text())["quantisation"]
+    assert (report["policy"], report["dtype"]) == ("metaworld-small", "int8")
+    assert "mot.action.layers.0.down_proj" in shown
+    assert "int8 against bf16" in shown
+    assert 0 < report["bf16"]["mean"] < report["actions"]["mean"] < 0.2
+    assert {"name", "weight", "product", "bf16"} == set(report["layers"][0])
+    assert cli.main(["doctor", "--policy", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+
+
 def test_hidden_native_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the native module hidden, the CPU backend says why not and the reference still runs."""
     monkeypatch.setenv("VLAKERN_NO_NATIVE", "1")

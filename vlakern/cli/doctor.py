@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -75,6 +75,12 @@ class Args:
 
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the findings to this file as well."""
+    policy: str | None = None
+    """A policy: say what int8 or fp8 would cost it, layer by layer and in its actions."""
+    dtype: Literal["int8", "fp8"] = "int8"
+    """The number format that `policy` is asked about."""
+    seed: int = 0
+    """Of the observations and noises that `policy` is asked with."""
 
 
 def run(args: Args) -> int:
@@ -82,6 +88,10 @@ def run(args: Args) -> int:
     check_json(args.json)
     found = diagnose()
     _show(found)
+    if args.policy is not None:
+        from vlakern.cli._quantisation import report
+
+        found |= {"quantisation": report(args.policy, args.dtype, args.seed)}
     if args.json is not None:
         write_report(args.json, args, found)
     problem = _problem(found)
