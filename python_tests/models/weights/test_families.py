@@ -14,7 +14,8 @@ from vlakern.infer import policy as infer
 from vlakern.models.config import VLAConfig
 from vlakern.models.vla import VLA
 from vlakern.models.weights import families, native
-from vlakern.models.weights.families import Family, family_of
+from vlakern.models.weights.families import family_of
+from vlakern.models.weights.family import Family
 from vlakern.models.weights.names import NEGATE, Rule, Table, bind
 from vlakern.types import Observation
 

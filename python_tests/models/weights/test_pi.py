@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from vlakern.errors import CheckpointError, ConfigError
-from vlakern.models.config import PromptConfig, VLAConfig
+from vlakern.models.config import PromptConfig
 from vlakern.models.presets import preset
 from vlakern.models.vla import VLA
+from vlakern.models.weights.family import native_shapes
 from vlakern.models.weights.golden import STAGES, compare, read_golden
 from vlakern.models.weights.names import Binding, bind
 from vlakern.models.weights.pi import pi_config, pi_table
@@ -21,11 +22,6 @@ EMBED = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weigh
 HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 DEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 Shapes = dict[str, tuple[int, ...]]
-
-
-def native_shapes(config: VLAConfig) -> Shapes:
-    with torch.device("meta"):
-        return {name: tuple(w.shape) for name, w in VLA(config).state_dict().items()}
 
 
 def bound(shapes: Shapes) -> Binding:

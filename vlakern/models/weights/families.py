@@ -1,16 +1,13 @@
 """Which family a checkpoint directory is of, and the one way to open it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlakern.errors import CheckpointError
-from vlakern.models.config import VLAConfig
 from vlakern.models.vla import VLA
+from vlakern.models.weights.family import Family, Weights, peek
 from vlakern.models.weights.native import (
     WEIGHTS,
     PolicyFiles,
@@ -19,32 +16,8 @@ from vlakern.models.weights.native import (
     read_records,
 )
 from vlakern.models.weights.weights_file import check_finite
-from vlakern.untrusted import read_json
 
-__all__ = ["FAMILIES", "Family", "Opened", "family_of", "open_policy", "peek", "read_policy"]
-
-Weights = Callable[[str], Tensor]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the directories of one family of checkpoints are read.
-
-    Attributes:
-        name: for people.
-        looked_for: what tells such a directory, for people.
-        detect: whether a directory is one; reads no more than its JSON.
-        read: everything but the weights.
-        weights: native tensors by name, mapped and folded when they are asked for.
-        file: the file that stands for the weights: a cache made of them is as old as it is.
-    """
-
-    name: str
-    looked_for: str
-    detect: Callable[[Path], bool]
-    read: Callable[[Path], PolicyRecords]
-    weights: Callable[[Path, VLAConfig], Weights]
-    file: Callable[[Path], Path] = lambda directory: directory / WEIGHTS
+__all__ = ["FAMILIES", "NATIVE", "Opened", "family_of", "open_policy", "read_policy"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +39,6 @@ NATIVE = Family(
 )
 
 FAMILIES: tuple[Family, ...] = ()
-
-
-def peek(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, to tell families apart; empty where there is none to read."""
-    try:
-        found = read_json(path)
-    except CheckpointError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def family_of(directory: Path, families: tuple[Family, ...] | None = None) -> Family:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import CheckpointError
+from vlakern.models.weights.weights_file import WEIGHT_DTYPES, Tensors
 
 __all__ = [
     "NEGATE",
@@ -19,10 +20,12 @@ __all__ = [
     "SAME",
     "Binding",
     "Fold",
+    "Folded",
     "Rule",
     "Shapes",
     "Table",
     "bind",
+    "fold_weights",
     "joined",
     "scaled",
     "zeros",
@@ -57,12 +60,8 @@ def _one(
 
 
 def scaled(factor: float) -> Fold:
-    """The tensor times a constant, in its own dtype: embeddings that the source scales later."""
-    return _one(
-        lambda w: (w.float() * factor).to(w.dtype),
-        lambda w: (w.float() / factor).to(w.dtype),
-        exact=False,
-    )
+    """The tensor times a constant, in fp32: bf16 would round the products once more."""
+    return _one(lambda w: w.float() * factor, lambda w: w.float() / factor, exact=False)
 
 
 def joined(count: int) -> Fold:
@@ -74,11 +73,9 @@ def joined(count: int) -> Fold:
     )
 
 
-def zeros(dtype: torch.dtype = torch.float32) -> Callable[[Shape], Fold]:
+def zeros() -> Callable[[Shape], Fold]:
     """A tensor that the source does not have: a bias of nothing."""
-    return lambda shape: Fold(
-        lambda parts: torch.zeros(shape, dtype=dtype), lambda w: [], lambda shape: []
-    )
+    return lambda shape: Fold(lambda parts: torch.zeros(shape), lambda w: [], lambda shape: [])
 
 
 SAME = _one(lambda w: w, lambda w: w)
@@ -154,14 +151,45 @@ class Binding:
     made: dict[str, tuple[tuple[str, ...], Fold]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def weights(self, get: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    def weights(self, get: Callable[[str], Tensor]) -> "Folded":
         """Native tensors by name, each made when it is asked for."""
+        return Folded(self, get)
 
-        def weight(name: str) -> Tensor:
-            sources, fold = self.made[name]
-            return fold.apply([get(source) for source in sources])
 
-        return weight
+@dataclass(frozen=True)
+class Folded:
+    """The native tensors of a file: calling it with a name makes the tensor.
+
+    Attributes:
+        binding: what each is made of.
+        get: the file's tensors by name.
+    """
+
+    binding: Binding
+    get: Callable[[str], Tensor]
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor, in the file's dtype where nothing is computed and in fp32 elsewhere."""
+        sources, fold = self.binding.made[name]
+        return fold.apply([self.get(source) for source in sources])
+
+
+def fold_weights(table: Table, native: Shapes, tensors: Tensors) -> Folded:
+    """Binds a table to the tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: as :func:`bind`, or a tensor that is used is not floating point.
+    """
+    binding = bind(table, native, tensors.shapes, str(tensors.where))
+    for names, _ in binding.made.values():
+        for name in names:
+            dtype = tensors.infos[name].dtype
+            if dtype not in WEIGHT_DTYPES:
+                raise CheckpointError(
+                    f"{tensors.where}: tensor {name!r} is {dtype}, expected one of"
+                    f" {', '.join(WEIGHT_DTYPES)}"
+                )
+    return binding.weights(tensors)
 
 
 def bind(table: Table, native: Shapes, found: Shapes, where: str) -> Binding:

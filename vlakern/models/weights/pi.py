@@ -8,20 +8,10 @@ import math
 import re
 from dataclasses import replace
 
-from vlakern.errors import CheckpointError
 from vlakern.models.config import ExpertConfig, PromptConfig, VLAConfig
 from vlakern.models.presets import preset
-from vlakern.models.weights.names import (
-    NEGATE,
-    PLUS_ONE,
-    SAME,
-    Fold,
-    Rule,
-    Shapes,
-    Table,
-    joined,
-    scaled,
-)
+from vlakern.models.weights._stacks import both, count, siglip_rules, size_of, trunk_rules
+from vlakern.models.weights.names import NEGATE, PLUS_ONE, Rule, Shapes, Table, scaled
 
 __all__ = ["canonical_shapes", "pi_config", "pi_is_adaptive", "pi_table"]
 
@@ -48,8 +38,6 @@ SKIPPED = (
     (r".*\.rotary_emb\.inv_freq", "follows from the head's width"),
     (r"(normalize|unnormalize)_\w+\.buffer_.*", "statistics, read with the processing"),
 )
-ATTENTION = tuple(f"{part}_proj" for part in "qkvo")
-MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def pi_is_adaptive(shapes: Shapes) -> bool:
@@ -87,52 +75,6 @@ def pi_table(config: VLAConfig) -> Table:
     return Table(tuple(rules), tuple(aliases), (words,), tuple(skipped))
 
 
-def both(native: str, source: str, fold: Fold = SAME, layers: int = 1) -> list[Rule]:
-    """A weight and its bias."""
-    return [
-        Rule(f"{native}.{part}", (f"{source}.{part}",), fold, layers) for part in ("weight", "bias")
-    ]
-
-
-def siglip_rules(tower: str, layers: int) -> list[Rule]:
-    """SigLIP's transformer under ``tower``; q, k and v lie under each other here."""
-    block, theirs = "vision.blocks.{n}.", f"{tower}encoder.layers.{{n}}."
-    rules = [
-        *both("vision.patch", f"{tower}embeddings.patch_embedding"),
-        Rule("vision.position", (f"{tower}embeddings.position_embedding.weight",)),
-        *both("vision.final_norm", f"{tower}post_layernorm"),
-    ]
-    for i in (1, 2):
-        rules += both(f"{block}norm{i}", f"{theirs}layer_norm{i}", layers=layers)
-        rules += both(f"{block}fc{i}", f"{theirs}mlp.fc{i}", layers=layers)
-    rules += both(f"{block}proj", f"{theirs}self_attn.out_proj", layers=layers)
-    for part in ("weight", "bias"):
-        sources = tuple(f"{theirs}self_attn.{one}_proj.{part}" for one in "qkv")
-        rules.append(Rule(f"{block}qkv.{part}", sources, joined(3), layers))
-    return rules
-
-
-def trunk_rules(native: str, source: str, layers: int, norm: Fold | None) -> list[Rule]:
-    """A Gemma or Llama stack; ``norm`` folds its norms' weights, None for adaptive norms."""
-    ours, theirs = f"{native}layers.{{n}}.", f"{source}layers.{{n}}."
-    rules = [
-        Rule(f"{ours}{part}.weight", (f"{theirs}{group}.{part}.weight",), layers=layers)
-        for group, parts in (("self_attn", ATTENTION), ("mlp", MLP))
-        for part in parts
-    ]
-    norms = [
-        (f"{ours}input_norm", f"{theirs}input_layernorm", layers),
-        (f"{ours}post_norm", f"{theirs}post_attention_layernorm", layers),
-        (f"{native}norm", f"{source}norm", 1),
-    ]
-    for mine, given, count in norms:
-        if norm is None:
-            rules += both(f"{mine}.dense", f"{given}.dense", layers=count)
-        else:
-            rules.append(Rule(f"{mine}.weight", (f"{given}.weight",), norm, count))
-    return rules
-
-
 def canonical_shapes(shapes: Shapes, where: str) -> dict[str, tuple[int, ...]]:
     """Shapes by the names that the rules use, whichever version wrote the file.
 
@@ -157,12 +99,7 @@ def pi_config(shapes: Shapes, where: str) -> VLAConfig:
     found = canonical_shapes(shapes, where)
 
     def size(name: str, axis: int) -> int:
-        if axis >= len(found.get(name, ())):
-            raise CheckpointError(
-                f"{where} lacks {name!r}, or it has too few dimensions; expected a checkpoint of"
-                " pi0 or pi0.5"
-            )
-        return found[name][axis]
+        return size_of(found, name, axis, where)
 
     adaptive = pi_is_adaptive(found)
     base = preset("pi05" if adaptive else "pi0")
@@ -205,8 +142,3 @@ def pi_config(shapes: Shapes, where: str) -> VLAConfig:
         state_dim=action_dim if adaptive else size("state_proj.weight", 1),
         prompt=PromptConfig(("{views}", "{instruction}", "{state}")),
     )
-
-
-def count(shapes: Shapes, start: str) -> int:
-    """How many numbered layers begin so."""
-    return len({name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)})
