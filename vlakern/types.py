@@ -12,7 +12,8 @@ import numpy as np
 
 __all__ = ["STAGES", "ActionChunk", "Observation"]
 
-STAGES = ("preprocess", "vision", "prefix", "ode", "postprocess", "total")
+# "model" instead of the three before it, where a GPU does all in one launch.
+STAGES = ("preprocess", "vision", "prefix", "ode", "model", "postprocess", "total")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class ActionChunk:
     Attributes:
         actions: float32 ``[H, A]``; row 0 is for the instant of the observation.
         latency_ms: stage of ``STAGES`` -> wall time [ms] of the call that made the chunk; a batched
-            call gives every row the time of the whole call.
+            call gives every row the time of the whole call. On a GPU one launch may go from images
+            to actions: then there is ``model``, with the images' way to the GPU and their
+            resizing, and no ``vision``, ``prefix`` or ``ode``.
         info: what else the policy has to say (seed, steps), for logs.
     """
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from vlakern.infer.buckets import MOST, Bucket, Ladders, ladders, thinned, whole_calls
+from vlakern.infer.buckets import MOST, WHOLE, Bucket, Ladders, ladders, thinned, whole_calls
 from vlakern.infer.buffers import Limits
 
 
@@ -42,12 +42,27 @@ def test_thinning_keeps_both_ends() -> None:
     assert thinned([3]) == (3,)
 
 
-def test_whole_calls_are_the_largest_that_fit_together() -> None:
-    """No prompt consists of images alone; at most 8."""
-    sizes = Ladders((1, 2), (64, 128, 192), (1,))
-    found = whole_calls(sizes, view_tokens=64)
-    assert set(found) == {Bucket(1, 128, 1), Bucket(1, 192, 1), Bucket(2, 192, 1)}
-    assert found[0] == Bucket(2, 192, 1)
-    many = whole_calls(ladders(Limits(8, 16, 2048, 64)), view_tokens=64)
-    assert len(many) == MOST
-    assert many[0] == Bucket(16, 2048, 64)
+def test_whole_calls_of_one_robot() -> None:
+    """Its cameras; with candidates all of them or one. No prompt consists of images alone."""
+    sizes = Ladders((1, 2), (64, 128, 192, 256), (1,))
+    found = whole_calls(sizes, Limits(1, 2, 256, 1), view_tokens=64)
+    assert found == (Bucket(2, 256, 1), Bucket(2, 192, 1))
+    limits = Limits(1, 2, 200, 8)
+    assert set(whole_calls(ladders(limits), limits, view_tokens=64)) == {
+        Bucket(2, tokens, rows) for tokens in (192, 200) for rows in (1, 8)
+    }
+
+
+def test_whole_calls_of_several_robots() -> None:
+    """All of them or one, a chunk each or all chunks; then fewer. At most 16, one of each size."""
+    limits = Limits(4, 8, 4 * 256, 8)
+    sizes = ladders(limits)
+    found = whole_calls(sizes, limits, view_tokens=64)
+    assert len(found) == len(set(found)) <= WHOLE
+    calls = {(one.views, one.rows) for one in found}
+    assert calls >= {(8, 8), (8, 4), (2, 1), (2, 8)}
+    assert {one.views * 64 < one.tokens for one in found} == {True}
+    # A robot's prompts are a robot's, not four ones'.
+    assert max(one.tokens for one in found if one.views == 2) == sizes.of(tokens=256)[0]
+    many = Limits(64, 128, 64 * 256, 64)
+    assert len(whole_calls(ladders(many), many, view_tokens=64)) == WHOLE

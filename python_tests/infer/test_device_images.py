@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vlakern.errors import InputError
+from vlakern.infer import device_images
 from vlakern.infer.device_images import Cameras
 from vlakern.models import preset
 from vlakern.ops import image_prep
@@ -53,6 +54,31 @@ def test_a_program_prepares_what_was_sent() -> None:
     assert (len(made.program(3)), made.recorded) == (3, True)
     none, _ = cameras(())
     assert (none.program(4), none.recorded, none.knows(images)) == ([], False, False)
+
+
+def test_other_sizes_keep_their_memory_up_to_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two robots whose cameras differ are served in turn without new memory; many sizes end it."""
+    made, pixels = cameras()
+    waited: list[object] = []
+    monkeypatch.setattr(device_images, "_wait", waited.append)
+    bound: list[tuple[int, int]] = []
+    camera = made._camera
+    monkeypatch.setattr(made, "_camera", lambda v, size: bound.append(size) or camera(v, size))
+    sizes = [(5, 5 + i) for i in range(device_images.MOST)]
+    for size in (*sizes, *sizes, (30, 40)):
+        images = pictures(size)
+        made.send(images)
+        made.prepare(images)
+        expected = image_prep(images[0], size=28, patch=7, backend="reference")[0]
+        assert torch.equal(pixels[0], expected)
+    assert (bound, waited) == (sizes, [])
+    made.send(pictures(sizes[0]))
+    made.send(pictures((9, 9)))
+    assert len(waited) == 1
+    made.send(pictures(sizes[0]))  # was used after the others
+    assert bound == [*sizes, (9, 9)]
+    made.send(pictures(sizes[1]))
+    assert bound == [*sizes, (9, 9), sizes[1]]
 
 
 def test_a_size_first_seen_in_inference_mode_serves_outside_of_it() -> None:

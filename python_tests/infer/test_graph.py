@@ -1,5 +1,6 @@
 """Programs that are recorded and replayed, and what happens when that fails."""
 
+import gc
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,8 @@ def test_a_recording_is_replayed() -> None:
     graphs.run("a")
     graphs.run("a")
     assert (said, recorder.warmed, graphs.why_eager) == ([1, 1], 1, None)
+    assert graphs.recorded == 1
+    assert graphs.recording_s > 0
     with pytest.raises(KeyError):
         graphs.run("b")
 
@@ -75,7 +78,7 @@ def test_one_failure_ends_all_recordings(where: str) -> None:
     graphs.run("a")
     graphs.run("c")
     assert said == ["a", "c"]
-    assert recorder.replayed == 0
+    assert (recorder.replayed, graphs.recorded) == (0, 1)
     assert f"a {where} that fails" in str(graphs.why_eager)
     assert recorder.warmed == (2 if where == "record" else 1)
 
@@ -107,6 +110,8 @@ def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch, fails: b
             said.append(f"off {name}")
             current[0] = before
 
+    collects: list[bool] = []
+
     class Graph:
         def replay(self) -> None:
             said.append("replay")
@@ -127,13 +132,20 @@ def test_how_cuda_graphs_are_asked_for(monkeypatch: pytest.MonkeyPatch, fails: b
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     graphs = Graphs(CudaRecorder(torch.device("cuda")))
+
+    def run() -> None:
+        said.append("run")
+        collects.append(gc.isenabled())
+
     if fails:
         with pytest.warns(RuntimeWarning, match="a capture without an end"):
-            graphs.add("a", [lambda: said.append("run")])
+            graphs.add("a", [run])
         assert current == ["main"]
+        assert gc.isenabled()
         return
-    graphs.add("a", [lambda: said.append("run")])
+    graphs.add("a", [run])
     graphs.run("a")
+    assert (collects, gc.isenabled()) == ([True, True, False], True)
     warm = ["side waits main", "on side", "run", "run", "off side", "main waits side"]
     capture_there = ["on main", "on capture", "run", "off capture", "off main"]
     assert said == [*warm, *capture_there, "replay"]

@@ -11,7 +11,7 @@ import torch
 
 from vlakern.errors import InputError
 from vlakern.flow.solver import Frozen
-from vlakern.infer.buckets import Bucket
+from vlakern.infer.buckets import WHOLE, Bucket, whole_calls
 from vlakern.infer.engine import Engine
 from vlakern.testing import assert_accurate
 
@@ -77,9 +77,8 @@ def test_a_replay_is_the_programs_run_one_by_one(lab: ModuleType, device_lab: Mo
     scene, recorder = lab.Scene("tiny"), device_lab.StrictRecorder()
     recorded = device_lab.device_engine(scene, "bf16", 2, recorder=recorder)
     sizes = recorded.sizes
-    whole = min(8, len(list(itertools.product(sizes.views, sizes.tokens, sizes.rows))))
     parts = len(sizes.views) + len(sizes.tokens) + len(sizes.rows)
-    assert (recorder.recorded, recorder.replayed) == (parts + whole, 0)
+    assert (recorder.recorded, recorder.replayed) == (parts, 0)
     eager = device_lab.device_engine(scene, "bf16", 2)
     for restricted in (False, True):
         made = device_lab.run_device(recorded, scene, 2, restricted)
@@ -195,14 +194,13 @@ def test_act_of_known_images_is_one_replay(lab: ModuleType, device_lab: ModuleTy
         expected = engine.integrate(engine.prefill(batch), noise, n=2)
         before = recorder.replayed
         device_lab.spoil(engine._stages)
+        assert engine.at_once(images, batch, 2) == (launches == 1)
         assert torch.equal(engine.act(images, batch, noise, n=2), expected)
         assert recorder.replayed - before == launches
 
 
-def test_act_without_known_images_is_one_replay_after_them(
-    lab: ModuleType, device_lab: ModuleType
-) -> None:
-    """Every size is prepared by a kernel of its own; frozen positions and masks are data."""
+def test_act_without_known_images_is_its_stages(lab: ModuleType, device_lab: ModuleType) -> None:
+    """Every image is prepared by a kernel of its own; frozen positions and masks are data."""
     scene = lab.Scene("tiny").only(1)
     recorder = device_lab.StrictRecorder()
     engine = engine_over(lab, device_lab, scene, recorder=recorder)
@@ -211,8 +209,25 @@ def test_act_without_known_images_is_one_replay_after_them(
     engine.prepare(images)
     expected = engine.integrate(engine.prefill(batch), scene.noise(2), **rest)
     before = recorder.replayed
+    assert not engine.at_once(images, batch, 2)
     assert torch.equal(engine.act(images, batch, scene.noise(2), **rest), expected)
-    assert recorder.replayed - before == 1
+    assert recorder.replayed - before == 3
+
+
+def test_recordings_are_few_and_counted(lab: ModuleType, device_lab: ModuleType) -> None:
+    """Whole calls of images of known sizes alone, at most 16, and how long all of them took."""
+    scene, recorders = lab.Scene("tiny"), [device_lab.StrictRecorder() for _ in range(2)]
+    plain, known = (
+        device_lab.device_engine(scene, "fp32", 2, spare=9, recorder=recorder, image_sizes=sizes)
+        for recorder, sizes in zip(recorders, ((), [SIZE]), strict=True)
+    )
+    sizes = plain.sizes
+    parts = len(sizes.views) + len(sizes.tokens) + len(sizes.rows)
+    whole = len(whole_calls(sizes, plain.limits, scene.config.vision.tokens))
+    assert 0 < whole <= WHOLE
+    assert [one.recorded for one in recorders] == [parts, parts + whole]
+    assert known.graphs.recorded == parts + whole
+    assert known.graphs.recording_s > 0
 
 
 def test_act_of_a_size_that_is_no_whole_call(lab: ModuleType, device_lab: ModuleType) -> None:
@@ -255,6 +270,27 @@ def test_another_prefix_does_not_overwrite_the_engines_own(
     halves = dataclasses.replace(first, kv=first.kv.bfloat16())
     with pytest.raises(InputError, match=r"kv is torch\.bfloat16.*expected torch\.float32"):
         engine.integrate(halves, scene.noise())
+
+
+def test_an_integration_that_fails_leaves_the_engines_own_prefix(
+    lab: ModuleType, device_lab: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another prefix had its place meanwhile."""
+    scene = lab.Scene("tiny")
+    engine = engine_over(lab, device_lab, scene)
+    other = engine.prefill(scene.batch()).clone()
+    scene = scene.only(3, 1)
+    own = engine.prefill(scene.batch())
+    expected = engine.integrate(own, scene.noise())
+
+    def fail(name: object) -> None:
+        raise RuntimeError("no kernel")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._stages.graphs, "run", fail)  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="no kernel"):
+            engine.integrate(other, lab.Scene("tiny").noise())
+    assert torch.equal(engine.integrate(own, scene.noise()), expected)
 
 
 def test_a_prefix_longer_than_any_of_the_engines_own_is_refused(

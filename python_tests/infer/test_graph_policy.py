@@ -1,5 +1,6 @@
 """A policy over the device engine, on the CPU in the place of a GPU."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import vlakern
 from vlakern.errors import Unsupported
 from vlakern.infer import backends, policy
+from vlakern.infer.engine import Engine
+from vlakern.infer.graph import run_all
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.infer.policy import shipped_policies
 from vlakern.types import Observation
@@ -63,6 +66,64 @@ def test_a_policy_on_the_device_engine(as_a_gpu: None, name: str) -> None:
     rough = policy_fp8.act(seen[0], seed=1).actions
     assert np.isfinite(rough).all()
     assert policy_fp8.dtype == policy_fp8._model.dtype == "fp8"
+
+
+class Recorder:
+    """Replays the calls that it was given, and counts."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def warm_up(self, program: Any) -> None:
+        run_all(program)
+
+    def record(self, program: Any) -> Any:
+        self.recorded += 1
+        return lambda: self._replay(program)
+
+    def _replay(self, program: Any) -> None:
+        self.replayed += 1
+        run_all(program)
+
+
+def test_a_policys_call_is_one_launch(as_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From images of the sizes that its first call brought; to the bit what its stages give.
+
+    Alone, as candidates and in a batch; images of other sizes go stage by stage, and so does a
+    call without a camera.
+    """
+    recorder = Recorder()
+    made = partial(GraphEngine, ops="reference", recorder=recorder)
+    monkeypatch.setattr(backends, "GraphEngine", made)
+    known = vlakern.load(shipped_policies()[0], device=HERE)
+    seen = looks(known)
+    calls = {
+        "alone": lambda: [known.act(seen[0], seed=1)],
+        "candidates": lambda: known.act_candidates(seen[0], 3, [1, 2, 3]),
+        "batch": lambda: known.act_batch([seen[0]] * 2, [7, 8]),
+        "alone again": lambda: [known.act(seen[0], seed=1)],
+    }
+    whole = ("preprocess", "model", "postprocess", "total")
+    stages = ("preprocess", "vision", "prefix", "ode", "postprocess", "total")
+    for name, call in calls.items():
+        call()  # builds the engine
+        before = recorder.replayed
+        found = call()
+        assert (name, recorder.replayed - before) == (name, 1)
+        assert tuple(found[0].latency_ms) == whole
+        parts = [found[0].latency_ms[stage] for stage in whole[:-1]]
+        assert 0 < min(parts) < sum(parts) <= found[0].latency_ms["total"]
+        with pytest.MonkeyPatch.context() as undo:
+            undo.setattr(Engine, "at_once", lambda *args: False)
+            expected = call()
+        assert tuple(expected[0].latency_ms) == stages
+        for a, b in zip(found, expected, strict=True):
+            assert a.actions.tobytes() == b.actions.tobytes()
+    before = recorder.recorded
+    small = replace(seen[0], images={v: i[:60] for v, i in seen[0].images.items()})
+    assert tuple(known.act(small, seed=1).latency_ms) == stages
+    assert tuple(known.act(seen[1], seed=1).latency_ms) == stages
+    assert recorder.recorded == before
 
 
 def test_a_dtype_that_this_gpu_lacks(as_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,9 @@ def test_act_gives_a_chunk_with_every_stage(policy: Policy) -> None:
     assert chunk.actions.dtype == np.float32
     assert chunk.actions.shape == (6, 5)
     assert np.isfinite(chunk.actions).all()
-    assert tuple(chunk.latency_ms) == STAGES
-    parts = [chunk.latency_ms[stage] for stage in STAGES[:-1]]
+    stages = tuple(stage for stage in STAGES if stage != "model")  # of one launch on a GPU
+    assert tuple(chunk.latency_ms) == stages
+    parts = [chunk.latency_ms[stage] for stage in stages[:-1]]
     assert min(parts) > 0
     assert sum(parts) <= chunk.latency_ms["total"] < sum(parts) + 100
     assert chunk.info["seed"] == 3
@@ -363,17 +364,17 @@ def test_an_unknown_device_is_refused(directory: Path, name: str) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU, and with fewer than asked for."""
+    """Without a GPU, and with fewer than asked for; one without a number is torch's current."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert _device("auto") == "cpu"
     with pytest.raises(Unsupported, match="'cuda:1' was asked for, but torch sees no NVIDIA GPU"):
         _device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert _device("auto") == "cuda"
-    assert _device("cuda:0") == "cuda:0"
-    with pytest.raises(Unsupported, match="'cuda:1' is not there; torch sees 1"):
-        _device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert (_device("auto"), _device("cuda"), _device("cuda:0")) == ("cuda:1", "cuda:1", "cuda:0")
+    with pytest.raises(Unsupported, match="'cuda:2' is not there; torch sees 2"):
+        _device("cuda:2")
 
 
 def test_dtypes_follow_the_device() -> None:

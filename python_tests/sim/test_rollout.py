@@ -242,6 +242,17 @@ def test_latency_leaves_out_the_first_call() -> None:
     assert list(result.latency_ms) == ["ode", "total"]
 
 
+def test_a_stage_counts_the_calls_that_had_it() -> None:
+    """On a GPU some calls are one launch, without stages of its own."""
+    staged, whole = {"ode": 1.0, "total": 3.0}, {"model": 2.0, "total": 2.5}
+    calls = tuple(Call(1, times) for times in ({"total": 9.0}, whole, staged, whole))
+    rows = (EpisodeResult("alpha", 0, 0, True, 1, 1 / 80),)
+    found = RolloutResult(Plan(("alpha",), 1), "p", rows, calls, 1.0).latency_ms
+    assert {stage: times["p50"] for stage, times in found.items()} == {
+        "ode": 1.0, "model": 2.0, "total": 2.5,
+    }  # fmt: skip
+
+
 def test_summarise() -> None:
     """Percentiles of 0..100 are their own names."""
     expected = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "max": 100.0, "min": 0.0}

@@ -1,5 +1,8 @@
 """Interleaved timing, on a clock that the test winds."""
 
+import pytest
+import torch
+
 from vlakern.testing.timing import Timing, clock_of, copy_bandwidth, interleave
 
 
@@ -37,3 +40,11 @@ def test_clock_goes_forward() -> None:
     """Two readings are in order."""
     clock = clock_of("cpu")
     assert clock() <= clock()
+
+
+def test_a_gpus_clock_waits_for_that_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be torch's current one."""
+    waited: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    clock_of("cuda:1")()
+    assert waited == ["cuda:1"]

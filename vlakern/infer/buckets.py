@@ -2,14 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
 from vlakern.infer.buffers import Limits
 
-__all__ = ["Bucket", "Ladders", "ladders", "thinned", "whole_calls"]
+__all__ = ["WHOLE", "Bucket", "Ladders", "ladders", "thinned", "whole_calls"]
 
-MOST = 8  # sizes of a stage, and whole calls: each is a graph of thousands of kernels
+MOST = 8  # sizes of a stage: each is a graph of up to thousands of kernels
+WHOLE = 16  # sizes of whole calls
 TOKENS = 64  # prefix tokens from one size to the next, where there are few
 
 
@@ -72,14 +72,22 @@ def thinned(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sizes[(i * (len(sizes) - 1) + gaps // 2) // gaps] for i in range(MOST))
 
 
-def whole_calls(sizes: Ladders, view_tokens: int) -> tuple[Bucket, ...]:
-    """The sizes of calls that are one graph: the largest few that fit together.
+def whole_calls(sizes: Ladders, limits: Limits, view_tokens: int) -> tuple[Bucket, ...]:
+    """The sizes of calls that are one graph, at most 16: what a policy is asked for often.
 
-    A prompt has words besides its images, so that fewer tokens than those of the images are none.
+    All cameras of all observations or of one, with all chunks or one of each; a prompt has words
+    besides its images.
     """
-    found = [
-        Bucket(views, tokens, rows)
-        for views, rows, tokens in product(sizes.views, sizes.rows, sizes.tokens)
-        if tokens > views * view_tokens
-    ]
-    return tuple(found[::-1][:MOST])
+    most, chunks = limits.observations, limits.rows
+    calls = [(most, chunks), (1, 1), (most, most), (1, chunks)]
+    calls += [(observations, observations) for observations in range(most - 1, 1, -1)]
+    found: dict[Bucket, None] = {}
+    for observations, rows in calls:
+        views = observations * limits.views // most
+        tokens = observations * limits.tokens // most
+        bucket = Bucket(*sizes.of(views=views, tokens=tokens, rows=min(rows, chunks)))
+        prompts = [one for one in sizes.tokens if views * view_tokens < one <= bucket.tokens]
+        found |= {replace(bucket, tokens=one): None for one in reversed(prompts)}
+        if len(found) >= WHOLE:
+            break
+    return tuple(found)[:WHOLE]

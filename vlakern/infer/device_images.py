@@ -18,6 +18,8 @@ from vlakern.ops.image_prep.reference import rows_of_patches
 
 __all__ = ["Cameras"]
 
+MOST = 4  # sizes of images that a view keeps memory for, besides the one known from the start
+
 
 class Camera:
     """Images of one size on their way to the pixels of one view."""
@@ -57,7 +59,7 @@ class Cameras:
             self._camera(i, (sizes[i % len(sizes)][0], sizes[i % len(sizes)][1]))
             for i in range(len(pixels) if sizes else 0)
         ]
-        self._others: dict[int, Camera] = {}
+        self._others: dict[int, list[Camera]] = {}  # of each view, the last used one last
 
     @torch.inference_mode(False)  # its memory serves later calls in any mode
     def _camera(self, view: int, size: tuple[int, int]) -> Camera:
@@ -109,6 +111,16 @@ class Cameras:
         size = (image.shape[0], image.shape[1])
         if self.recorded and self._known[view].size == size:
             return self._known[view]
-        if view not in self._others or self._others[view].size != size:
-            self._others[view] = self._camera(view, size)
-        return self._others[view]
+        others = self._others.setdefault(view, [])
+        at = next((i for i, one in enumerate(others) if one.size == size), None)
+        camera = self._camera(view, size) if at is None else others.pop(at)
+        others.append(camera)
+        if len(others) > MOST:
+            _wait(self._pixels.device)  # a kernel may still read what is freed here
+            del others[0]
+        return camera
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -6,7 +6,8 @@ positions of a chunk, A slots, G key-value heads, D head dim.
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vlakern.errors import InputError
 from vlakern.flow.solver import SOLVERS, Frozen
+from vlakern.infer._checks import check_batch, check_chunks, check_fits, check_pixels
 from vlakern.infer.backends import EngineBackend, Plan, Stages, make_stages
 from vlakern.infer.buffers import Limits
 from vlakern.infer.graph_engine import GraphEngine
@@ -57,10 +59,34 @@ class Prefix:
         return replace(self, kv=self.kv[:, :, :rows].clone(), cu=self.cu.clone(), turn=None)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Views whose images an engine holds, and the thread that brought them."""
+
+    views: int = 0
+    thread: int | None = None
+
+    @classmethod
+    def of(cls, views: int) -> "_Held":
+        return cls(views, threading.get_ident())
+
+    def check(self, views: int, words: str) -> None:
+        """Raises InputError unless this thread brought so many."""
+        if views and self.thread not in (None, threading.get_ident()):
+            raise InputError(
+                "another thread's images came to the engine in between; make calls that build on"
+                " each other inside 'with engine.sequence():', or call act"
+            )
+        if views != self.views:
+            raise InputError(words.format(views, self.views))
+
+
 class Engine:
     """Inference with fixed memory, for up to a stated number of observations and chunks.
 
-    ``act`` is ``prepare``, ``prefill`` and ``integrate``. Calls from several threads take turns.
+    ``act`` is ``prepare``, ``prefill`` and ``integrate``. Calls from several threads take turns, so
+    that ``act`` is safe in any of them. Of calls that build on each other the engine refuses the
+    later one where another thread's came in between; ``sequence`` keeps the others out.
 
     Attributes:
         config: of the model.
@@ -122,12 +148,18 @@ class Engine:
         self._stages: Stages = make_stages(model, plan, backend)
         self._lock = threading.RLock()  # calls consist of calls
         self._turn = 0
-        self._prepared = self._seen = 0  # views that wait for vision, and for a prefix
+        self._prepared = self._seen = _Held()  # what waits for vision, and for a prefix
 
     @property
     def dtype(self) -> str:
         """``fp32``, ``bf16``, ``int8`` or ``fp8``: of the large products."""
         return self._stages.dtype
+
+    @contextmanager
+    def sequence(self) -> Iterator[None]:
+        """Inside, no other thread's call comes between two of this thread's; others wait."""
+        with self._lock:
+            yield
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:
         """Resizes, pads and normalises camera images for the next prefill.
@@ -138,29 +170,28 @@ class Engine:
         Raises:
             InputError: another dtype or shape, or more views than the engine is built for.
         """
-        self._fits(views=len(images))
+        check_fits(self.limits, views=len(images))
         with self._lock:
-            self._prepared = 0  # also if an image is refused
+            self._prepared = _Held()  # also if an image is refused
             self._stages.prepare(images)
-            self._prepared = len(images)
+            self._prepared = _Held.of(len(images))
 
     def vision(self, views: int) -> Tensor:
         """Image tokens of the prepared images, in the engine's memory."""
-        self._fits(views=views)
+        check_fits(self.limits, views=views)
         with self._lock:
-            if views != self._prepared:
-                raise InputError(f"vision of {views} views, but {self._prepared} were prepared")
+            self._prepared.check(views, "vision of {} views, but {} were prepared")
+            self._seen = _Held()
             tokens = self._stages.vision(views)
-            self._seen = views
+            self._seen = _Held.of(views)
             return tokens
 
     def prefix(self, batch: Batch) -> Prefix:
         """Keys and values of packed prompts and the image tokens of the last ``vision``."""
-        self._check_batch(batch)
+        check_batch(self.limits, batch)
         views = len(batch.pixels_V3SS)
         with self._lock:
-            if views != self._seen:
-                raise InputError(f"a prefix of {views} views, but vision saw {self._seen}")
+            self._seen.check(views, "a prefix of {} views, but vision saw {}")
             self._turn = next(_TURNS)
             self._stages.prefix(batch, views)
             return Prefix(self._stages.kv, batch.cu_prefix.int(), self._turn)
@@ -177,13 +208,13 @@ class Engine:
                 state that are not finite.
         """
         views, pixels = len(batch.pixels_V3SS), batch.pixels_V3SS
-        self._fits(views=views)
+        check_fits(self.limits, views=views)
         with self._lock:
             if pixels.numel():
-                self._check_pixels(pixels)
-                self._prepared = 0
+                check_pixels(self.config, pixels)
+                self._prepared = _Held()
                 self._stages.take_pixels(pixels)
-                self._prepared = views
+                self._prepared = _Held.of(views)
             self.vision(views)
             return self.prefix(batch)
 
@@ -212,7 +243,7 @@ class Engine:
             InputError: shapes that do not fit, values that are not finite, or a prefix that a
                 later prefill overwrote.
         """
-        index, mask = self._check_chunks(len(prefix), noise_NHA, n, frozen, slot_mask)
+        index, mask = self._chunks(len(prefix), noise_NHA, n, frozen, slot_mask)
         with self._lock:
             if prefix.turn is not None and prefix.turn != self._turn:
                 raise InputError(
@@ -242,6 +273,22 @@ class Engine:
             prefix = self.prefill(batch)
             return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
 
+    def at_once(self, images: Sequence[np.ndarray], batch: Batch, n: int = 1) -> bool:
+        """Whether ``act`` of such a call is one launch of a graph that was recorded for its size.
+
+        Raises:
+            InputError: more than the engine is built for.
+        """
+        observations = len(batch.cu_prefix) - 1
+        rows, tokens = observations * n, int(batch.cu_prefix[-1])
+        most = self.limits
+        check_fits(most, views=len(images), observations=observations, tokens=tokens, rows=rows)
+        stages = self._stages
+        if not isinstance(stages, GraphEngine) or batch.pixels_V3SS.numel():
+            return False
+        with self._lock:
+            return stages.at_once(images, batch, rows)
+
     def _act_at_once(
         self,
         stages: GraphEngine,
@@ -253,26 +300,20 @@ class Engine:
         slot_mask: Tensor | None,
     ) -> Tensor:
         """The same calls without a stop between them."""
-        self._fits(views=len(images))
-        self._check_batch(batch)
+        check_fits(self.limits, views=len(images))
+        check_batch(self.limits, batch)
         if len(images) != len(batch.pixels_V3SS):
             views = len(batch.pixels_V3SS)
             raise InputError(f"a prefix of {views} views, but found {len(images)} images")
-        rest = (frozen, slot_mask)
-        index, mask = self._check_chunks(len(batch.cu_prefix) - 1, noise_NHA, n, *rest)
-        self._prepared = self._seen = 0  # also if an image is refused
+        observations = len(batch.cu_prefix) - 1
+        index, mask = self._chunks(observations, noise_NHA, n, frozen, slot_mask)
+        self._prepared = self._seen = _Held()  # also if an image is refused
         self._turn = next(_TURNS)
         actions = stages.act(images, batch, noise_NHA, index, frozen, mask)
-        self._prepared = self._seen = len(images)
+        self._prepared = self._seen = _Held.of(len(images))
         return actions
 
-    def _check_batch(self, batch: Batch) -> None:
-        cu = batch.cu_prefix
-        self._fits(views=len(batch.pixels_V3SS), observations=len(cu) - 1, tokens=int(cu[-1]))
-        if not torch.isfinite(batch.state_RS).all():
-            raise InputError("a state holds a value that is not finite; expected numbers")
-
-    def _check_chunks(
+    def _chunks(
         self,
         prefixes: int,
         noise_NHA: Tensor,
@@ -280,79 +321,5 @@ class Engine:
         frozen: Frozen | None,
         slot_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The prefix of each chunk, and the mask as uint8 ``[N, A]``."""
-        rows = prefixes * n
-        self._check_noise(noise_NHA, rows, f"{prefixes} prefixes and n = {n}")
-        self._fits(rows=rows)
-        index = torch.arange(prefixes, dtype=torch.int32).repeat_interleave(n)
-        mask = None if slot_mask is None else self._mask(slot_mask, rows)
-        if frozen is not None:
-            _check_frozen(frozen, noise_NHA)
-        return index, mask
-
-    def _check_noise(self, noise_NHA: Tensor, rows: int, why: str) -> None:
-        expected = (rows, self.config.chunk, self.config.action_dim)
-        if tuple(noise_NHA.shape) != expected or noise_NHA.dtype != torch.float32:
-            raise InputError(
-                f"noise is {noise_NHA.dtype} {list(noise_NHA.shape)}, expected fp32"
-                f" {list(expected)} for {why}"
-            )
-        if not torch.isfinite(noise_NHA).all():
-            raise InputError("noise holds a value that is not finite; draw it again")
-
-    def _check_pixels(self, pixels_V3SS: Tensor) -> None:
-        side = self.config.vision.image_size
-        if tuple(pixels_V3SS.shape[1:]) != (3, side, side):
-            raise InputError(
-                f"pixels are {list(pixels_V3SS.shape)}, expected [V, 3, {side}, {side}]"
-            )
-        if not torch.isfinite(pixels_V3SS).all():
-            raise InputError("an image holds a value that is not finite; expected -1 to 1")
-
-    def _mask(self, slot_mask: Tensor, rows: int) -> Tensor:
-        """uint8 ``[N, A]``, 0 and 1."""
-        slots, found = self.config.action_dim, tuple(slot_mask.shape)
-        if found not in ((slots,), (rows, slots)):
-            raise InputError(f"slot_mask is {list(found)}, expected [{slots}] or [{rows}, {slots}]")
-        return (slot_mask != 0).to(torch.uint8).expand(rows, slots)
-
-    def _fits(self, **found: int) -> None:
-        for name, count in found.items():
-            most = getattr(self.limits, name)
-            if count > most:
-                raise InputError(
-                    f"found {count} {_WORDS[name]}, the engine is built for at most {most}; build"
-                    f" it with a larger {_ARGUMENTS[name]}"
-                )
-
-
-def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
-    action, length = frozen.action_RHA, frozen.length_R
-    rows, chunk, _ = noise_NHA.shape
-    if action.shape != noise_NHA.shape:
-        raise InputError(
-            f"frozen actions are {list(action.shape)}, expected the noise's {list(noise_NHA.shape)}"
-        )
-    if tuple(length.shape) != (rows,) or length.is_floating_point():
-        raise InputError(
-            f"frozen lengths are {length.dtype} {list(length.shape)}, expected whole [{rows}]"
-        )
-    if bool(((length < 0) | (length > chunk)).any()):
-        raise InputError(f"frozen lengths are {length.tolist()}, expected 0 to {chunk} each")
-    done_RH = torch.arange(chunk, device=length.device) < length[:, None]
-    if not torch.isfinite(action[done_RH]).all():
-        raise InputError("frozen actions hold a value that is not finite")
-
-
-_WORDS = {
-    "observations": "observations",
-    "views": "views",
-    "tokens": "prefix tokens",
-    "rows": "action chunks",
-}
-_ARGUMENTS = {
-    "observations": "max_batch",
-    "views": "max_views or max_batch",
-    "tokens": "max_prefix",
-    "rows": "max_candidates",
-}
+        rest = (noise_NHA, n, frozen, slot_mask)
+        return check_chunks(self.config, self.limits, prefixes, *rest)

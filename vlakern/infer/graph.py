@@ -4,8 +4,11 @@ A program is a list of calls without arguments on memory that stays in place; it
 waits for nothing and reads no value back, so that a recording of it is the program itself.
 """
 
+import gc
+import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -51,9 +54,21 @@ class CudaRecorder:
         where = {"pool": self._pool, "stream": self._side}
         # torch leaves the side stream current where it cannot end a capture.
         current = torch.cuda.stream(torch.cuda.current_stream(self._device))
-        with current, torch.cuda.graph(graph, capture_error_mode=mode, **where):
+        with _uncollected(), current, torch.cuda.graph(graph, capture_error_mode=mode, **where):
             run_all(program)
         return graph.replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected inside: an old graph or pinned array that ends ends a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def run_all(program: Program) -> None:
@@ -66,10 +81,13 @@ class Graphs:
 
     Attributes:
         why_eager: why programs run kernel by kernel, None while recordings of them are replayed.
+        recorded: how many programs were recorded.
+        recording_s: how long that took, with the runs before each recording [s].
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
         self.why_eager = "no recorder was given" if recorder is None else None
+        self.recorded, self.recording_s = 0, 0.0
         self._recorder = recorder
         self._programs: dict[Hashable, Program] = {}
         self._replays: dict[Hashable, Run] = {}
@@ -77,17 +95,31 @@ class Graphs:
     def __contains__(self, name: Hashable) -> bool:
         return name in self._programs
 
-    def add(self, name: Hashable, program: Program) -> None:
-        """Keeps a program and records it; what it writes is overwritten by the warm-up."""
+    def add(self, name: Hashable, program: Program, warm: bool = False) -> None:
+        """Keeps a program and records it; what it writes is overwritten by the warm-up.
+
+        Args:
+            warm: all its calls were warmed up as parts of programs before.
+        """
         self._programs[name] = tuple(program)
         if self._recorder is None:
             return
+        begin = time.perf_counter()
         # Outside of the attempt: a kernel that fails here fails without a recording, too.
-        self._recorder.warm_up(self._programs[name])
+        if not warm:
+            self._recorder.warm_up(self._programs[name])
         try:
             self._replays[name] = self._recorder.record(self._programs[name])
         except RuntimeError as error:
             self._give_up(f"recording {name} failed: {error}")
+            return
+        self.recorded += 1
+        self.recording_s += time.perf_counter() - begin
+
+    def warm_up(self, program: Program) -> None:
+        """Prepares calls for recordings of programs that they will be part of."""
+        if self._recorder is not None:
+            self._recorder.warm_up(program)
 
     def run(self, name: Hashable) -> None:
         """Replays a program, or runs it where there is no recording or the replay fails."""

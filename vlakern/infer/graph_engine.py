@@ -60,7 +60,8 @@ class GraphEngine:
 
         Args:
             image_sizes: height and width [px] of the camera images of one observation, in order;
-                ``act`` of such images is one launch. Others are prepared before it.
+                ``act`` of such images is one launch, for which more programs are recorded. Others
+                are prepared image by image, and the stages are launched one after the other.
             sizes: that programs are recorded for, up to the limits; ``ladders`` of them by default.
             ops: backend of the kernels.
             recorder: of programs; CUDA graphs on a GPU, none elsewhere by default.
@@ -99,11 +100,15 @@ class GraphEngine:
             self.graphs.add(("vision", views), program)
         for rows, program in solvers.items():
             self.graphs.add(("integrate", rows), program)
-        for size in whole_calls(self.sizes, self._config.vision.tokens):
+        if not self._cameras.recorded:
+            return
+        every = self._cameras.program(self.limits.views)
+        self.graphs.warm_up(every)
+        for size in whole_calls(self.sizes, self.limits, self._config.vision.tokens):
             fill_nothing(self._prefix, size.tokens)
             cameras = self._cameras.program(size.views)
             parts = (cameras, towers[size.views], prefixes[size.tokens], solvers[size.rows])
-            self.graphs.add(size, [run for part in parts for run in part])
+            self.graphs.add(size, [run for part in parts for run in part], warm=True)
 
     @contextmanager
     def _here(self) -> Iterator[None]:
@@ -207,8 +212,20 @@ class GraphEngine:
             )
         kept = own.clone()
         own.copy_(kv[:, :, :tokens])
-        self.graphs.run(("integrate", rows))
-        own.copy_(kept)
+        try:
+            self.graphs.run(("integrate", rows))
+        finally:
+            own.copy_(kept)
+
+    def at_once(self, images: Sequence[np.ndarray], batch: Batch, rows: int) -> bool:
+        """Whether ``act`` of so many chunks is one launch."""
+        return self.graphs.why_eager is None and self._whole(images, batch, rows) is not None
+
+    def _whole(self, images: Sequence[np.ndarray], batch: Batch, rows: int) -> Bucket | None:
+        """The program of a whole call of this size, if there is one."""
+        tokens = len(batch.semantic_order)
+        size = Bucket(*self.sizes.of(views=len(images), tokens=tokens, rows=rows))
+        return size if size in self.graphs and self._cameras.knows(images) else None
 
     @torch.no_grad()
     def act(
@@ -226,16 +243,12 @@ class GraphEngine:
         with self._here():
             self._cameras.send(images)
             tokens, rows = self._fill_prefix(batch, len(images)), self._fill_chunks(chunks)
-            (views,) = self.sizes.of(views=len(images))
-            size = Bucket(views, tokens, rows)
-            known = self._cameras.knows(images)
-            if not known:
-                self._cameras.prepare(images)
-            if size in self.graphs and known == self._cameras.recorded:
-                self.graphs.run(size)
+            whole = self._whole(images, batch, len(noise_NHA))
+            if whole is not None:
+                self.graphs.run(whole)
             else:
-                if known:
-                    self._cameras.prepare(images)
+                self._cameras.prepare(images)
+                (views,) = self.sizes.of(views=len(images))
                 for part in (("vision", views), ("prefix", tokens), ("integrate", rows)):
                     self.graphs.run(part)
             return self.buffers.x[: len(noise_NHA)].clone()

@@ -196,11 +196,11 @@ class Policy:
         clock = _Clock(self.device)
         with clock.stage("preprocess"):
             states_BS = [self._checked_state(o.state) for o in observations]
-            images = [image for o in observations for image in self._images(o)]
+            seen = [self._images(o) for o in observations]
             batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
         with self._turn:
-            x_BHA = self._run(clock, images, batch, noise_BHA, n)
+            x_BHA = self._run(clock, seen, batch, noise_BHA, n)
         with clock.stage("postprocess"):
             actions_BHN = self.space.decode(x_BHA.cpu(), np.repeat(states_BS, n, axis=0))
         latency = clock.finish()
@@ -212,14 +212,19 @@ class Policy:
     def _run(
         self,
         clock: "_Clock",
-        images: Sequence[np.ndarray],
+        seen: Sequence[Sequence[np.ndarray]],
         batch: Batch,
         noise_BHA: Tensor,
         n: int,
     ) -> Tensor:
-        """Actions ``[B, H, A]`` of the model."""
+        """Actions ``[B, H, A]`` of the model, from the images of each observation."""
+        images = [image for views in seen for image in views]
         with clock.stage("preprocess"):
-            engine = self._engine_for(batch, n)
+            engine = self._engine_for(batch, n, max(seen, key=len))
+        if engine.at_once(images, batch, n):
+            with clock.stage("model"):
+                return engine.act(images, batch, noise_BHA, n=n, slot_mask=self._slot_mask)
+        with clock.stage("preprocess"):
             engine.prepare(images)
         with clock.stage("vision"):
             engine.vision(len(images))
@@ -250,8 +255,12 @@ class Policy:
         dtype = torch.float32 if isinstance(self._model, PackedModel) else DTYPES[self.dtype]
         return pack(config, documents, pixels, unified.to(device, dtype))
 
-    def _engine_for(self, batch: Batch, n: int) -> Engine:
-        """The engine, built again with the same weights for a call that is larger than any yet."""
+    def _engine_for(self, batch: Batch, n: int, views_seen: Sequence[np.ndarray]) -> Engine:
+        """The engine, built again with the same weights for a call that is larger than any yet.
+
+        Cameras keep their sizes: those of the call that it is built for are the ones that a GPU's
+        graphs of whole calls are recorded for.
+        """
         rows, tokens = len(batch.cu_prefix) - 1, int(batch.cu_prefix[-1])
         views = len(batch.pixels_V3SS)
         now = self._engine.limits if self._engine is not None else None
@@ -262,17 +271,19 @@ class Policy:
             or rows * n > now.rows
         ):
             largest = max(rows, now.observations if now else 0)
-            each = max(-(-tokens // rows), -(-now.tokens // now.observations) if now else 0)
+            each, room = -(-tokens // rows), now.tokens // now.observations if now else 0
             most = max(rows * n, now.rows if now else 0)
-            # Room for other words: growing costs a moment, on a GPU seconds, and the robot waits.
-            step = 32 if self.device == "cpu" else 128
-            spare = each + step - each % step
+            if each > room:
+                # For other words: growing costs a moment, on a GPU seconds, and the robot waits.
+                step = 32 if self.device == "cpu" else 128
+                room = each + step - each % step
             self._engine = Engine(
                 self._model,
                 max_batch=largest,
                 max_candidates=-(-most // largest),
                 max_views=len(self.views),
-                max_prefix=spare,
+                max_prefix=room,
+                image_sizes=[(image.shape[0], image.shape[1]) for image in views_seen],
             )
         return self._engine
 
@@ -310,7 +321,7 @@ class Policy:
 
 
 class _Clock:
-    """Wall time per stage; on a GPU every stage ends with a synchronisation."""
+    """Wall time per stage of ``STAGES``; on a GPU every stage ends with a synchronisation."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -348,7 +359,7 @@ def _image(image: np.ndarray, view: str) -> np.ndarray:
 
 def _device(name: str) -> str:
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise Unsupported(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
@@ -358,7 +369,8 @@ def _device(name: str) -> str:
         raise Unsupported(f"device {name!r} was asked for, but torch sees no NVIDIA GPU; use cpu")
     if int(index or 0) >= torch.cuda.device_count():
         raise Unsupported(f"device {name!r} is not there; torch sees {torch.cuda.device_count()}")
-    return name
+    # The one that is torch's current now, wherever the policy is called later.
+    return name if index else f"cuda:{torch.cuda.current_device()}"
 
 
 def _dtype(name: str, device: str) -> str:

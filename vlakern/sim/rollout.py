@@ -188,10 +188,13 @@ class RolloutResult:
 
     @property
     def latency_ms(self) -> dict[str, dict[str, float]]:
-        """Stage -> percentiles [ms] of all calls but the first; empty after a single call."""
-        warm = self.calls[1:]
-        stages = [stage for stage in STAGES if warm and stage in warm[0].latency_ms]
-        return {stage: summarise([call.latency_ms[stage] for call in warm]) for stage in stages}
+        """Stage -> percentiles [ms] of all calls but the first; empty after a single call.
+
+        Each of the calls that had that stage: on a GPU some may be one launch, see ``ActionChunk``.
+        """
+        warm = [call.latency_ms for call in self.calls[1:]]
+        found = {stage: [one[stage] for one in warm if stage in one] for stage in STAGES}
+        return {stage: summarise(times) for stage, times in found.items() if times}
 
     @property
     def cold_start_ms(self) -> dict[str, float]:

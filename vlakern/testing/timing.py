@@ -123,7 +123,7 @@ def clock_of(device: str) -> Callable[[], float]:
         return time.perf_counter
 
     def clock() -> float:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)  # which need not be torch's current one
         return time.perf_counter()
 
     return clock

@@ -1,0 +1,114 @@
+"""What calls of an engine may bring: one sentence for everything that does not fit.
+
+Dimension letters: R observations, V views, N action chunks, H positions of a chunk, A slots.
+"""
+
+import torch
+from torch import Tensor
+
+from vlakern.errors import InputError
+from vlakern.flow.solver import Frozen
+from vlakern.infer.buffers import Limits
+from vlakern.models.config import VLAConfig
+from vlakern.models.sequence import Batch
+
+__all__ = ["check_batch", "check_chunks", "check_fits", "check_pixels"]
+
+_WORDS = {
+    "observations": "observations",
+    "views": "views",
+    "tokens": "prefix tokens",
+    "rows": "action chunks",
+}
+_ARGUMENTS = {
+    "observations": "max_batch",
+    "views": "max_views or max_batch",
+    "tokens": "max_prefix",
+    "rows": "max_candidates",
+}
+
+
+def check_fits(limits: Limits, **found: int) -> None:
+    """Counts by the names of the limits."""
+    for name, count in found.items():
+        most = getattr(limits, name)
+        if count > most:
+            raise InputError(
+                f"found {count} {_WORDS[name]}, the engine is built for at most {most}; build"
+                f" it with a larger {_ARGUMENTS[name]}"
+            )
+
+
+def check_batch(limits: Limits, batch: Batch) -> None:
+    """Its sizes and its states."""
+    cu = batch.cu_prefix
+    views = len(batch.pixels_V3SS)
+    check_fits(limits, views=views, observations=len(cu) - 1, tokens=int(cu[-1]))
+    if not torch.isfinite(batch.state_RS).all():
+        raise InputError("a state holds a value that is not finite; expected numbers")
+
+
+def check_pixels(config: VLAConfig, pixels_V3SS: Tensor) -> None:
+    """Their size and values."""
+    side = config.vision.image_size
+    if tuple(pixels_V3SS.shape[1:]) != (3, side, side):
+        raise InputError(f"pixels are {list(pixels_V3SS.shape)}, expected [V, 3, {side}, {side}]")
+    if not torch.isfinite(pixels_V3SS).all():
+        raise InputError("an image holds a value that is not finite; expected -1 to 1")
+
+
+def check_chunks(
+    config: VLAConfig,
+    limits: Limits,
+    prefixes: int,
+    noise_NHA: Tensor,
+    n: int,
+    frozen: Frozen | None,
+    slot_mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The prefix of each of ``n`` chunks per prefix, int32 ``[N]``, and the mask, uint8 ``[N, A]``
+    of 0 and 1."""
+    rows = prefixes * n
+    _check_noise(config, noise_NHA, rows, f"{prefixes} prefixes and n = {n}")
+    check_fits(limits, rows=rows)
+    index = torch.arange(prefixes, dtype=torch.int32).repeat_interleave(n)
+    mask = None if slot_mask is None else _mask(config, slot_mask, rows)
+    if frozen is not None:
+        _check_frozen(frozen, noise_NHA)
+    return index, mask
+
+
+def _check_noise(config: VLAConfig, noise_NHA: Tensor, rows: int, why: str) -> None:
+    expected = (rows, config.chunk, config.action_dim)
+    if tuple(noise_NHA.shape) != expected or noise_NHA.dtype != torch.float32:
+        raise InputError(
+            f"noise is {noise_NHA.dtype} {list(noise_NHA.shape)}, expected fp32"
+            f" {list(expected)} for {why}"
+        )
+    if not torch.isfinite(noise_NHA).all():
+        raise InputError("noise holds a value that is not finite; draw it again")
+
+
+def _mask(config: VLAConfig, slot_mask: Tensor, rows: int) -> Tensor:
+    slots, found = config.action_dim, tuple(slot_mask.shape)
+    if found not in ((slots,), (rows, slots)):
+        raise InputError(f"slot_mask is {list(found)}, expected [{slots}] or [{rows}, {slots}]")
+    return (slot_mask != 0).to(torch.uint8).expand(rows, slots)
+
+
+def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
+    action, length = frozen.action_RHA, frozen.length_R
+    rows, chunk, _ = noise_NHA.shape
+    if action.shape != noise_NHA.shape:
+        raise InputError(
+            f"frozen actions are {list(action.shape)}, expected the noise's {list(noise_NHA.shape)}"
+        )
+    if tuple(length.shape) != (rows,) or length.is_floating_point():
+        raise InputError(
+            f"frozen lengths are {length.dtype} {list(length.shape)}, expected whole [{rows}]"
+        )
+    if bool(((length < 0) | (length > chunk)).any()):
+        raise InputError(f"frozen lengths are {length.tolist()}, expected 0 to {chunk} each")
+    done_RH = torch.arange(chunk, device=length.device) < length[:, None]
+    if not torch.isfinite(action[done_RH]).all():
+        raise InputError("frozen actions hold a value that is not finite")
