@@ -16,52 +16,10 @@ import vlakern
 from vlakern.errors import CheckpointError, InputError, Unsupported
 from vlakern.infer import Policy, load, shipped_policies
 from vlakern.infer.policy import _device, _dtype
-from vlakern.models import VLA, preset
-from vlakern.models.tokenizer import fit_tokenizer
-from vlakern.models.weights import PolicyFiles, Processing, write
-from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
+from vlakern.models.weights import Processing
 from vlakern.types import STAGES, Observation
 
 VIEWS = ("front", "wrist")
-
-
-def stats(width: int) -> VectorStats:
-    means = tuple(0.1 * i for i in range(width))
-    ones = (2.0,) * width
-    return VectorStats(
-        means, ones, (-5.0,) * width, (5.0,) * width, (-4.0,) * width, (4.0,) * width
-    )
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest policy on disk, with weights large enough to matter."""
-    torch.manual_seed(1)
-    model = VLA(preset("tiny"))
-    hand = Slot("hand", "m", 0, 3)
-    robot = Embodiment(
-        "arm",
-        "arm",
-        20.0,
-        VIEWS,
-        7,
-        5,
-        state=(Field("hand", (0, 3)), Field("joints", (3, 7))),
-        action=(Field("hand", (0, 3)), Field("grip", (3, 5))),
-    )
-    files = PolicyFiles(
-        model,
-        robot,
-        SlotMap("arm", 7, (hand, Slot("joints", "rad", 3, 7))),
-        SlotMap("arm", 5, (hand, Slot("grip", "1", 3, 5))),
-        Processing(execute=3),
-        stats(7),
-        stats(5),
-        fit_tokenizer(["push the puck", "open"], 300),
-    )
-    path = tmp_path_factory.mktemp("policies") / "tiny-arm"
-    write(path, files)
-    return path
 
 
 @pytest.fixture(scope="module")
