@@ -93,6 +93,7 @@ class Row:
         error: of its actions, see ``vlakern.bench.accuracy``.
         built_s: weights packed, kernels compiled (or found compiled) and graphs recorded [s].
         why_eager: why our engine launches its kernels one by one, if it does.
+        recorded, recording_s: graphs that our engine recorded, and how long that took [s].
     """
 
     case: str
@@ -109,6 +110,8 @@ class Row:
     stages_ms: dict[str, float]
     built_s: float
     why_eager: str | None = None
+    recorded: int = 0
+    recording_s: float = 0.0
 
 
 class Shaped(PresetSource):
@@ -122,9 +125,8 @@ class Shaped(PresetSource):
 
 
 def workload(case: Case) -> Workload:
-    sizes = {"batch": case.batch, "candidates": case.candidates}
-    source = Shaped(case.config())
-    return Workload(source, views=case.views, prompt_tokens=case.prompt_tokens, **sizes)
+    sizes = {"views": case.views, "batch": case.batch, "candidates": case.candidates}
+    return Workload(Shaped(case.config()), prompt_tokens=case.prompt_tokens, **sizes)
 
 
 class Clock:
@@ -168,7 +170,8 @@ class Ours:
             ops=by,
         )
         self.work, self.built_s = work, time.perf_counter() - begin
-        self.why_eager = self.engine.graphs.why_eager
+        graphs, self.why_eager = self.engine.graphs, self.engine.graphs.why_eager
+        self.recorded, self.recording_s = graphs.recorded, graphs.recording_s
         self._index = torch.arange(shape.batch, dtype=torch.int32)
         self._index = self._index.repeat_interleave(shape.candidates)
 
@@ -188,7 +191,7 @@ class Ours:
 class Theirs:
     """PyTorch, stage by stage, with everything that can be on the GPU before it begins."""
 
-    why_eager = None
+    why_eager, recorded, recording_s = None, 0, 0.0
 
     def __init__(self, work: Workload, dtype: str, device: str, form: Form) -> None:
         begin = time.perf_counter()
@@ -314,6 +317,8 @@ def row_of(
         dict(zip(STAGES, map(float, stages), strict=True)),
         one.built_s,
         one.why_eager,
+        one.recorded,
+        one.recording_s,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlakern.bench import latency
-from vlakern.bench.contenders import Place
+from vlakern.bench.contenders import VARIANTS, Place
 from vlakern.bench.latency import BenchConfig, run, stage_times, workload
 from vlakern.errors import ConfigError, InputError, Unsupported
 from vlakern.ops import _native
@@ -35,6 +35,19 @@ def test_stages_floors_and_ratios() -> None:
     assert all(set(ratio) == NAMES for ratio in result.ratios.values())
     assert seen.count("time vlakern-bf16 and torch-eager-bf16") == 1
     assert result.settings["prefix"] == 20
+
+
+def test_what_compiles_says_so_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the variants alone whose first call compiles, while nothing else is said."""
+    slow = {name for name, one in VARIANTS.items() if one.compiles}
+    assert slow == {"torch-compile-bf16", "torch-tuned-bf16", "torch-frozen-bf16"}
+    slow_eager = replace(VARIANTS["torch-eager-bf16"], compiles=True)
+    monkeypatch.setitem(VARIANTS, "torch-eager-bf16", slow_eager)
+    seen: list[str] = []
+    config = replace(TINY, backend="torch", dtype="fp32", runs=1, against=("torch-eager",))
+    run(config, seen.append)
+    assert "load vlakern-fp32" in seen
+    assert "load torch-eager-bf16, which compiles for minutes" in seen
 
 
 @needs_native

@@ -196,6 +196,16 @@ def test_progress_off_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_progress_says_at_once_what_may_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of its own, though the last is not 10 s old."""
+    monkeypatch.setattr(_common.time, "monotonic", lambda: 5.0)
+    stream = io.StringIO()
+    with _common.Progress(3, "bench", stream) as bar:
+        bar.update(note="machine")
+        bar.update(note="compiles for minutes", at_once=True)
+    assert stream.getvalue() == "bench: 2/3 in 0 s, compiles for minutes\n"
+
+
 def test_progress_passes_items_on(capsys: pytest.CaptureFixture[str]) -> None:
     """The items come through in order, and the last line has the count."""
     assert list(_common.progress("abc", 3, "letters")) == ["a", "b", "c"]

@@ -53,6 +53,13 @@ def test_whole_calls_of_one_robot() -> None:
     }
 
 
+def test_whole_calls_of_sizes_below_the_limits() -> None:
+    """One size of each stage is one call: what a benchmark brings, without the states' tokens."""
+    sizes = Ladders((16,), (8 * 219,), (8,))
+    limits = Limits(8, 16, 8 * 220, 8)
+    assert whole_calls(sizes, limits, view_tokens=64) == (Bucket(16, 8 * 219, 8),)
+
+
 def test_whole_calls_of_several_robots() -> None:
     """All of them or one, a chunk each or all chunks; then fewer. At most 16, one of each size."""
     limits = Limits(4, 8, 4 * 256, 8)

@@ -71,7 +71,7 @@ def test_the_reference_needs_no_workspace(lab: ModuleType, device_lab: ModuleTyp
 def test_a_split_attention_takes_the_workspace_or_memory_of_its_own(
     device_lab: ModuleType, like_a_gpu: None
 ) -> None:
-    """The shared one where it is large enough."""
+    """The shared one where it is large enough, else one for all such attentions."""
     q, k = torch.zeros(16, 4, 16), torch.zeros(2000, 2, 16)
     who = KvEnd(
         torch.tensor([0, 16]), torch.tensor([0, 2000]), torch.full((16,), 2000, dtype=torch.int32)
@@ -82,7 +82,9 @@ def test_a_split_attention_takes_the_workspace_or_memory_of_its_own(
     model = device_lab.packed_rows("tiny", "bf16")
     for size, shared in ((need, True), (need - 1, False)):
         workspace = torch.empty(size, dtype=torch.uint8)
-        parts = Calls(model, "triton", workspace, torch.empty(0))._parts(attention)
+        calls = Calls(model, "triton", workspace, torch.empty(0))
+        parts = calls._parts(attention)
         assert parts is not None
+        assert calls._parts(attention) is parts
         assert (parts is workspace) == shared
         assert parts.numel() >= need

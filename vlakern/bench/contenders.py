@@ -17,7 +17,7 @@ from vlakern import ops
 from vlakern.bench.onnxruntime import make_onnxruntime
 from vlakern.bench.openvino import make_openvino
 from vlakern.bench.torch_model import TorchModel, make_plan
-from vlakern.bench.workload import CAMERA, Call, Workload
+from vlakern.bench.workload import Call, Workload
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import integrate
 from vlakern.infer.backends import graph_refusal
@@ -69,7 +69,6 @@ class EngineContender:
             steps=work.config.steps,
             threads=place.threads,
             backend=place.backend,
-            image_sizes=[CAMERA] * shape.views,
         )
         self._prefix: Prefix | None = None
 
@@ -190,6 +189,7 @@ class Variant:
         make: builds it.
         packages: that it needs besides vlakern's own.
         staged: whether it does in each stage what vlakern does there.
+        compiles: whether its first call compiles, which takes minutes for large models.
     """
 
     name: str
@@ -197,6 +197,7 @@ class Variant:
     make: Callable[[Workload, str, Place], Contender]
     packages: tuple[str, ...] = ()
     staged: bool = True
+    compiles: bool = False
 
 
 def _torch(form: Form) -> Callable[[Workload, str, Place], Contender]:
@@ -216,9 +217,9 @@ _ALL = (
     *(Variant(f"vlakern-{dtype}", dtype, EngineContender) for dtype in OWN),
     Variant("torch-eager-bf16", "bf16", _torch("eager")),
     Variant("torch-eager-fp32", "fp32", _torch("eager")),
-    Variant("torch-compile-bf16", "bf16", _torch("compile")),
-    Variant("torch-tuned-bf16", "bf16", _torch("tuned")),
-    Variant("torch-frozen-bf16", "bf16", _torch("frozen")),
+    Variant("torch-compile-bf16", "bf16", _torch("compile"), compiles=True),
+    Variant("torch-tuned-bf16", "bf16", _torch("tuned"), compiles=True),
+    Variant("torch-frozen-bf16", "bf16", _torch("frozen"), compiles=True),
     Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
     Variant("openvino-bf16", "bf16", _openvino, ("openvino",)),
     Variant("onnxruntime-fp32", "fp32", _onnxruntime, ("onnx", "onnxruntime")),

@@ -217,7 +217,7 @@ def _run(
         seen(f"time {first.name}")
         _interleave({first.name: main}, work, config, samples)
     for other in others:
-        seen(f"load {other.name}")
+        seen(f"load {other.name}" + ", which compiles for minutes" * other.compiles)
         pair = {first.name: main, other.name: _checked(other, work, place, known, samples)}
         seen(f"time {first.name} and {other.name}")
         begin = len(samples[first.name].stages.get("total", ()))

@@ -1,7 +1,6 @@
 """What this machine can do at most: the roofs under which stages are measured."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from vlakern.bench.roofline import PASSED_ON
 from vlakern.errors import Unsupported
 from vlakern.ops import _native
 from vlakern.ops.linear.limits import ColdMemory, peak_rate
-from vlakern.testing.timing import copy_bandwidth
+from vlakern.testing.timing import clock_of, copy_bandwidth, interleave
 
 __all__ = ["Limits", "measure"]
 
@@ -80,12 +79,5 @@ def _measure_gpu(dtypes: Sequence[str], device: str) -> Limits:
 
 def _product_rate(dtype: torch.dtype, device: str) -> float:
     a, b = (torch.randn(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
-    return 2.0 * SIDE**3 / min(_seconds(lambda: a @ b) for _ in range(PASSES))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    product = {"product": lambda: a @ b}
+    return 2.0 * SIDE**3 / interleave(product, PASSES, clock=clock_of(device))["product"].best

@@ -57,14 +57,19 @@ class Progress:
         terminal = self._stream.isatty()
         self._bar = tqdm(total=total, desc=label, file=self._stream) if terminal else None
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """Counts ``count`` more; ``note`` (a loss, a rate) is shown behind the count."""
+    def update(self, count: int = 1, note: str = "", at_once: bool = False) -> None:
+        """Counts ``count`` more; ``note`` (a loss, a rate) is shown behind the count.
+
+        ``at_once``: whenever the last was shown, because what begins may take minutes.
+        """
         self._done += count
         self._note = note
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last >= LINE_EVERY_S:
+            if at_once:
+                self._bar.refresh()
+        elif at_once or time.monotonic() - self._last >= LINE_EVERY_S:
             self._line()
 
     def close(self) -> None:

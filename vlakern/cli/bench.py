@@ -72,7 +72,7 @@ def run(args: Args) -> int:
 
     config = _config(args)
     with Progress(_stops(config), "bench") as bar:
-        result = measure(config, lambda what: bar.update(1, what))
+        result = measure(config, lambda what: bar.update(1, what, at_once=True))
     _show(result)
     if args.plot is not None:
         from vlakern.bench.report import write_plot

@@ -83,9 +83,9 @@ def whole_calls(sizes: Ladders, limits: Limits, view_tokens: int) -> tuple[Bucke
     calls += [(observations, observations) for observations in range(most - 1, 1, -1)]
     found: dict[Bucket, None] = {}
     for observations, rows in calls:
-        views = observations * limits.views // most
-        tokens = observations * limits.tokens // most
-        bucket = Bucket(*sizes.of(views=views, tokens=tokens, rows=min(rows, chunks)))
+        views = min(observations * limits.views // most, sizes.views[-1])
+        tokens = min(observations * limits.tokens // most, sizes.tokens[-1])
+        bucket = Bucket(*sizes.of(views=views, tokens=tokens, rows=min(rows, sizes.rows[-1])))
         prompts = [one for one in sizes.tokens if views * view_tokens < one <= bucket.tokens]
         found |= {replace(bucket, tokens=one): None for one in reversed(prompts)}
         if len(found) >= WHOLE:

@@ -1,7 +1,7 @@
 """Ops bound to packed weights and fixed memory: what the programs of a device engine consist of."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,12 +45,14 @@ class Calls:
         backend: of the ops.
         workspace: uint8, that calls share since they run in turn; None where the backend has none.
         lse: fp32, where every attention leaves its log-sum-exp.
+        parts: memory of attentions for which the workspace is too small; they share it as well.
     """
 
     model: PackedModel
     backend: str
     workspace: Tensor | None
     lse: Tensor
+    parts: list[Tensor] = field(default_factory=list)
 
     def linear(
         self,
@@ -128,9 +130,11 @@ class Calls:
         if self.workspace is None:
             return None
         size = attention_workspace_bytes(a.q, a.k, a.who)
-        if size <= self.workspace.numel():
-            return self.workspace
-        return torch.empty(size, dtype=torch.uint8, device=a.q.device)
+        for one in (self.workspace, *self.parts):
+            if size <= one.numel():
+                return one
+        self.parts.append(torch.empty(size, dtype=torch.uint8, device=a.q.device))
+        return self.parts[-1]
 
 
 def calls_for(

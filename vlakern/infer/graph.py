@@ -5,6 +5,7 @@ waits for nothing and reads no value back, so that a recording of it is the prog
 """
 
 import gc
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -17,6 +18,7 @@ __all__ = ["CudaRecorder", "Graphs", "Program", "Recorder", "Run"]
 
 Run = Callable[[], object]
 Program = Sequence[Run]
+RECORDING = threading.Lock()  # one at a time in a process, as torch has it
 WARM_UP = 2  # runs before a capture: they make handles and workspaces, which a capture must not
 
 
@@ -54,7 +56,8 @@ class CudaRecorder:
         where = {"pool": self._pool, "stream": self._side}
         # torch leaves the side stream current where it cannot end a capture.
         current = torch.cuda.stream(torch.cuda.current_stream(self._device))
-        with _uncollected(), current, torch.cuda.graph(graph, capture_error_mode=mode, **where):
+        captured = torch.cuda.graph(graph, capture_error_mode=mode, **where)
+        with RECORDING, _uncollected(), current, captured:
             run_all(program)
         return graph.replay
 

@@ -277,6 +277,7 @@ class Policy:
                 # For other words: growing costs a moment, on a GPU seconds, and the robot waits.
                 step = 32 if self.device == "cpu" else 128
                 room = each + step - each % step
+            self._engine = None  # its memory is the next one's
             self._engine = Engine(
                 self._model,
                 max_batch=largest,
