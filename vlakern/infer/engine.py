@@ -279,13 +279,12 @@ class Engine:
         Raises:
             InputError: more than the engine is built for.
         """
-        observations = len(batch.cu_prefix) - 1
-        rows, tokens = observations * n, int(batch.cu_prefix[-1])
-        most = self.limits
-        check_fits(most, views=len(images), observations=observations, tokens=tokens, rows=rows)
         stages = self._stages
         if not isinstance(stages, GraphEngine) or batch.pixels_V3SS.numel():
             return False
+        most, observations = self.limits, len(batch.cu_prefix) - 1
+        rows, tokens = observations * n, int(batch.cu_prefix[-1])
+        check_fits(most, views=len(images), observations=observations, tokens=tokens, rows=rows)
         with self._lock:
             return stages.at_once(images, batch, rows)
 
