@@ -29,6 +29,7 @@ from vlakern.ops.linear import PackedLinear
 from vlakern.ops.linear.packed import ISA, LAYOUT
 from vlakern.ops.linear.reference import KINDS
 from vlakern.records import from_dict, to_dict
+from vlakern.untrusted import parse_json
 
 __all__ = ["cache_path", "cached_model", "read_packed", "weights_key", "write_packed"]
 
@@ -263,8 +264,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int, bytes]:
     if hashlib.sha256(text).digest() != front[24:56]:
         raise CheckpointError(f"{path} has a damaged header")
     try:
-        header = json.loads(text)
-    except (RecursionError, ValueError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):
         raise CheckpointError(f"{path} has a damaged header")
