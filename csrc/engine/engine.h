@@ -16,13 +16,14 @@
 
 namespace vlakern {
 
-// int32 but for the state. T joint rows are the semantic rows and one state row per document.
+// int32 but for the state. T joint rows are the semantic rows and one state row per document, where
+// the action expert owns the states.
 struct PrefixInput {
   Tensor tokens;          // [L] ids of all text tokens
-  Tensor semantic_order;  // [E] row of [text | image tokens] for each semantic row
+  Tensor semantic_order;  // [E] row of [text | image tokens | states] for each semantic row
   Tensor state;           // [R, state] fp32
   Tensor semantic_rows;   // [E] joint row of each
-  Tensor action_rows;     // [R]
+  Tensor action_rows;     // [R], or none
   Tensor order;           // [T] row of [semantic | action] rows for each joint row
   Tensor positions;       // [T]
   Tensor cu;              // [R + 1]
@@ -72,14 +73,18 @@ class Engine {
   void embed_view(std::int64_t view) const;
   void connect(std::int64_t views) const;
   void check(const PrefixInput& in, std::int64_t views) const;
-  void embed_prefix(const PrefixInput& in) const;
+  void embed_prefix(const PrefixInput& in, std::int64_t views) const;
+  void embed_states(const PrefixInput& in) const;
   void prefix_layer(const PrefixInput& in, std::int64_t layer) const;
   void check(const IntegrateInput& in) const;
   void place_actions(const IntegrateInput& in) const;
   void embed_actions(const IntegrateInput& in, const float* x, std::int64_t evaluation) const;
   std::optional<Tensor> packed_prefix(const Tensor& k, const Tensor& v, const Tensor& cu,
                                       std::int64_t layer, bool first) const;
-  void action_layer(const IntegrateInput& in, std::int64_t layer, bool first) const;
+  void action_norm(const IntegrateInput& in, std::int64_t evaluation, std::int64_t norm) const;
+  void action_attention(const IntegrateInput& in, std::int64_t layer, bool first) const;
+  void action_layer(const IntegrateInput& in, std::int64_t evaluation, std::int64_t layer,
+                    bool first) const;
   // `alone`: not one of an integration's evaluations, the first of which packs the prefixes.
   void evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation, bool alone,
                 float* velocity) const;

@@ -112,7 +112,13 @@ void Engine::place_actions(const IntegrateInput& in) const {
       at_.tau[row] = 0;
       std::memcpy(at_.cos + row * half, model_.cos + position * half, bytes);
       std::memcpy(at_.sin + row * half, model_.sin + position * half, bytes);
+      if (s.adaptive) at_.group[row] = in.frozen && h < ints(*in.frozen_len)[n] ? 1 : 0;
+      if (s.cross_every == 0) continue;
+      at_.alone_kv_end[row] = cu[1] - cu[0];
+      std::memcpy(at_.alone_cos + row * half, model_.cos + h * half, bytes);
+      std::memcpy(at_.alone_sin + row * half, model_.sin + h * half, bytes);
     }
+    if (s.cross_every > 0) at_.alone_cu[n] = at_.alone_cu[n + 1] = 0;
     if (!in.frozen) continue;
     const std::int64_t first = n * s.chunk * s.slots;
     const std::int64_t count = ints(*in.frozen_len)[n] * s.slots;
@@ -128,6 +134,12 @@ void Engine::embed_actions(const IntegrateInput& in, const float* x,
                            std::int64_t evaluation) const {
   const ModelSizes& s = model_.sizes;
   const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
+  if (s.adaptive) {
+    const Rows slots = rows_of(const_cast<float*>(x), s.slots);
+    Calls(isa_, threads_, at_.workspace)
+        .linear(model_.action_in_first, rows, slots, rows_of(at_.action_x, width));
+    return;
+  }
   const float* time = model_.times + evaluation * width;
   ActionEmbedParams p{model_.action_in_first, model_.action_in_last, false};
   LinearParams& first = p.first;
@@ -178,30 +190,54 @@ std::optional<Tensor> Engine::packed_prefix(const Tensor& k, const Tensor& v, co
   return packed;
 }
 
-void Engine::action_layer(const IntegrateInput& in, std::int64_t i, bool first) const {
+// Norm number `norm` of the action expert, after which its rows are in `normed`. An adaptive one
+// first adds what the last half of a layer left in `added`.
+void Engine::action_norm(const IntegrateInput& in, std::int64_t evaluation,
+                         std::int64_t norm) const {
   const ModelSizes& s = model_.sizes;
-  const ExpertLayer& layer = model_.action[static_cast<std::size_t>(i)];
   const Calls calls(isa_, threads_, at_.workspace);
-  const std::int64_t chunks = in.x.shape[0], rows = chunks * s.chunk;
-  const Rows x = rows_of(at_.action_x, s.action.hidden);
-  const Rows normed = rows_of(at_.normed, s.action.hidden);
+  const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
+  const Rows x = rows_of(at_.action_x, width), normed = rows_of(at_.normed, width);
+  if (!s.adaptive) {
+    calls.norm(NormKind::kRms, rows, width, s.eps, x, normed);
+    return;
+  }
+  const std::int64_t of_time = s.norms() * 3 * width;
+  const float* scale = model_.modulations + evaluation * of_time + norm * 3 * width;
+  const float* gate = norm == 0 ? nullptr : scale - width;  // the last part of the norm before
+  calls.norm({scale, gate, at_.added, in.frozen ? at_.group : nullptr,
+              (model_.evaluations - evaluation) * of_time},
+             rows, width, s.eps, x, normed);
+}
+
+void Engine::action_attention(const IntegrateInput& in, std::int64_t i, bool first) const {
+  const ModelSizes& s = model_.sizes;
+  const bool crosses = s.crosses(i);
+  const std::int64_t chunks = in.x.shape[0], rows = chunks * s.chunk, own = crosses ? 0 : rows;
   const Rows qkv = rows_of(at_.action_qkv, s.qkv_width(), model_.dtype);
   const Rows q = rows_of(at_.q, s.q_width(), model_.dtype);
   const Rows out = rows_of(at_.out, s.q_width(), model_.dtype);
-  qkv_half(calls, layer, s, rows, false, x, normed, qkv);
   const Tensor k =
-      heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
+      heads_of(rows_of(at_.own_k, s.kv_width(), model_.dtype), own, s.groups, s.head_dim);
   const Tensor v =
-      heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), rows, s.groups, s.head_dim);
+      heads_of(rows_of(at_.own_v, s.kv_width(), model_.dtype), own, s.groups, s.head_dim);
   QkvPrepParams& prep = prep_params(rows, k, v);
+  if (crosses) {
+    prep.groups = 0;
+    prep.cos = at_.alone_cos;
+    prep.sin = at_.alone_sin;
+  }
+  const ExpertLayer& layer = model_.action[static_cast<std::size_t>(i)];
   prep.experts.push_back(qkv_expert(layer, s, qkv, q, at_.rows, 0, rows));
   qkv_prep_cpu(prep, isa_, threads_);
   const std::int64_t cached = ints(in.cu_prefix)[in.cu_prefix.shape[0] - 1];
   const Tensor prefix_k = layer_of(in.kv, i, 0, cached), prefix_v = layer_of(in.kv, i, 1, cached);
   const Tensor cu = vector_of(at_.cu, chunks + 1, DType::kI32);
-  SharedAttentionTensors attention = attention_of(
-      heads_of(q, rows, s.heads, s.head_dim), k, v, cu, vector_of(at_.kv_end, rows, DType::kI32),
-      heads_of(out, rows, s.heads, s.head_dim), lse_of(rows));
+  const Tensor ends = vector_of(crosses ? at_.alone_kv_end : at_.kv_end, rows, DType::kI32);
+  SharedAttentionTensors attention =
+      attention_of(heads_of(q, rows, s.heads, s.head_dim), k, v, cu, ends,
+                   heads_of(out, rows, s.heads, s.head_dim), lse_of(rows));
+  if (crosses) attention.cu_k = vector_of(at_.alone_cu, chunks + 1, DType::kI32);
   attention.cu_prefix = in.cu_prefix;
   attention.prefix_index = in.prefix_index;
   attention.prefix_k = prefix_k;
@@ -209,8 +245,25 @@ void Engine::action_layer(const IntegrateInput& in, std::int64_t i, bool first) 
   attention.packed = packed_prefix(prefix_k, prefix_v, in.cu_prefix, i, first);
   shared_attention_cpu(attention, 1.0f / std::sqrt(static_cast<float>(s.head_dim)), isa_name_,
                        threads_);
-  calls.linear(*layer.o, rows, out, x, true);
-  mlp_half(calls, layer, rows, s.eps, x, normed, rows_of(at_.hidden, s.action.mlp, model_.dtype));
+}
+
+void Engine::action_layer(const IntegrateInput& in, std::int64_t evaluation, std::int64_t i,
+                          bool first) const {
+  const ModelSizes& s = model_.sizes;
+  const ExpertLayer& layer = model_.action[static_cast<std::size_t>(i)];
+  const Calls calls(isa_, threads_, at_.workspace);
+  const std::int64_t rows = in.x.shape[0] * s.chunk;
+  const Rows normed = rows_of(at_.normed, s.action.hidden);
+  const Rows hidden = rows_of(at_.hidden, s.action.mlp, model_.dtype);
+  // Adaptive norms add, since only they know the gate.
+  const Rows sum = rows_of(s.adaptive ? at_.added : at_.action_x, s.action.hidden);
+  action_norm(in, evaluation, 2 * i);
+  calls.linear(layer.qkv, rows, normed, rows_of(at_.action_qkv, s.qkv_width(), model_.dtype));
+  action_attention(in, i, first);
+  calls.linear(*layer.o, rows, rows_of(at_.out, s.q_width(), model_.dtype), sum, !s.adaptive);
+  action_norm(in, evaluation, 2 * i + 1);
+  calls.linear(*layer.gate_up, rows, normed, hidden);
+  calls.linear(*layer.down, rows, hidden, sum, !s.adaptive);
 }
 
 void Engine::evaluate(const IntegrateInput& in, const float* x, std::int64_t evaluation, bool alone,
@@ -218,13 +271,18 @@ void Engine::evaluate(const IntegrateInput& in, const float* x, std::int64_t eva
   const ModelSizes& s = model_.sizes;
   const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
   embed_actions(in, x, evaluation);
-  for (std::int64_t i = 0; i < s.layers; ++i) action_layer(in, i, evaluation == 0 || alone);
+  for (std::int64_t i = 0; i < s.layers; ++i) {
+    action_layer(in, evaluation, i, evaluation == 0 || alone);
+  }
   const Calls calls(isa_, threads_, at_.workspace);
-  const Rows normed = rows_of(at_.normed, width);
   const Rows hidden = rows_of(at_.hidden, width, model_.dtype);
-  calls.norm(NormKind::kRms, rows, width, s.eps, rows_of(at_.action_x, width), normed);
-  calls.linear(model_.action_out_first, rows, normed, hidden);
-  calls.linear(model_.action_out_last, rows, hidden, rows_of(velocity, s.slots));
+  action_norm(in, evaluation, 2 * s.layers);
+  Rows last = rows_of(at_.normed, width);
+  if (model_.action_out_first) {
+    calls.linear(*model_.action_out_first, rows, last, hidden);
+    last = hidden;
+  }
+  calls.linear(model_.action_out_last, rows, last, rows_of(velocity, s.slots));
 }
 
 void Engine::velocity(const IntegrateInput& in, std::int64_t evaluation,

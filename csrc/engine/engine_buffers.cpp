@@ -1,6 +1,7 @@
 #include "engine/engine_buffers.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -52,6 +53,9 @@ class Workspaces {
     seen_.push_back(key);
     most_ = std::max(most_, workspace(w, rows));
   }
+  void add(const std::optional<Matrix>& w, std::int64_t rows) {
+    if (w) add(*w, rows);
+  }
   std::int64_t most() const { return most_; }
 
  private:
@@ -62,9 +66,10 @@ class Workspaces {
 void add_layers(Workspaces& all, const std::vector<ExpertLayer>& layers, std::int64_t rows) {
   for (const ExpertLayer& layer : layers) {
     all.add(layer.qkv, rows);
-    for (const auto* one : {&layer.kv, &layer.o, &layer.gate_up, &layer.down}) {
-      if (*one) all.add(**one, rows);
-    }
+    all.add(layer.kv, rows);
+    all.add(layer.o, rows);
+    all.add(layer.gate_up, rows);
+    all.add(layer.down, rows);
   }
 }
 
@@ -83,13 +88,20 @@ std::int64_t most_workspace(const EngineModel& m, const EngineLimits& limits,
       all.add(*w, limits.views * v.rows());
     }
   }
-  for (const Matrix& w : m.connector) all.add(w, limits.views * v.tokens());
+  all.add(m.connector, limits.views * v.tokens());
+  all.add(m.connector_last, limits.views * v.tokens());
   add_layers(all, m.semantic, limits.tokens);
   add_layers(all, m.action, action_rows);
-  for (const Matrix* w : {&m.state[0], &m.state[1], &m.action_in_first, &m.action_in_last,
-                          &m.action_out_first, &m.action_out_last}) {
-    all.add(*w, action_rows);
+  for (const ExpertLayer& layer : m.action) {
+    all.add(layer.cross_k, limits.tokens);
+    all.add(layer.cross_v, limits.tokens);
   }
+  all.add(m.state, action_rows);
+  all.add(m.state_last, action_rows);
+  all.add(m.action_in_first, action_rows);
+  all.add(m.action_in_last, action_rows);
+  all.add(m.action_out_first, action_rows);
+  all.add(m.action_out_last, action_rows);
   return all.most();
 }
 
@@ -142,11 +154,24 @@ void take_layers(Arena& arena, const EngineModel& m, const EngineLimits& limits,
   arena.take(b.action_qkv, action_rows * s.qkv_width(), size);
   arena.take(b.q, rows * s.q_width(), size);
   arena.take(b.out, rows * s.q_width(), size);
-  arena.take(b.hidden, std::max(tokens * s.semantic.mlp, action_rows * s.action.mlp), size);
+  arena.take(b.hidden,
+             std::max({tokens * s.semantic.mlp, action_rows * s.action.mlp,
+                       limits.documents * s.state_width(), action_rows * s.action.hidden}),
+             size);
   arena.take(b.cos, rows * s.head_dim / 2);
   arena.take(b.sin, rows * s.head_dim / 2);
-  arena.take(b.own_k, action_rows * s.kv_width(), size);
-  arena.take(b.own_v, action_rows * s.kv_width(), size);
+  const bool crosses = s.cross_every > 0;
+  const std::int64_t own = crosses ? rows : action_rows, alone = crosses ? action_rows : 0;
+  arena.take(b.own_k, own * s.kv_width(), size);
+  arena.take(b.own_v, own * s.kv_width(), size);
+  arena.take(b.alone_cos, alone * s.head_dim / 2);
+  arena.take(b.alone_sin, alone * s.head_dim / 2);
+  arena.take(b.alone_cu, crosses ? limits.rows + 1 : 0);
+  arena.take(b.alone_kv_end, alone);
+  const bool semantic_states = s.owner == StateOwner::kSemantic;
+  arena.take(b.states, semantic_states ? limits.documents * s.semantic.hidden : 0);
+  arena.take(b.added, s.adaptive ? action_rows * s.action.hidden : 0);
+  arena.take(b.group, s.adaptive ? action_rows : 0);
   arena.take(b.packed, s.layers * b.packed_bytes);
   arena.take(b.time, action_rows * s.action.hidden);
   arena.take(b.embedded, action_rows * s.action.hidden);

@@ -38,9 +38,11 @@ struct EngineBuffers {
   char* hidden;          // [rows, mlp]
   float* cos;            // [T or M, D / 2]
   float* sin;            // [T or M, D / 2]
-  char* own_k;           // [M, G, D]
-  char* own_v;           // [M, G, D]
+  char* own_k;           // [M, G, D], or [T or M, G, D] where layers cross
+  char* own_v;           // likewise
+  float* states;         // [R, hidden]: state tokens of the semantic expert
   float* time;           // [M, hidden]: of each row, where positions are frozen
+  float* added;          // [M, hidden]: what the next adaptive norm adds times a gate
   float* embedded;       // [M, hidden]
   char* packed;          // [layers, packed_bytes]: prefixes as attention reads them, or nothing
   float* velocity[2];    // [M, A]
@@ -50,6 +52,13 @@ struct EngineBuffers {
   std::int32_t* rows;    // [M]
   std::int32_t* cu;      // [N + 1]
   std::int32_t* kv_end;  // [M]
+  std::int32_t* group;   // [M]: 1 of frozen positions, for adaptive norms
+
+  // Of actions that see the prefix alone, empty where no layer crosses.
+  float* alone_cos;            // [M, D / 2]
+  float* alone_sin;            // [M, D / 2]
+  std::int32_t* alone_cu;      // [N + 1]: no keys of their own
+  std::int32_t* alone_kv_end;  // [M]
 
   std::int64_t workspace_bytes;
   std::int64_t packed_bytes;  // 0 where attention has no packed form

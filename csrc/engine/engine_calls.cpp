@@ -49,6 +49,32 @@ void Calls::norm(NormKind kind, std::int64_t m, std::int64_t width, float eps, c
   norm_cpu(p, isa_, threads_);
 }
 
+void Calls::norm(const Adaptive& a, std::int64_t m, std::int64_t width, float eps, const Rows& x,
+                 const Rows& y) const {
+  const auto vectors = [&](const float* first) {
+    char* data = reinterpret_cast<char*>(const_cast<float*>(first));
+    return NormMatrix{data, a.step * static_cast<std::int64_t>(sizeof(float)), DType::kF32};
+  };
+  NormParams p{};
+  p.x = norm_matrix(x);
+  p.y = norm_matrix(y);
+  p.scale = vectors(a.scale);
+  p.shift = vectors(a.scale + width);
+  if (a.gate != nullptr) {
+    p.gate = vectors(a.gate);
+    p.residual = norm_matrix(rows_of(const_cast<float*>(a.added), width));
+    p.h = p.x;
+  }
+  p.row_group = a.group;
+  p.row_group_stride = 1;
+  p.rows = m;
+  p.width = width;
+  p.groups = a.group == nullptr ? 1 : 2;
+  p.kind = NormKind::kRms;
+  p.eps = eps;
+  norm_cpu(p, isa_, threads_);
+}
+
 void mlp_half(const Calls& calls, const ExpertLayer& layer, std::int64_t m, float eps,
               const Rows& x, const Rows& normed, const Rows& hidden) {
   calls.norm(NormKind::kRms, m, layer.gate_up->k, eps, x, normed);

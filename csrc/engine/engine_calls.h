@@ -49,6 +49,15 @@ inline SharedAttentionTensors attention_of(const Tensor& q, const Tensor& k, con
   return {q, k, v, cu, cu, kv_end, {}, {}, {}, {}, {}, {}, out, lse};
 }
 
+// x += gate * added, and RMSNorm(x) * (1 + scale) + shift.
+struct Adaptive {
+  const float* scale;         // [width]; the second group's are `step` further, here and below
+  const float* gate;          // [width] or null: nothing was added
+  const float* added;         // [m, width]
+  const std::int32_t* group;  // [m] 0 or 1, or null: all rows are of the first
+  std::int64_t step;          // [elements]
+};
+
 class Calls {
  public:
   Calls(Isa isa, int threads, char* workspace)
@@ -61,6 +70,8 @@ class Calls {
   void linear(const Matrix& w, std::int64_t m, const Rows& x, const Rows& out,
               const Rows& residual) const;
   void norm(NormKind kind, std::int64_t m, std::int64_t width, float eps, const Rows& x,
+            const Rows& y) const;
+  void norm(const Adaptive& a, std::int64_t m, std::int64_t width, float eps, const Rows& x,
             const Rows& y) const;
 
   Isa isa() const { return isa_; }

@@ -1,5 +1,6 @@
 #include "engine/engine_model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/error.h"
@@ -95,18 +96,30 @@ class Reader {
 };
 
 ExpertLayer expert_layer(const Reader& read, const std::string& name, const ModelSizes& s,
-                         const ExpertSizes& e, bool last, bool prefix_only) {
-  ExpertLayer layer;
-  const bool kv_only = last && prefix_only;
+                         const ExpertSizes& e, std::int64_t i, bool semantic) {
+  ExpertLayer layer{};
+  const bool last = i == s.layers - 1, kv_only = last && semantic;
   const std::int64_t kv = 2 * s.kv_width();
-  layer.qkv = kv_only ? read.matrix(name + ".kv", kv, e.hidden, Bias::kNo)
-                      : read.matrix(name + ".qkv", s.qkv_width(), e.hidden, Bias::kNo);
-  if (last) layer.kv = kv_only ? layer.qkv : read.matrix(name + ".kv", kv, e.hidden, Bias::kNo);
-  layer.q_norm = read.head_norm(name + ".q_norm", s.head_dim);
-  layer.k_norm = read.head_norm(name + ".k_norm", s.head_dim);
+  if (s.crosses(i) && !semantic) {
+    layer.qkv = read.matrix(name + ".q", s.q_width(), e.hidden, Bias::kNo);
+    layer.cross_k = read.matrix(name + ".cross_k", s.kv_width(), s.kv_width(), Bias::kNo);
+    layer.cross_v = read.matrix(name + ".cross_v", s.kv_width(), s.kv_width(), Bias::kNo);
+  } else {
+    layer.qkv = kv_only ? read.matrix(name + ".kv", kv, e.hidden, Bias::kNo)
+                        : read.matrix(name + ".qkv", s.qkv_width(), e.hidden, Bias::kNo);
+  }
+  if (kv_only) layer.kv = layer.qkv;
+  if (last && !semantic && s.owner == StateOwner::kAction) {
+    layer.kv = read.matrix(name + ".kv", kv, e.hidden, Bias::kNo);
+  }
+  if (s.qk_norm) {
+    layer.q_norm = read.head_norm(name + ".q_norm", s.head_dim);
+    layer.k_norm = read.head_norm(name + ".k_norm", s.head_dim);
+  }
   if (kv_only) return layer;
   layer.o = read.matrix(name + ".o", e.hidden, s.q_width(), Bias::kNo);
-  layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, Bias::kNo, "silu_gate");
+  layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, Bias::kNo,
+                              s.gelu_gate ? "gelu_tanh_gate" : "silu_gate");
   layer.down = read.matrix(name + ".down", e.hidden, e.mlp, Bias::kNo);
   return layer;
 }
@@ -122,16 +135,41 @@ void read_vision(const Reader& read, EngineModel& m) {
   m.patch =
       read.matrix("vision.patch", v.hidden, channels * v.patch_side() * v.patch_side(), Bias::kYes);
   m.place = read.table("vision.place", v.hidden, v.rows());
+  const char* gelu = v.gelu_tanh ? "gelu_tanh" : "gelu_erf";
   for (std::int64_t i = 0; i < v.layers; ++i) {
     const std::string name = "vision." + text(i);
     m.vision.push_back({read.matrix(name + ".qkv", 3 * v.hidden, v.hidden, Bias::kYes),
                         read.matrix(name + ".proj", v.hidden, v.hidden, Bias::kYes),
-                        read.matrix(name + ".fc1", v.mlp, v.hidden, Bias::kYes, "gelu_erf"),
+                        read.matrix(name + ".fc1", v.mlp, v.hidden, Bias::kYes, gelu),
                         read.matrix(name + ".fc2", v.hidden, v.mlp, Bias::kYes)});
   }
   const std::int64_t out = m.sizes.semantic.hidden;
-  m.connector[0] = read.matrix("connector.0", out, v.joined(), Bias::kYes, "gelu_erf");
-  m.connector[1] = read.matrix("connector.1", out, out, Bias::kYes);
+  m.connector = read.matrix("connector.0", out, v.joined(), Bias::kYes,
+                            v.linear_connector ? "none" : "gelu_erf");
+  if (!v.linear_connector) m.connector_last = read.matrix("connector.1", out, out, Bias::kYes);
+}
+
+// From states and actions to tokens, and from tokens to velocities.
+void read_edges(const Reader& read, EngineModel& m) {
+  const ModelSizes& s = m.sizes;
+  const std::int64_t hidden = s.action.hidden, owner = s.state_width();
+  if (s.owner != StateOwner::kNone) {
+    m.state = read.matrix("state.0", owner, s.state, Bias::kYes, s.linear_state ? "none" : "relu");
+    if (!s.linear_state) m.state_last = read.matrix("state.1", owner, owner, Bias::kYes);
+  }
+  const std::int64_t times = m.evaluations + 1;
+  if (s.adaptive) {
+    m.action_in_first = read.matrix("action_in.first", hidden, s.slots, Bias::kYes);
+    m.modulations = read.table("action.modulation", hidden, times * s.norms() * 3);
+  } else {
+    m.action_in_first = read.matrix("action_in.first", hidden, s.slots, Bias::kNo, "silu");
+    m.action_in_last = read.matrix("action_in.last", hidden, hidden, Bias::kYes);
+    m.times = read.table("action_in.time", hidden, times);
+  }
+  if (!s.linear_out) {
+    m.action_out_first = read.matrix("action_out.first", hidden, hidden, Bias::kYes, "relu");
+  }
+  m.action_out_last = read.matrix("action_out.last", s.slots, hidden, Bias::kYes);
 }
 
 std::int64_t evaluations(const ModelSizes& s) { return s.steps * (s.solver == "euler" ? 1 : 2); }
@@ -171,7 +209,10 @@ ModelSizes model_sizes(const Facts& f) {
               f.count("vision.shuffle"),
               {},
               f.count("vision.class_token", 0) != 0,
-              f.real("vision.eps")};
+              f.real("vision.eps"),
+              f.count("vision.gelu_tanh", 0) != 0,
+              f.count("vision.final_norm", 0) != 0,
+              f.count("vision.linear", 0) != 0};
   const std::int64_t convolutions = f.count("vision.stem", 0);
   for (std::int64_t i = 0; i < convolutions; ++i) {
     s.vision.stem.push_back(f.count("vision.stem." + text(i)));
@@ -190,6 +231,20 @@ ModelSizes model_sizes(const Facts& f) {
   s.solver = f.word("solver");
   s.causal_actions = f.count("causal_actions", 0) != 0;
   s.eps = f.real("eps");
+  s.qk_norm = f.count("qk_norm", 0) != 0;
+  s.gelu_gate = f.count("gelu_gate", 0) != 0;
+  s.adaptive = f.count("adaptive", 0) != 0;
+  s.owner = static_cast<StateOwner>(std::min<std::int64_t>(f.count("state_owner", 0), 2));
+  s.linear_state = f.count("linear_state", 0) != 0;
+  s.linear_out = f.count("linear_out", 0) != 0;
+  s.cross_every = f.count("cross_every", 0);
+  if (s.owner == StateOwner::kAction && (s.adaptive || s.cross_every > 0)) {
+    fail("with adaptive norms or layers that cross, the action expert has no state token");
+  }
+  if (s.qk_norm && s.cross_every > 0) fail("layers that cross have no QK-norm");
+  if (s.vision.final_norm && !s.vision.linear_connector) {
+    fail("a final norm of vision goes with a linear connector");
+  }
   if (s.solver != "euler" && s.solver != "midpoint" && s.solver != "heun") {
     fail("the solver is " + s.solver + ", expected euler, midpoint or heun");
   }
@@ -215,19 +270,11 @@ EngineModel engine_model(const ModelSizes& s, const EngineWeights& weights,
   dims.check("embed", m.embed, {vocab.c_str(), width.c_str()}, {DType::kF32, DType::kBF16});
   if (m.embed.stride[1] != 1) fail("embed must have adjacent columns");
   for (std::int64_t i = 0; i < s.layers; ++i) {
-    const bool last = i == s.layers - 1;
-    m.semantic.push_back(expert_layer(read, "semantic." + text(i), s, s.semantic, last, true));
-    m.action.push_back(expert_layer(read, "action." + text(i), s, s.action, last, false));
+    m.semantic.push_back(expert_layer(read, "semantic." + text(i), s, s.semantic, i, true));
+    m.action.push_back(expert_layer(read, "action." + text(i), s, s.action, i, false));
   }
-  const std::int64_t hidden = s.action.hidden;
-  m.state[0] = read.matrix("state.0", hidden, s.state, Bias::kYes, "relu");
-  m.state[1] = read.matrix("state.1", hidden, hidden, Bias::kYes);
-  m.action_in_first = read.matrix("action_in.first", hidden, s.slots, Bias::kNo, "silu");
-  m.action_in_last = read.matrix("action_in.last", hidden, hidden, Bias::kYes);
-  m.action_out_first = read.matrix("action_out.first", hidden, hidden, Bias::kYes, "relu");
-  m.action_out_last = read.matrix("action_out.last", s.slots, hidden, Bias::kYes);
   m.evaluations = evaluations(s);
-  m.times = read.table("action_in.time", hidden, m.evaluations + 1);
+  read_edges(read, m);
   m.cos = read.table("rope.cos", s.head_dim / 2, s.chunk + 1, &m.positions);
   m.sin = read.table("rope.sin", s.head_dim / 2, m.positions);
   return m;

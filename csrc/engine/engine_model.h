@@ -2,9 +2,11 @@
 //
 // Names: vision.{stem.i, patch, i.qkv, i.proj, i.fc1, i.fc2}, connector.{0, 1}, embed,
 // semantic.i.{qkv, o, gate_up, down}, of the last layer `kv` alone; action.i.{qkv, o, gate_up,
-// down}; both experts' i.{q_norm, k_norm}; state.{0, 1}, action_in.{first, last},
-// action_out.{first, last}; tensors vision.place, rope.cos, rope.sin and action_in.time. Weights of
-// norms and residual scales are folded into the matrices next to them.
+// down}, where layers cross {q, cross_k, cross_v} for qkv; both experts' i.{q_norm, k_norm};
+// state.{0, 1}, action_in.{first, last}, action_out.{first, last}; tensors vision.place, rope.cos,
+// rope.sin and action_in.time or action.modulation. Weights of norms and residual scales are folded
+// into the matrices next to them. Linear edges have one matrix each: connector.0, state.0,
+// action_in.first, action_out.last.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +27,9 @@ struct VisionSizes {
   std::vector<std::int64_t> stem;  // widths of the stride-2 convolutions
   bool class_token;
   float eps;
+  bool gelu_tanh;         // else the exact GELU
+  bool final_norm;        // a LayerNorm after the last block
+  bool linear_connector;  // one product, else two with a norm before and a GELU between
 
   std::int64_t stem_side() const { return image >> stem.size(); }  // of the stem's output [px]
   std::int64_t patch_side() const { return patch >> stem.size(); }
@@ -39,6 +44,9 @@ struct ExpertSizes {
   std::int64_t hidden, mlp;
 };
 
+// Whose token the state is.
+enum class StateOwner : int { kAction, kSemantic, kNone };
+
 struct ModelSizes {
   VisionSizes vision;
   ExpertSizes semantic, action;
@@ -47,7 +55,20 @@ struct ModelSizes {
   std::string solver;  // euler, midpoint or heun
   bool causal_actions;
   float eps;
+  bool qk_norm;
+  bool gelu_gate;  // tanh GELU, else SiLU
+  bool adaptive;   // the action expert's norms take scale, shift and gate from flow time
+  StateOwner owner;
+  bool linear_state, linear_out;
+  std::int64_t cross_every;  // 0, or the actions see the prefix alone in every so manieth layer
 
+  bool crosses(std::int64_t layer) const {
+    return cross_every > 0 && (layer + 1) % cross_every == 0;
+  }
+  std::int64_t norms() const { return 2 * layers + 1; }  // of the action expert
+  std::int64_t state_width() const {
+    return owner == StateOwner::kSemantic ? semantic.hidden : action.hidden;
+  }
   std::int64_t q_width() const { return heads * head_dim; }
   std::int64_t kv_width() const { return groups * head_dim; }
   std::int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
@@ -92,10 +113,11 @@ struct VisionLayer {
 };
 
 struct ExpertLayer {
-  Matrix qkv;                // of the semantic expert's last layer keys and values alone
-  std::optional<Matrix> kv;  // the last layer's, for prefixes
+  Matrix qkv;  // of the semantic expert's last layer keys and values alone, q where layers cross
+  std::optional<Matrix> kv;                // the last layer's, for prefixes
   std::optional<Matrix> o, gate_up, down;  // not in the semantic expert's last layer
-  QkvWeight q_norm, k_norm;
+  std::optional<Matrix> cross_k, cross_v;  // of the semantic expert's keys and values
+  QkvWeight q_norm, k_norm;                // null without QK-norm
 };
 
 struct EngineModel {
@@ -106,14 +128,18 @@ struct EngineModel {
   Matrix patch;
   std::vector<VisionLayer> vision;
   const float* place;  // [rows of a view, hidden]: positions, the class token added to its own
-  Matrix connector[2];
+  Matrix connector;
+  std::optional<Matrix> connector_last;
   Tensor embed;  // [vocab, semantic hidden] bf16 or fp32
   std::vector<ExpertLayer> semantic, action;
-  Matrix state[2];
-  Matrix action_in_first, action_in_last;
+  std::optional<Matrix> state, state_last;
+  Matrix action_in_first;
+  std::optional<Matrix> action_in_last;  // not with adaptive norms
   const float* times;  // [evaluations + 1, action hidden]: of each evaluation, last that of tau 1
+  const float* modulations;  // [evaluations + 1, norms, 3, action hidden]: scale, shift and gate
   std::int64_t evaluations;
-  Matrix action_out_first, action_out_last;
+  std::optional<Matrix> action_out_first;
+  Matrix action_out_last;
   const float* cos;  // [positions, head_dim / 2]
   const float* sin;
   std::int64_t positions;

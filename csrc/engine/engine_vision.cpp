@@ -126,6 +126,8 @@ void Engine::connect(std::int64_t views) const {
   const VisionSizes& v = model_.sizes.vision;
   const Calls calls(isa_, threads_, at_.workspace);
   const std::int64_t tokens = views * v.tokens(), width = model_.sizes.semantic.hidden;
+  const Rows x = rows_of(at_.vision_x, v.hidden);
+  if (v.final_norm) calls.norm(NormKind::kLayer, views * v.rows(), v.hidden, v.eps, x, x);
   for (std::int64_t view = 0; view < views; ++view) {
     const std::int64_t first = view * v.rows() + (v.class_token ? 1 : 0);
     join_squares(v, at_.vision_x + first * v.hidden,
@@ -133,10 +135,15 @@ void Engine::connect(std::int64_t views) const {
   }
   const Rows joined = rows_of(at_.vision_joined, v.joined());
   const Rows normed = rows_of(at_.vision_normed, v.joined());
+  const Rows image_tokens = rows_of(at_.image_tokens, width);
+  if (v.linear_connector) {
+    calls.linear(model_.connector, tokens, joined, image_tokens);
+    return;
+  }
   const Rows hidden = rows_of(at_.vision_hidden, width, model_.dtype);
   calls.norm(NormKind::kLayer, tokens, v.joined(), v.eps, joined, normed);
-  calls.linear(model_.connector[0], tokens, normed, hidden);
-  calls.linear(model_.connector[1], tokens, hidden, rows_of(at_.image_tokens, width));
+  calls.linear(model_.connector, tokens, normed, hidden);
+  calls.linear(*model_.connector_last, tokens, hidden, image_tokens);
 }
 
 }  // namespace vlakern

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vlakern.flow.solver import SOLVERS, Frozen
-from vlakern.infer.packing import PackedModel, position_table, time_table
+from vlakern.infer.packing import PackedModel, modulation_table, position_table, time_table
+from vlakern.models.mot import Layout
 from vlakern.models.sequence import Batch, action_layout
 from vlakern.models.vision import pixel_shuffle
 from vlakern.ops.linear.reference import linear_reference
@@ -80,8 +81,12 @@ class PackedReference:
         stream, rows = torch.cat(streams), len(place)
         for i in range(config.layers):
             stream = self._block(f"vision.{i}", stream, rows)
+        if config.final_norm:
+            stream = self.norm(stream, "layer", config.eps)
         kept = stream.unflatten(0, (-1, rows))[:, int(config.class_token) :]
         joined = pixel_shuffle(kept, config.pixel_shuffle).flatten(0, 1)
+        if config.connector == "linear":
+            return self.linear("connector.0", joined, out=self.wide)
         hidden = self.linear(
             "connector.0", self.norm(joined, "layer", config.eps), activation="gelu_erf"
         )
@@ -107,25 +112,32 @@ class PackedReference:
         who = KvEnd(cu, cu, torch.full((len(x),), rows))
         out = shared_attention_reference(q, k, v, who)[0].flatten(1)
         x = self.linear(f"{name}.proj", out, residual=x, out=self.wide)
-        hidden = self.linear(
-            f"{name}.fc1", self.norm(x, "layer", config.eps), activation="gelu_erf"
-        )
+        gelu = "gelu_tanh" if config.activation == "gelu_tanh" else "gelu_erf"
+        hidden = self.linear(f"{name}.fc1", self.norm(x, "layer", config.eps), activation=gelu)
         return self.linear(f"{name}.fc2", hidden, residual=x, out=self.wide)
 
     def prefix(self, batch: Batch, image_tokens: Tensor) -> Tensor:
         """Keys and values ``[layers, 2, T, G · D]``."""
-        mot, layout = self.model.config.mot, batch.layout
+        config, mot, layout = self.model.config, self.model.config.mot, batch.layout
         text = self.model.tensors["embed"][batch.tokens_L].to(self.wide)
-        streams = {"semantic": torch.cat([text, image_tokens])[batch.semantic_order]}
-        hidden = self.linear("state.0", batch.state_RS.to(self.wide), activation="relu")
-        streams["action"] = self.linear("state.1", hidden, out=self.wide)
-        rows = (layout.semantic_rows, layout.action_rows)
-        order = torch.cat(rows).argsort()
+        tokens, states = [text, image_tokens], self._states(batch)
+        if config.state == "semantic":
+            tokens.append(states)
+        streams = {"semantic": torch.cat(tokens)[batch.semantic_order]}
+        rows = {"semantic": layout.semantic_rows}
+        if config.state == "action":
+            streams["action"], rows["action"] = states, layout.action_rows
+        owned = tuple(rows.values())
+        order = torch.cat(owned).argsort()
         made = []
         for i in range(mot.layers):
             last = i == mot.layers - 1
-            q, k, v = self._qkv(i, streams, rows, layout.positions, kv_only=last)
-            made.append(torch.stack([k.flatten(1), v.flatten(1)]))
+            q, k, v = self._qkv(i, streams, owned, layout.positions, kv_only=last)
+            seen = [k.flatten(1), v.flatten(1)]
+            if mot.crosses(i):
+                pairs = zip(("cross_k", "cross_v"), seen, strict=True)
+                seen = [self.linear(f"action.{i}.{name}", one) for name, one in pairs]
+            made.append(torch.stack(seen))
             if last:
                 break
             out = shared_attention_reference(q, k, v, layout.who, rows=order)[0].flatten(1)
@@ -133,6 +145,15 @@ class PackedReference:
             for (expert, x), part in zip(list(streams.items()), parts, strict=True):
                 streams[expert] = self._rest(f"{expert}.{i}", x, part)
         return torch.stack(made)
+
+    def _states(self, batch: Batch) -> Tensor:
+        config, states = self.model.config, batch.state_RS.to(self.wide)
+        if config.state == "words":
+            return states
+        if config.state_encoder == "linear":
+            return self.linear("state.0", states, out=self.wide)
+        hidden = self.linear("state.0", states, activation="relu")
+        return self.linear("state.1", hidden, out=self.wide)
 
     def _qkv(
         self,
@@ -142,7 +163,7 @@ class PackedReference:
         positions: Tensor,
         kv_only: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mot, tensors = self.model.config.mot, self.model.tensors
+        mot = self.model.config.mot
         parts = []
         for expert, x in streams.items():
             # Of the last layer keys and values alone count: the engine multiplies no queries there.
@@ -150,11 +171,23 @@ class PackedReference:
             qkv = self.linear(name, self.norm(x, "rms", mot.norm_eps))
             none = qkv.new_zeros(len(qkv), mot.q_heads * mot.head_dim if kv_only else 0)
             parts.append(torch.cat([none, qkv], 1))
+        return self._prepared(parts, list(streams), layer, rows, positions)
+
+    def _prepared(
+        self,
+        parts: list[Tensor],
+        experts: list[str],
+        layer: int,
+        rows: tuple[Tensor, ...],
+        positions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mot, tensors = self.model.config.mot, self.model.tensors
         cos, sin = position_table(self.model.config, int(positions.max()) + 1)
+        normed = experts if mot.qk_norm else []
         return qkv_prep_reference(
             parts,
-            [tensors[f"{expert}.{layer}.q_norm"] for expert in streams],
-            [tensors[f"{expert}.{layer}.k_norm"] for expert in streams],
+            [tensors[f"{expert}.{layer}.q_norm"] for expert in normed],
+            [tensors[f"{expert}.{layer}.k_norm"] for expert in normed],
             cos[positions].to(self.wide),
             sin[positions].to(self.wide),
             rows,
@@ -164,10 +197,33 @@ class PackedReference:
         )
 
     def _rest(self, name: str, x: Tensor, attention: Tensor) -> Tensor:
-        eps = self.model.config.mot.norm_eps
         x = self.linear(f"{name}.o", attention, residual=x, out=self.wide)
-        hidden = self.linear(f"{name}.gate_up", self.norm(x, "rms", eps), activation="silu_gate")
-        return self.linear(f"{name}.down", hidden, residual=x, out=self.wide)
+        normed = self.norm(x, "rms", self.model.config.mot.norm_eps)
+        return self.linear(f"{name}.down", self._gated(name, normed), residual=x, out=self.wide)
+
+    def _gated(self, name: str, normed: Tensor) -> Tensor:
+        silu = self.model.config.mot.activation == "silu"
+        gate = "silu_gate" if silu else "gelu_tanh_gate"
+        return self.linear(f"{name}.gate_up", normed, activation=gate)
+
+    def _attention(
+        self, layer: int, normed: Tensor, kv: Tensor, layout: Layout, cached: int
+    ) -> Tensor:
+        """Of the actions after a prefix of ``cached`` rows."""
+        mot, rows = self.model.config.mot, (layout.action_rows,)
+        heads = (mot.kv_heads, mot.head_dim)
+        seen = [one[:cached].unflatten(-1, heads) for one in kv[layer]]
+        if not mot.crosses(layer):
+            parts = [self.linear(f"action.{layer}.qkv", normed)]
+            q, k, v = self._prepared(parts, ["action"], layer, rows, layout.positions)
+            return shared_attention_reference(q, k, v, layout.who, *seen)[0].flatten(1)
+        assert layout.alone is not None
+        q = self.linear(f"action.{layer}.q", normed)
+        none = q.new_zeros(len(q), 2 * mot.kv_heads * mot.head_dim)
+        parts = [torch.cat([q, none], 1)]
+        q, k, v = self._prepared(parts, ["action"], layer, rows, layout.alone.positions)
+        own = (q, k[:0], v[:0])
+        return shared_attention_reference(*own, layout.alone.who, *seen)[0].flatten(1)
 
     def velocity(
         self,
@@ -175,22 +231,50 @@ class PackedReference:
         kv: Tensor,
         cu_prefix: Tensor,
         prefix_index: Tensor,
-        times_NHM: Tensor,
+        times: Tensor,
     ) -> Tensor:
-        """dx/dτ; ``times_NHM`` are each position's row of the time table."""
+        """dx/dτ; ``times`` are each position's part of the time table ``[N, H, ...]``."""
         config, mot = self.model.config, self.model.config.mot
         layout = action_layout(config, cu_prefix.long(), prefix_index.long())
-        stream = self._embed(x_NHA.flatten(0, 1), times_NHM.flatten(0, 1).to(self.wide))
-        heads = (mot.kv_heads, mot.head_dim)
-        for i in range(mot.layers):
-            q, k, v = self._qkv(i, {"action": stream}, (layout.action_rows,), layout.positions)
-            cached = [one[: int(cu_prefix[-1])].unflatten(-1, heads) for one in kv[i]]
-            out = shared_attention_reference(q, k, v, layout.who, *cached)[0]
-            stream = self._rest(f"action.{i}", stream, out.flatten(1))
-        normed = self.norm(stream, "rms", mot.norm_eps)
-        hidden = self.linear("action_out.first", normed, activation="relu")
-        made = self.linear("action_out.last", hidden, out=self.wide)
+        x, cached = x_NHA.flatten(0, 1), int(cu_prefix[-1])
+        times = times.flatten(0, 1).to(self.wide)
+        if mot.action.adaptive:
+            normed = self._adaptive(x, kv, layout, cached, times)
+        else:
+            stream = self._embed(x, times)
+            for i in range(mot.layers):
+                normed = self.norm(stream, "rms", mot.norm_eps)
+                out = self._attention(i, normed, kv, layout, cached)
+                stream = self._rest(f"action.{i}", stream, out)
+            normed = self.norm(stream, "rms", mot.norm_eps)
+        if config.action_decoder == "mlp":
+            normed = self.linear("action_out.first", normed, activation="relu")
+        made = self.linear("action_out.last", normed, out=self.wide)
         return made.unflatten(0, x_NHA.shape[:2])
+
+    def _adaptive(
+        self, x: Tensor, kv: Tensor, layout: Layout, cached: int, times: Tensor
+    ) -> Tensor:
+        """Final-normed rows; ``times`` are scale, shift and gate of each row and norm."""
+        eps, layers = self.model.config.mot.norm_eps, self.model.config.mot.layers
+        stream = self.linear("action_in.first", x.to(self.wide), out=self.wide)
+
+        def norm(i: int) -> Tensor:
+            scale, shift, _ = times[:, i].unbind(1)
+            return norm_reference(stream, kind="rms", scale=scale, shift=shift, eps=eps)[0]
+
+        for i in range(layers):
+            out = self._attention(i, norm(2 * i), kv, layout, cached)
+            added = self.linear(f"action.{i}.o", out, out=self.wide)
+            stream = stream + times[:, 2 * i, 2] * added
+            hidden = self._gated(f"action.{i}", norm(2 * i + 1))
+            added = self.linear(f"action.{i}.down", hidden, out=self.wide)
+            stream = stream + times[:, 2 * i + 1, 2] * added
+        return norm(2 * layers)
+
+    def _time_table(self, steps: int, solver: str) -> Tensor:
+        adaptive = self.model.config.mot.action.adaptive
+        return (modulation_table if adaptive else time_table)(self.model, steps, solver)
 
     def velocities(
         self,
@@ -203,10 +287,10 @@ class PackedReference:
         frozen: Frozen | None = None,
     ) -> Tensor:
         """dx/dτ at one x and every time of a solver: ``[evaluations, N, H, A]``."""
-        table, done = time_table(self.model, steps, solver), _done(x_NHA, frozen)
+        table, done = self._time_table(steps, solver), _done(x_NHA, frozen)
         made = []
         for row in table[:-1]:
-            times = torch.where(done[..., None], table[-1], row)
+            times = _of_position(done, table[-1], row)
             made.append(self.velocity(x_NHA, kv, cu_prefix, prefix_index, times))
         return torch.stack(made)
 
@@ -227,7 +311,7 @@ class PackedReference:
         slot_mask: Tensor | None = None,
     ) -> Tensor:
         """Actions ``[N, H, A]``."""
-        table = time_table(self.model, steps, solver)
+        table = self._time_table(steps, solver)
         x, done = noise_NHA.to(self.wide), _done(noise_NHA, frozen)
         action = length = None
         if frozen is not None:
@@ -238,7 +322,7 @@ class PackedReference:
         for _ in range(steps):
             stage_x, first = x, None
             for stage in SOLVERS[solver]:
-                times = torch.where(done[..., None], table[-1], table[evaluation])
+                times = _of_position(done, table[-1], table[evaluation])
                 v = self.velocity(stage_x, kv, cu_prefix, prefix_index, times)
                 stage_x, _ = ode_step(
                     x,
@@ -262,3 +346,8 @@ def _done(x_NHA: Tensor, frozen: Frozen | None) -> Tensor:
     if frozen is None:
         return torch.zeros(x_NHA.shape[:2], dtype=torch.bool)
     return torch.arange(x_NHA.shape[1]) < frozen.length_R[:, None]
+
+
+def _of_position(done_NH: Tensor, frozen: Tensor, free: Tensor) -> Tensor:
+    """A part of the time table for every position."""
+    return torch.where(done_NH.view(*done_NH.shape, *[1] * free.ndim), frozen, free)

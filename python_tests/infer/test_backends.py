@@ -95,7 +95,7 @@ def test_weights_go_with_their_engine(lab: ModuleType, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["tiny-pi0", "tiny-pi05", "tiny-smolvla"])
-def test_models_that_an_engine_lacks_run_through_torch(
+def test_models_that_the_gpu_engine_lacks_run_through_torch(
     lab: ModuleType, on_a_gpu: list[int], name: str
 ) -> None:
     """By itself; asked for by name the engine says what it lacks."""
@@ -104,8 +104,3 @@ def test_models_that_an_engine_lacks_run_through_torch(
         assert make_stages(network, PLAN, "auto") == "TorchEngine"
     with pytest.raises(Unsupported, match=r"cannot run: this model's vision.activation, .* GPU"):
         make_stages(network, PLAN, "graph")
-    assert make_stages(lab.network(name), PLAN, "auto") == "TorchEngine"
-    with pytest.raises(Unsupported, match="the CPU engine cannot run: this model's"):
-        make_stages(lab.network(name), PLAN, "native")
-    with pytest.raises(Unsupported, match="CPU engine yet; run the network through torch"):
-        lab.packed(name, "bf16")

@@ -12,7 +12,14 @@ from vlakern.flow.solver import evaluation_times
 from vlakern.ops import _native, image_prep
 from vlakern.testing import assert_accurate
 
-CONFIGS = ("tiny", "tiny, scales and full masks", "tiny, state block last", "metaworld-small")
+FAMILIES = ("tiny-pi0", "tiny-pi05", "tiny-smolvla")
+CONFIGS = (
+    "tiny",
+    "tiny, scales and full masks",
+    "tiny, state block last",
+    "metaworld-small",
+    *FAMILIES,
+)
 PARTS = ("image_tokens", "kv", "velocity", "actions")
 LOW = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DTYPES = ("fp32", "bf16", "int8")

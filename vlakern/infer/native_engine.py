@@ -17,6 +17,7 @@ from vlakern.infer.buffers import Buffers, Limits, arena, room, vacant
 from vlakern.infer.packing import (
     PackedModel,
     engine_numbers,
+    modulation_table,
     position_table,
     time_table,
 )
@@ -58,12 +59,15 @@ class NativeEngine:
         x = vacant(x_shape, torch.float32, f"{limits.rows} action chunks")
         with room(4 * positions * mot.head_dim, f"the angles of {positions} positions"):
             cos, sin = position_table(config, positions)
-        times = time_table(model, steps, solver)
-        tables = {"rope.cos": cos, "rope.sin": sin, "action_in.time": times}
+        tables = {"rope.cos": cos, "rope.sin": sin}
+        if mot.action.adaptive:
+            tables["action.modulation"] = modulation_table(model, steps, solver).flatten(0, 2)
+        else:
+            tables["action_in.time"] = time_table(model, steps, solver)
         kept = {
             name: tensor
             for name, tensor in model.tensors.items()
-            if not name.startswith("action_in.")
+            if not name.startswith(("action_in.", "time."))
         }
         self._tensors = kept | tables
         facts = native.EngineModel(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import evaluation_times
+from vlakern.infer._packer import Array, Packer, Weights, product
 from vlakern.models.config import VLAConfig
 from vlakern.models.mot import rotary
 from vlakern.models.vla import time_embedding
-from vlakern.ops.linear import PackedLinear, pack_linear
+from vlakern.ops.linear import PackedLinear
 from vlakern.ops.linear.packed import ROWS
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PackedModel",
     "Weights",
     "engine_numbers",
+    "modulation_table",
     "not_packed",
     "pack_arrays",
     "pack_model",
@@ -32,8 +34,6 @@ __all__ = [
 
 DTYPES = ("fp32", "bf16", "int8")
 ROWS_DTYPES = (*DTYPES, "fp8")  # of weights that lie row after row, for GPUs
-Weights = Callable[[str], Tensor]
-Array = tuple[str, PackedLinear | Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,10 @@ def not_packed(config: VLAConfig, isa: str | None = None) -> str | None:
         isa: ``rows`` for the GPU engine, else the CPU engine.
     """
     vision, mot = config.vision, config.mot
+    if isa != ROWS:
+        if vision.final_norm and vision.connector == "mlp":
+            return "vision.final_norm before a connector with a norm is not in the CPU engine"
+        return None
     plain = {
         "vision.activation": vision.activation == "gelu",
         "vision.final_norm": not vision.final_norm,
@@ -126,8 +130,7 @@ def not_packed(config: VLAConfig, isa: str | None = None) -> str | None:
         "action_decoder": config.action_decoder == "mlp",
     }
     found = [name for name, known in plain.items() if not known]
-    where = "GPU" if isa == ROWS else "CPU"
-    return f"this model's {', '.join(found)} are not in the {where} engine yet" if found else None
+    return f"this model's {', '.join(found)} are not in the GPU engine yet" if found else None
 
 
 def pack_arrays(
@@ -144,122 +147,12 @@ def pack_arrays(
     reason = not_packed(config, isa)
     if reason is not None:
         raise Unsupported(f"{reason}; run the network through torch")
-    packer = _Packer(config, weights, dtype, isa)
+    packer = Packer(config, weights, dtype, isa)
     yield from packer.vision()
     yield from packer.edges()
     for layer in range(config.mot.layers):
         yield from packer.layer("semantic", layer, with_rest=layer < config.mot.layers - 1)
         yield from packer.layer("action", layer, with_rest=True)
-
-
-class _Packer:
-    def __init__(self, config: VLAConfig, weights: Weights, dtype: str, isa: str | None) -> None:
-        self._config = config
-        self._weights = weights
-        self._isa = isa
-        self._large = dtype
-        self._small = "fp32" if dtype == "fp32" else "bf16"
-
-    def read(self, name: str) -> Tensor:
-        """A weight in fp32."""
-        return self.raw(name).float()
-
-    def raw(self, name: str) -> Tensor:
-        tensor = self._weights(name).detach()
-        # Both pass a NaN on, and need no memory.
-        if tensor.numel() and not torch.isfinite(tensor.amax() - tensor.amin()):
-            raise CheckpointError(f"tensor {name!r} holds values that are not finite")
-        return tensor
-
-    def large(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
-        return name, pack_linear(weight, self._large, bias, isa=self._isa)
-
-    def small(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:
-        return name, pack_linear(weight, self._small, bias, isa=self._isa)
-
-    def vision(self) -> Iterator[Array]:
-        config = self._config.vision
-        for i in range(len(config.stem)):
-            weight = self.read(f"vision.stem.{i}.weight").permute(0, 2, 3, 1).flatten(1)
-            yield self.small(f"vision.stem.{i}", weight, self.read(f"vision.stem.{i}.bias"))
-        patch = self.read("vision.patch.weight")
-        # Pixels behind a stem lie channel by channel, those of images plane by plane.
-        patch = (patch.permute(0, 2, 3, 1) if config.stem else patch).flatten(1)
-        yield self.small("vision.patch", patch, self.read("vision.patch.bias"))
-        place = self.read("vision.position").clone()
-        if config.class_token:
-            place[0] += self.read("vision.class_token")
-        yield "vision.place", place.contiguous()
-        for i in range(config.layers):
-            yield from self._vision_layer(i, config.layer_scale is not None)
-        yield self._after_layer_norm("connector.0", "vision.connector.1", "vision.connector.0")
-        last = "vision.connector.3"
-        yield self.large("connector.1", self.read(f"{last}.weight"), self.read(f"{last}.bias"))
-
-    def _vision_layer(self, i: int, scaled: bool) -> Iterator[Array]:
-        block, name = f"vision.blocks.{i}", f"vision.{i}"
-        scales = [self.read(f"{block}.scale{j}") if scaled else None for j in (1, 2)]
-        yield self._after_layer_norm(f"{name}.qkv", f"{block}.qkv", f"{block}.norm1")
-        yield self._scaled(f"{name}.proj", f"{block}.proj", scales[0])
-        yield self._after_layer_norm(f"{name}.fc1", f"{block}.fc1", f"{block}.norm2")
-        yield self._scaled(f"{name}.fc2", f"{block}.fc2", scales[1])
-
-    def _after_layer_norm(self, name: str, linear: str, norm: str) -> Array:
-        """W (w n + b) + c = (W w) n + (W b + c)."""
-        weight = self.read(f"{linear}.weight")
-        bias = self.read(f"{linear}.bias") + weight @ self.read(f"{norm}.bias")
-        return self.large(name, weight * self.read(f"{norm}.weight"), bias)
-
-    def _scaled(self, name: str, linear: str, scale: Tensor | None) -> Array:
-        weight, bias = self.read(f"{linear}.weight"), self.read(f"{linear}.bias")
-        if scale is not None:
-            weight, bias = weight * scale[:, None], bias * scale
-        return self.large(name, weight, bias)
-
-    def edges(self) -> Iterator[Array]:
-        """Everything that is neither tower nor trunk."""
-        dtype = torch.float32 if self._small == "fp32" else torch.bfloat16
-        yield "embed", self.raw("embed_tokens.weight").to(dtype).contiguous()
-        for i, source in enumerate(("state_encoder.0", "state_encoder.2")):
-            weight, bias = self.read(f"{source}.weight"), self.read(f"{source}.bias")
-            yield self.small(f"state.{i}", weight, bias)
-        width = self._config.mot.action.hidden
-        w1, b1 = self.read("action_encoder.w1.weight"), self.read("action_encoder.w1.bias")
-        w2, b2 = self.read("action_encoder.w2.weight"), self.read("action_encoder.w2.bias")
-        w3, b3 = self.read("action_encoder.w3.weight"), self.read("action_encoder.w3.bias")
-        yield self.small("action_in.first", _product(w2[:, :width], w1))
-        yield "action_in.time_weight", w2[:, width:].contiguous()
-        yield "action_in.time_bias", b2 + _product(w2[:, :width], b1[:, None])[:, 0]
-        yield self.small("action_in.last", w3, b3)
-        first = self.read("action_decoder.0.weight") * self.read("mot.action.norm.weight")
-        yield self.small("action_out.first", first, self.read("action_decoder.0.bias"))
-        last, bias = self.read("action_decoder.2.weight"), self.read("action_decoder.2.bias")
-        yield self.small("action_out.last", last, bias)
-
-    def layer(self, expert: str, i: int, with_rest: bool) -> Iterator[Array]:
-        """One layer of one expert; without the rest, what keys and values need."""
-        source, name = f"mot.{expert}.layers.{i}", f"{expert}.{i}"
-        norm = self.read(f"{source}.input_norm.weight")
-        k, v = (self.read(f"{source}.{one}_proj.weight") * norm for one in "kv")
-        for one in ("q_norm", "k_norm"):
-            yield f"{name}.{one}", self.read(f"{source}.{one}.weight").contiguous()
-        if i == self._config.mot.layers - 1:
-            yield self.large(f"{name}.kv", torch.cat([k, v]))
-        if not with_rest:
-            return
-        q = self.read(f"{source}.q_proj.weight") * norm
-        yield self.large(f"{name}.qkv", torch.cat([q, k, v]))
-        yield self.large(f"{name}.o", self.read(f"{source}.o_proj.weight"))
-        norm = self.read(f"{source}.post_norm.weight")
-        gate, up = (self.read(f"{source}.{one}_proj.weight") * norm for one in ("gate", "up"))
-        both = pack_linear(torch.cat([gate, up]), self._large, gate=True, isa=self._isa)
-        yield f"{name}.gate_up", both
-        yield self.large(f"{name}.down", self.read(f"{source}.down_proj.weight"))
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """In fp64: the folded product is rounded once."""
-    return (a.double() @ b.double()).float()
 
 
 def time_table(model: PackedModel, steps: int, solver: str) -> Tensor:
@@ -270,19 +163,49 @@ def time_table(model: PackedModel, steps: int, solver: str) -> Tensor:
     Raises:
         InputError: naming a tensor that is missing or does not fit the model's sizes.
     """
-    tau = torch.cat([evaluation_times(steps, solver), torch.ones(1)])
-    width = model.config.mot.action.hidden
-    embedded = time_embedding(tau, width, model.config.time)
+    embedded, width = _embedded_times(model, steps, solver), model.config.mot.action.hidden
     weight = _of_shape(model, "action_in.time_weight", (width, width))
     bias = _of_shape(model, "action_in.time_bias", (width,))
-    return (_product(embedded.to(weight.device), weight.T) + bias).contiguous()
+    return (product(embedded.to(weight.device), weight.T) + bias).contiguous()
 
 
-def _of_shape(model: PackedModel, name: str, shape: tuple[int, ...]) -> Tensor:
+def modulation_table(model: PackedModel, steps: int, solver: str) -> Tensor:
+    """Scale, shift and gate of the action expert's norms, for each evaluation, last for τ = 1.
+
+    ``[evaluations + 1, 2 · layers + 1, 3, M]`` fp32, norms in the order in which they are needed.
+
+    Raises:
+        As :func:`time_table`.
+    """
+    config = model.config
+    width, norms = config.mot.action.hidden, 2 * config.mot.layers + 1
+    kind = model.activation_dtype
+
+    def linear(name: str, x: Tensor, rows: int) -> Tensor:
+        weight = _of_shape(model, f"{name}.weight", (rows, width), kind)
+        return product(x.to(weight.device), weight.T) + _of_shape(model, f"{name}.bias", (rows,))
+
+    condition = _embedded_times(model, steps, solver)
+    for name in ("time.0", "time.2"):
+        condition = torch.nn.functional.silu(linear(name, condition, width))
+    made = [linear(f"time.norm.{i}", condition, 3 * width) for i in range(norms)]
+    return torch.stack(made, 1).unflatten(-1, (3, width)).contiguous()
+
+
+def _embedded_times(model: PackedModel, steps: int, solver: str) -> Tensor:
+    """``[evaluations + 1, M]`` fp32, last that of τ = 1."""
+    tau = torch.cat([evaluation_times(steps, solver), torch.ones(1)])
+    return time_embedding(tau, model.config.mot.action.hidden, model.config.time)
+
+
+def _of_shape(
+    model: PackedModel, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
     found = model.tensors.get(name)
-    if found is None or found.shape != shape or found.dtype != torch.float32:
+    if found is None or found.shape != shape or found.dtype != dtype:
         what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-        raise InputError(f"the weights hold {what} as {name}, expected fp32 {list(shape)}")
+        kind = "fp32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+        raise InputError(f"the weights hold {what} as {name}, expected {kind} {list(shape)}")
     return found
 
 
@@ -305,6 +228,9 @@ def engine_numbers(config: VLAConfig, steps: int) -> dict[str, float]:
         "vision.shuffle": vision.pixel_shuffle,
         "vision.class_token": vision.class_token,
         "vision.eps": vision.eps,
+        "vision.gelu_tanh": vision.activation == "gelu_tanh",
+        "vision.final_norm": vision.final_norm,
+        "vision.linear": vision.connector == "linear",
         "vision.stem": len(vision.stem),
         **{f"vision.stem.{i}": width for i, width in enumerate(vision.stem)},
         "semantic.hidden": mot.semantic.hidden,
@@ -322,4 +248,11 @@ def engine_numbers(config: VLAConfig, steps: int) -> dict[str, float]:
         "steps": steps,
         "causal_actions": config.mask.actions == "causal",
         "eps": mot.norm_eps,
+        "qk_norm": mot.qk_norm,
+        "gelu_gate": mot.activation == "gelu_tanh",
+        "adaptive": mot.action.adaptive,
+        "state_owner": ("action", "semantic", "words").index(config.state),
+        "linear_state": config.state_encoder == "linear",
+        "linear_out": config.action_decoder == "linear",
+        "cross_every": mot.cross_every,
     }
