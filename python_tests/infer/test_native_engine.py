@@ -59,9 +59,12 @@ def test_every_stage_is_as_accurate_as_torch(
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
-def test_every_solver_is_as_accurate_as_torch(lab: ModuleType, solver: str, steps: int) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny-pi05"])
+def test_every_solver_is_as_accurate_as_torch(
+    lab: ModuleType, name: str, solver: str, steps: int
+) -> None:
     """One step and an odd number of them, at every evaluation; with frozen positions."""
-    scene = lab.Scene("tiny", steps=steps, solver=solver)
+    scene = lab.Scene(name, steps=steps, solver=solver)
     found = lab.run_native(scene.engine("fp32"), scene, restricted=True)
     exact = lab.run_network(scene, F64, restricted=True)
     plain = lab.run_network(scene, torch.float32, restricted=True)
@@ -163,9 +166,10 @@ def test_a_row_does_not_depend_on_its_batch(lab: ModuleType, name: str, dtype: s
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_candidates_are_separate_calls(lab: ModuleType, dtype: str) -> None:
+@pytest.mark.parametrize("name", ["metaworld-small", "tiny-pi05", "tiny-smolvla"])
+def test_candidates_are_separate_calls(lab: ModuleType, name: str, dtype: str) -> None:
     """n chunks of one prefix in one call have the bits of n calls."""
-    scene, n = lab.Scene("metaworld-small"), 5
+    scene, n = lab.Scene(name), 5
     engine = scene.engine(dtype, n=n)
     together = lab.run_native(engine, scene, n)
     cu = scene.batch().cu_prefix.int()
@@ -176,9 +180,10 @@ def test_candidates_are_separate_calls(lab: ModuleType, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_calls_in_between_leave_no_trace(lab: ModuleType, dtype: str) -> None:
+@pytest.mark.parametrize("name", ["metaworld-small", "tiny-pi05", "tiny-smolvla"])
+def test_calls_in_between_leave_no_trace(lab: ModuleType, name: str, dtype: str) -> None:
     """Smaller and larger batches between, memory poisoned between, memory that is larger."""
-    scene = lab.Scene("metaworld-small")
+    scene = lab.Scene(name)
     engine, small = scene.engine(dtype, n=3), scene.only(2)
     before, little = lab.run_native(engine, scene), lab.run_native(engine, small)
     assert_same_bits(lab.run_native(engine, scene), before)
@@ -225,7 +230,7 @@ def test_every_instruction_set_is_accurate_and_repeats(
 ) -> None:
     """Each that this machine has, forced: the 2x rule, and the same bits for any threads."""
     monkeypatch.setenv("VLAKERN_CPU_ISA", isa)
-    for name in ("tiny", "metaworld-small"):
+    for name in ("tiny", "metaworld-small", "tiny-pi05"):
         scene = lab.Scene(name).only(0, 1)
         found = lab.run_native(scene.engine(dtype), scene)
         exact = lab.run_reference(scene, dtype, F64)

@@ -1,5 +1,6 @@
 """Packed weights: what is folded, how precisely, and what cannot be packed."""
 
+import dataclasses
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,7 @@ from vlakern.flow.solver import evaluation_times
 from vlakern.infer.packing import (
     DTYPES,
     engine_numbers,
+    modulation_table,
     pack_arrays,
     pack_model,
     position_table,
@@ -22,15 +24,19 @@ from vlakern.ops.linear import PackedLinear
 CONFIGS = ("tiny", "tiny, scales and full masks", "metaworld-small")
 
 
+FAMILIES = ("tiny-pi0", "tiny-pi05", "tiny-smolvla")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
 def test_large_products_have_the_dtype_and_small_ones_stay_bf16(
-    lab: ModuleType, dtype: str
+    lab: ModuleType, name: str, dtype: str
 ) -> None:
     """int8 is for the towers' and trunks' products alone; the edges keep bf16 or fp32."""
-    model, small = lab.packed("tiny", dtype), "fp32" if dtype == "fp32" else "bf16"
+    model, small = lab.packed(name, dtype), "fp32" if dtype == "fp32" else "bf16"
     edges = ("vision.patch", "vision.stem", "state.", "action_in.", "action_out.")
-    for name, matrix in model.matrices.items():
-        assert matrix.kind == (small if name.startswith(edges) else dtype), name
+    for key, matrix in model.matrices.items():
+        assert matrix.kind == (small if key.startswith(edges) else dtype), key
     assert model.activation_dtype == (torch.float32 if dtype == "fp32" else torch.bfloat16)
     assert model.tensors["embed"].dtype == model.activation_dtype
 
@@ -83,6 +89,39 @@ def test_the_first_action_product_is_folded_into_the_second(lab: ModuleType) -> 
             right = encoder.w2(torch.cat([encoder.w1(x), t], 1))
             found = x @ folded.double().T + row.double()
             torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
+
+
+def test_the_modulation_table_is_what_the_norms_make_of_time(lab: ModuleType) -> None:
+    """Scale, shift and gate of every norm at every evaluation and at τ = 1."""
+    network, model = lab.network_as("tiny-pi05", torch.float64), lab.packed("tiny-pi05", "fp32")
+    table = modulation_table(model, 3, "midpoint")
+    norms = [
+        norm for layer in network.mot.action.layers for norm in (layer.input_norm, layer.post_norm)
+    ]
+    norms.append(network.mot.action.norm)
+    taus = torch.cat([evaluation_times(3, "midpoint"), torch.ones(1)])
+    right = torch.stack([norm.dense(network.condition(taus)) for norm in norms], 1)
+    torch.testing.assert_close(table.flatten(2).double(), right, rtol=0, atol=1e-5)
+    assert table.shape == (7, 5, 3, 48)
+
+
+def test_the_final_norm_of_vision_is_in_the_connector(lab: ModuleType) -> None:
+    """Its weights and bias, once for each of the four patches of a token."""
+    network = lab.network_as("tiny-smolvla", torch.float64)
+    weight, _, bias = lab.packed("tiny-smolvla", "fp32").matrices["connector.0"].unpack()
+    n = torch.randn(3, 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm, assumed = network.vision.final_norm, bias.double()
+    right = network.vision.connector((norm.weight * n + norm.bias).flatten(1))
+    torch.testing.assert_close(n.flatten(1) @ weight.double().T + assumed, right, rtol=0, atol=1e-5)
+
+
+def test_a_norm_before_a_norm_is_refused(lab: ModuleType) -> None:
+    """A final norm of vision and a connector with one of its own: no engine has both."""
+    network = lab.network("tiny")
+    vision = dataclasses.replace(network.config.vision, final_norm=True)
+    config = dataclasses.replace(network.config, vision=vision)
+    with pytest.raises(Unsupported, match=r"final_norm before a connector.*through torch"):
+        pack_model(config, network.state_dict().__getitem__, "bf16")
 
 
 def test_the_class_token_is_in_its_place(lab: ModuleType) -> None:
