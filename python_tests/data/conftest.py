@@ -159,3 +159,46 @@ def robots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     collect_set(root / "panda", "libero_panda", (8, 7), ("agent", "wrist"), (16, 5, 11))
     collect_set(root / "so100", "so100", (6, 6), ("front",), (8, 10), fps=30)
     return root
+
+
+@pytest.fixture(scope="session")
+def mixture() -> Callable[..., Any]:
+    """Makes a mixture of the named datasets below a directory, with other fields of its own."""
+    import dataclasses
+
+    from vlakern.data.mixture import DatasetEntry, Mixture
+
+    def make(root: Path, *names: str, **more: Any) -> Mixture:
+        entries = tuple(DatasetEntry(name, str(root / name)) for name in names)
+        return dataclasses.replace(Mixture("m", entries), **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_batch() -> Callable[..., Any]:
+    """Makes a batch of a corpus's samples, each with a generator seeded by its place."""
+    import numpy as np
+
+    from vlakern.data.collate import Augment, collate_clips
+
+    def make(corpus: Any, samples: Sequence[Any], augment: Any = None) -> Any:
+        augment = augment or Augment()
+        clips = [
+            corpus.clip(one, i, augment, np.random.default_rng(i)) for i, one in enumerate(samples)
+        ]
+        return collate_clips(corpus.config, corpus.tokenizer, clips, augment)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., None]:
+    """Checks that a call raises an error of a kind whose one line matches a sentence."""
+
+    def check(build: Callable[[], Any], kind: type[Exception], sentence: str) -> None:
+        with pytest.raises(kind, match=sentence) as caught:
+            build()
+        assert "\n" not in str(caught.value)
+
+    return check

@@ -1,14 +1,13 @@
 """Several robots become one corpus, or are refused by dataset and field."""
 
-import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vlakern.data.collate import Augment, collate_clips
 from vlakern.data.corpus import Corpus, open_corpus
 from vlakern.data.dataset import open_dataset
 from vlakern.data.mixture import DatasetEntry, Group, Mixture, single
@@ -21,26 +20,15 @@ RELATIVE = Processing("zscore", "zscore", execute=2, frame="world_relative")
 NATIVE = Processing("zscore", "zscore", execute=2)
 
 
-def mixture(root: Path, *names: str, **more: Any) -> Mixture:
-    entries = tuple(DatasetEntry(name, str(root / name)) for name in names)
-    return dataclasses.replace(Mixture("m", entries), **more)
-
-
-def clip_batch(corpus: Corpus, samples: list[Sample], augment: Augment | None = None) -> Any:
-    augment = augment or Augment()
-    clips = [
-        corpus.clip(one, i, augment, np.random.default_rng(i)) for i, one in enumerate(samples)
-    ]
-    return collate_clips(corpus.config, corpus.tokenizer, clips, augment)
-
-
 @pytest.fixture(scope="module")
-def both(robots: Path) -> Corpus:
+def both(robots: Path, mixture: Callable[..., Mixture]) -> Corpus:
     """Two arms in the map that their records name."""
     return open_corpus(mixture(robots, "sawyer", "panda"), TINY, RELATIVE)
 
 
-def test_two_robots_train_in_the_map_that_both_name(both: Corpus, robots: Path) -> None:
+def test_two_robots_train_in_the_map_that_both_name(
+    both: Corpus, robots: Path, clip_batch: Callable[..., Any]
+) -> None:
     """The model is as wide; each sample has its robot's slots, words, pictures and numbers."""
     assert (both.config.state_dim, both.config.action_dim) == (200, 200)
     assert [one.name for one in both.embodiments] == ["metaworld_sawyer", "libero_panda"]
@@ -74,7 +62,7 @@ def test_each_robot_is_normalised_by_its_own_statistics(both: Corpus, robots: Pa
     }
 
 
-def test_all_robots_may_share_statistics(robots: Path) -> None:
+def test_all_robots_may_share_statistics(robots: Path, mixture: Callable[..., Mixture]) -> None:
     """As a robot that was held out needs them."""
     found = open_corpus(
         mixture(robots, "sawyer", "panda", statistics="all"), TINY, RELATIVE, memory=0

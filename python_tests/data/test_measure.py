@@ -1,6 +1,5 @@
 """Statistics are of what was read, and damaged episodes are refused by name."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import pytest
 from vlakern.data import measure as measuring
 from vlakern.data.corpus import open_corpus
 from vlakern.data.lerobot import LeRobotDataset
-from vlakern.data.mixture import DatasetEntry, Mixture, single
-from vlakern.errors import DatasetError, VlakernError
+from vlakern.data.mixture import Mixture, single
+from vlakern.errors import DatasetError
 from vlakern.models import preset
 from vlakern.models.weights import Processing
 
@@ -20,29 +19,21 @@ RELATIVE = Processing("zscore", "zscore", execute=2, frame="world_relative")
 NATIVE = Processing("zscore", "zscore", execute=2)
 
 
-def mixture(root: Path, *names: str, **more: Any) -> Mixture:
-    entries = tuple(DatasetEntry(name, str(root / name)) for name in names)
-    return dataclasses.replace(Mixture("m", entries), **more)
-
-
-def refused(build: Callable[[], Any], kind: type[VlakernError], sentence: str) -> None:
-    with pytest.raises(kind, match=sentence) as caught:
-        build()
-    assert "\n" not in str(caught.value)
-
-
 def test_large_datasets_are_measured_at_even_distances(
-    robots: Path, monkeypatch: pytest.MonkeyPatch
+    robots: Path, monkeypatch: pytest.MonkeyPatch, mixture: Callable[..., Mixture]
 ) -> None:
-    """Every second episode where there are twice as many frames as enough."""
+    """Every second episode where there are twice as many frames as enough, and it is said."""
     monkeypatch.setattr(measuring, "MEASURED", 14)
     corpus = open_corpus(mixture(robots, "sawyer", "panda"), TINY, RELATIVE, memory=0)
     assert corpus.measured.state.level("metaworld_sawyer").rows == 12 + 9
     assert set(corpus.measured.words[0]) == {0, 2}
+    assert corpus.measured.sampled[0] == (
+        "sawyer: statistics and words are those of 2 of 3 episodes, one in 2: 21 of 28 frames"
+    )
 
 
 def test_a_damaged_episode_among_few_is_refused_and_named(
-    robots: Path, monkeypatch: pytest.MonkeyPatch
+    robots: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
 ) -> None:
     """More than 0.1 % of the frames, whether its vectors or its pictures are damaged."""
     for name in ("episode", "frames"):

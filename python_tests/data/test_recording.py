@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from vlakern.data.collate import Augment, collate_clips
+from vlakern.data.collate import Augment
 from vlakern.data.corpus import Corpus, open_corpus
 from vlakern.data.dataset import open_dataset
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.mixture import DatasetEntry, Mixture, single
 from vlakern.data.sampler import Sample
-from vlakern.errors import ConfigError, DatasetError, VlakernError
+from vlakern.errors import ConfigError, DatasetError
 from vlakern.models import preset
 from vlakern.models.weights import Processing
 
@@ -25,26 +25,9 @@ RELATIVE = Processing("zscore", "zscore", execute=2, frame="world_relative")
 NATIVE = Processing("zscore", "zscore", execute=2)
 
 
-def mixture(root: Path, *names: str, **more: Any) -> Mixture:
-    entries = tuple(DatasetEntry(name, str(root / name)) for name in names)
-    return dataclasses.replace(Mixture("m", entries), **more)
-
-
-def clip_batch(corpus: Corpus, samples: list[Sample], augment: Augment | None = None) -> Any:
-    augment = augment or Augment()
-    clips = [
-        corpus.clip(one, i, augment, np.random.default_rng(i)) for i, one in enumerate(samples)
-    ]
-    return collate_clips(corpus.config, corpus.tokenizer, clips, augment)
-
-
-def refused(build: Callable[[], Any], kind: type[VlakernError], sentence: str) -> None:
-    with pytest.raises(kind, match=sentence) as caught:
-        build()
-    assert "\n" not in str(caught.value)
-
-
-def test_memory_and_disk_give_the_same_samples(robots: Path) -> None:
+def test_memory_and_disk_give_the_same_samples(
+    robots: Path, mixture: Callable[..., Mixture], clip_batch: Callable[..., Any]
+) -> None:
     """A budget takes the smallest first, and says what it did."""
     names = ("sawyer", "panda")
     memory = (12 + 7 + 9) * 2 * 28 * 28 * 3
@@ -129,7 +112,7 @@ def test_a_rate_becomes_a_stride(robots: Path) -> None:
     assert [one.control_rate for one in corpus.embodiments] == [5.0, 10.0]
 
 
-def test_what_a_dataset_lacks_is_named(robots: Path) -> None:
+def test_what_a_dataset_lacks_is_named(robots: Path, refused: Callable[..., None]) -> None:
     """Files, rate, views, instruction fields, a robot, a map, and short episodes if they count."""
 
     def build(**more: Any) -> Callable[[], Corpus]:

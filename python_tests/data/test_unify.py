@@ -1,19 +1,17 @@
 """Robots share one slot map and one unit per slot, or are refused by dataset and slot."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from vlakern.data.collate import Augment, collate_clips
-from vlakern.data.corpus import Corpus, open_corpus
+from vlakern.data.collate import Augment
+from vlakern.data.corpus import open_corpus
 from vlakern.data.dataset import open_dataset
 from vlakern.data.mixture import DatasetEntry, Mixture
 from vlakern.data.sampler import Sample
-from vlakern.errors import ConfigError, VlakernError
+from vlakern.errors import ConfigError
 from vlakern.models import preset
 from vlakern.models.weights import Processing
 
@@ -22,26 +20,9 @@ RELATIVE = Processing("zscore", "zscore", execute=2, frame="world_relative")
 NATIVE = Processing("zscore", "zscore", execute=2)
 
 
-def mixture(root: Path, *names: str, **more: Any) -> Mixture:
-    entries = tuple(DatasetEntry(name, str(root / name)) for name in names)
-    return dataclasses.replace(Mixture("m", entries), **more)
-
-
-def clip_batch(corpus: Corpus, samples: list[Sample], augment: Augment | None = None) -> Any:
-    augment = augment or Augment()
-    clips = [
-        corpus.clip(one, i, augment, np.random.default_rng(i)) for i, one in enumerate(samples)
-    ]
-    return collate_clips(corpus.config, corpus.tokenizer, clips, augment)
-
-
-def refused(build: Callable[[], Any], kind: type[VlakernError], sentence: str) -> None:
-    with pytest.raises(kind, match=sentence) as caught:
-        build()
-    assert "\n" not in str(caught.value)
-
-
-def test_an_arm_of_joints_takes_part_in_a_frame_in_the_units_of_its_slots(robots: Path) -> None:
+def test_an_arm_of_joints_takes_part_in_a_frame_in_the_units_of_its_slots(
+    robots: Path, mixture: Callable[..., Mixture], clip_batch: Callable[..., Any]
+) -> None:
     """Degrees become radians and its gripper 0 to 1, like every other robot's."""
     corpus = open_corpus(mixture(robots, "panda", "so100"), TINY, RELATIVE)
     episode = open_dataset(robots / "so100").episode(1)
@@ -58,7 +39,7 @@ def test_an_arm_of_joints_takes_part_in_a_frame_in_the_units_of_its_slots(robots
     assert batch.slots_BA[1].nonzero().flatten().tolist() == [18, 50, 51, 52, 53, 54]
 
 
-def test_weight_0_everywhere_is_refused(robots: Path) -> None:
+def test_weight_0_everywhere_is_refused(robots: Path, refused: Callable[..., None]) -> None:
     """Before a dataset is opened."""
     entry = DatasetEntry("set", str(robots / "gone"), weight=0.0)
     sentence = "mixture 'm': weight is 0 for every dataset"
@@ -66,7 +47,11 @@ def test_weight_0_everywhere_is_refused(robots: Path) -> None:
 
 
 def test_two_units_of_one_slot_are_refused(
-    robots: Path, tmp_path: Path, collect: Callable[..., Path]
+    robots: Path,
+    tmp_path: Path,
+    collect: Callable[..., Path],
+    mixture: Callable[..., Mixture],
+    refused: Callable[..., None],
 ) -> None:
     """Native numbers of different controllers, and robots whose own maps differ."""
     refused(
@@ -91,7 +76,9 @@ def test_two_units_of_one_slot_are_refused(
     )
 
 
-def test_a_named_map_must_have_the_robots_slots(robots: Path) -> None:
+def test_a_named_map_must_have_the_robots_slots(
+    robots: Path, mixture: Callable[..., Mixture], refused: Callable[..., None]
+) -> None:
     """In the same unit."""
     build = mixture(robots, "sawyer", "panda", slot_map="pad-32")
     refused(
@@ -103,7 +90,7 @@ def test_a_named_map_must_have_the_robots_slots(robots: Path) -> None:
     assert found.config.action_dim == 200
 
 
-def test_a_frame_that_no_robot_has_is_refused(robots: Path) -> None:
+def test_a_frame_that_no_robot_has_is_refused(robots: Path, refused: Callable[..., None]) -> None:
     """Joints alone have no poses to be relative."""
     for names in (("so100",), ("so100", "again")):
         entries = tuple(DatasetEntry(name, str(robots / "so100")) for name in names)

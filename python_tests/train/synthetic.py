@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlakern.data.collate import TrainBatch
+from vlakern.data.quarantine import Damage, Quarantine
 from vlakern.models import VLA
 from vlakern.models.config import ExpertConfig, MoTConfig, PromptConfig, VisionConfig, VLAConfig
 from vlakern.models.sequence import document, pack
@@ -53,6 +54,8 @@ class Samples:
     Args:
         size: samples of a step, of all ranks and parts.
         poison: steps in which the pictures of this rank's first sample are NaN.
+
+    Every tenth number stands for a sample that was drawn in the place of a damaged one.
     """
 
     def __init__(
@@ -65,12 +68,16 @@ class Samples:
     ) -> None:
         self.size, self.parts, self.rank, self.world = size, parts, rank, world
         self.poison, self.waited, self.asked = poison, 0.001, []
+        self.quarantine = Quarantine()
 
     def batch(self, step: int, part: int = 0) -> TrainBatch:
         self.asked.append((step, part))
         local = self.size // self.world // self.parts
         first = step * self.size + (part * self.world + self.rank) * local
-        found = batch_of(range(first, first + local))
+        numbers = range(first, first + local)
+        damages = [Damage(f"lab/{n}", "damaged") for n in numbers if n % 10 == 9]
+        self.quarantine.add(local + len(damages), damages)
+        found = batch_of(numbers)
         if step in self.poison:
             found.prefix.pixels_V3SS[0] = torch.nan
         return found

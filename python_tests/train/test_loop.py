@@ -39,12 +39,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, call: int | None) -> None:
     monkeypatch.setattr(loop, "_listening", listening)
 
 
-STEPS, SECOND = 18, 7
+STEPS, SECOND = 10, 4
 CASES = {
     "step 0": 0,
     "step 1": 2,
-    "in the middle": 2 * 9,
-    "mid-accumulation": 2 * 9 + 1,
+    "in the middle": 2 * 5,
+    "mid-accumulation": 2 * 5 + 1,
     "last but one": 2 * (STEPS - 1),
     "mid-accumulation of the last": 2 * (STEPS - 1) + 1,
 }
@@ -68,11 +68,11 @@ def test_resume_is_bit_exact(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Weights, moments, average, generators, losses: the same SHA-256 at the end."""
+    """Weights, moments, average, generators, losses, damaged samples: the same SHA-256."""
     config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
     interrupt(monkeypatch, call)
-    arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
-    first = train(lab.make_model(), *arguments)
+    arguments = (lab.place(tmp_path), run)
+    first = train(lab.make_model(), config, 3, lab.Samples(4, parts=2), *arguments)
     assert (first.stopped, first.steps) == (True, call // 2)
     interrupt(monkeypatch, None)
     start = find_start(tmp_path / "checkpoints", "auto")
@@ -80,8 +80,11 @@ def test_resume_is_bit_exact(
     assert checkpoint.read(start).part == call % 2
     # Another start must not matter: everything comes from the checkpoint.
     torch.rand(7)
-    second = train(lab.make_model(99), *arguments, start=start)
+    samples = lab.Samples(4, parts=2)
+    second = train(lab.make_model(99), config, 3, samples, *arguments, start=start)
     assert (second.stopped, second.steps) == (False, STEPS)
+    assert second.quarantine["drawn"] == 4 * STEPS + second.quarantine["damaged"]
+    assert list(second.quarantine["reasons"]) == [f"lab/{n}" for n in range(9, 4 * STEPS, 10)]
     assert hashes(tmp_path) == whole
 
 
@@ -96,10 +99,11 @@ def test_a_checkpoint_between_two_stages_is_bit_exact(
     """The second stage begins with new moments, whether the process was there before or not."""
     config, run = lab.longer(STEPS, expert_steps=SECOND), RunConfig(save_every=STEPS, parts=2)
     interrupt(monkeypatch, 2 * at)
-    arguments = (config, 3, lab.Samples(4, parts=2), lab.place(tmp_path), run)
-    train(lab.make_model(), *arguments)
+    arguments = (lab.place(tmp_path), run)
+    train(lab.make_model(), config, 3, lab.Samples(4, parts=2), *arguments)
     interrupt(monkeypatch, None)
-    train(lab.make_model(5), *arguments, start=find_start(tmp_path / "checkpoints", "auto"))
+    start, samples = find_start(tmp_path / "checkpoints", "auto"), lab.Samples(4, parts=2)
+    train(lab.make_model(5), config, 3, samples, *arguments, start=start)
     assert hashes(tmp_path) == whole
 
 
@@ -298,8 +302,8 @@ def test_a_damaged_checkpoint_falls_back(
 ) -> None:
     """The run continues from the one before, with the same end, and says what happened."""
     run = RunConfig(save_every=2, keep=3)
-    arguments = (lab.longer(6), 0, lab.Samples(4), lab.place(tmp_path), run)
-    train(lab.make_model(), *arguments)
+    config, rest = lab.longer(6), (lab.place(tmp_path), run)
+    train(lab.make_model(), config, 0, lab.Samples(4), *rest)
     expected = hashes(tmp_path)
     last = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
     file = last / "optimizer.safetensors"
@@ -308,7 +312,8 @@ def test_a_damaged_checkpoint_falls_back(
     assert start is not None
     assert start.name.endswith("04")
     assert "*** vlakern: checkpoint" in capsys.readouterr().err
-    assert train(lab.make_model(1), *arguments, start=start).samples == 8
+    summary = train(lab.make_model(1), config, 0, lab.Samples(4), *rest, start=start)
+    assert summary.samples == 8
     assert hashes(tmp_path) == expected
 
 

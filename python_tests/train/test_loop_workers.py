@@ -59,6 +59,7 @@ class Interrupted:
 
     def __init__(self, loader: Loader, step: int | None) -> None:
         self.loader, self.step, self.waited = loader, step, 0.0
+        self.quarantine = loader.quarantine
 
     def batch(self, step: int, part: int = 0) -> Any:
         if step == self.step:

@@ -55,6 +55,58 @@ def test_a_failure_of_the_first_rank_is_everyones(report: dict[str, Any]) -> Non
     assert report["misshapen"] == ["CheckpointError", "VlakernError"]
 
 
+ALONE = """
+import os, socket, sys
+from pathlib import Path
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+one = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "one"}
+os.environ.update(one, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlakern.train import parallel
+
+
+def threads():
+    found = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name or "tcpstore" in name for name in found)
+
+
+def step(fails):
+    module = DistributedDataParallel(nn.Linear(2, 2))
+    module(torch.ones(1, 2)).sum().backward()
+    assert threads() > 0
+    if fails:
+        raise ValueError("on purpose")
+
+
+kept = None
+try:
+    with parallel.start():
+        step(sys.argv[1] == "fails")
+except ValueError as error:
+    kept = error
+assert (kept is not None) == (sys.argv[1] == "fails")
+print(threads())
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "fails"])
+def test_no_thread_outlives_the_group(how: str) -> None:
+    """One that asks for the interpreter when that has gone aborts the process; the error is kept,
+    and with it the functions that it came through."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, how], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"]
+
+
 def test_one_process_needs_no_group() -> None:
     """Everything is what it was."""
     with parallel.start() as world:

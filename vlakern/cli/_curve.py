@@ -11,7 +11,6 @@ from vlakern.errors import Unsupported
 if TYPE_CHECKING:
     from vlakern.cli.train import Args
     from vlakern.data.corpus import Corpus
-    from vlakern.data.loader import Loader
     from vlakern.train.config import Recipe, Stage
     from vlakern.train.parallel import World
     from vlakern.train.report import Summary
@@ -81,7 +80,6 @@ def report(
     args: "Args",
     recipe: "Recipe",
     corpus: "Corpus",
-    loader: "Loader",
     summary: "Summary",
     world: "World",
 ) -> None:
@@ -101,7 +99,7 @@ def report(
     say(
         f"waited for data {summary.wait_share:.1%} of the time, peak memory"
         f" {summary.peak_memory_bytes / 2**30:.2f} GiB, {summary.skipped} updates skipped,"
-        f" {len(loader.quarantined)} damaged samples"
+        f" {len(summary.quarantine['reasons'])} damaged samples"
     )
     say(_sentence(used))
     if args.plot is not None:
@@ -114,7 +112,7 @@ def report(
         say(f"policy: {args.out}")
     if args.json:
         told = {"train": dataclasses.asdict(summary), "frames": corpus.frames.to_json()}
-        told |= {"utilisation": used, "quarantine": loader.quarantine.to_json()}
+        told |= {"utilisation": used, "quarantine": told["train"].pop("quarantine")}
         write_report(args.json, args, told)
 
 

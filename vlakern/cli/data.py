@@ -117,6 +117,8 @@ def _print(found: "Survey") -> None:
             out.print(f"{name} lacks {', '.join(slots)}")
     if found.left_out:
         out.print(f"weight 0, left out: {', '.join(found.left_out)}")
+    for sentence in found.sampled:
+        out.print(f"sample: {sentence}", highlight=False)
     for robot, parts in found.ranges.items():
         for part, slots in parts.items():
             out.print(_ranges(f"{robot}: {part}", slots))

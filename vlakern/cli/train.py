@@ -252,7 +252,7 @@ def _corpus(args: Args, recipe: "Recipe", world: "World") -> "Corpus":
     world.on_first(lambda: check_targets(corpus, args.out), None)
     if world.first:
         console().print(corpus.frames.table(), highlight=False)
-        for line in corpus.placement:
+        for line in (*corpus.placement, *corpus.measured.sampled):
             console().print(line, highlight=False)
     return corpus
 
@@ -305,7 +305,7 @@ def _train(
             curve.on_step,
         )
     if world.first:
-        report(args, recipe, corpus, loader, summary, world)
+        report(args, recipe, corpus, summary, world)
     return STOPPED if summary.stopped else 0
 
 

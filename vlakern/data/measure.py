@@ -31,6 +31,7 @@ class Measured:
         state, action: statistics after the frame transform; the "task" of a level is the dataset.
         words: instructions of each dataset's episodes, episode -> texts, of those that were read.
         damaged: episodes that could not be read.
+        sampled: of datasets that were not read whole, a sentence each.
     """
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
@@ -39,6 +40,7 @@ class Measured:
         self.action = StatsTree(body.action_map.names())
         self.words: list[dict[int, tuple[str, ...]]] = [{} for _ in recordings]
         self.damaged: list[Damage] = []
+        self.sampled: list[str] = []
 
 
 def measure(
@@ -57,6 +59,12 @@ def measure(
         body = one.body
         space, robot = body.plain_space(), body.robot.name
         every = 1 if one.entry.balance == "tasks" else max(1, round(sum(one.lengths) / MEASURED))
+        if every > 1:
+            read, whole = sum(one.lengths[::every]), sum(one.lengths)
+            found.sampled.append(
+                f"{one.name}: statistics and words are those of {len(one.lengths[::every]):,} of"
+                f" {len(one.lengths):,} episodes, one in {every}: {read:,} of {whole:,} frames"
+            )
         lost, damages = 0, []
         for i in range(0, len(one.lengths), every):
             try:

@@ -1,6 +1,6 @@
 """Damaged samples: set aside with a name and a reason, counted, and a stop if they are many."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,13 @@ class Quarantine:
                 f" {len(self.reasons)} of them differ, the first is {name} ({reason}); repair the"
                 " dataset or leave it out"
             )
+
+    def include(self, found: Mapping[str, Any]) -> None:
+        """Counts what another one wrote with :meth:`to_json`, before this one or beside it."""
+        self.drawn += found["drawn"]
+        self.count += found["damaged"]
+        for name, reason in found["reasons"].items():
+            self.reasons.setdefault(name, reason)
 
     def to_json(self) -> dict[str, Any]:
         """Counts and reasons for programs."""

@@ -64,6 +64,7 @@ class Survey:
         ranges: robot -> ``state`` and ``action`` -> slot -> its statistics after the transform.
         flags: sentences about what looks odd.
         damaged: episode -> why it cannot be read.
+        sampled: sentences about datasets of which only a part was read.
     """
 
     mixture: str
@@ -77,6 +78,7 @@ class Survey:
     ranges: dict[str, dict[str, dict[str, dict[str, float]]]]
     flags: tuple[str, ...]
     damaged: dict[str, str]
+    sampled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -165,6 +167,7 @@ def survey(
         ranges,
         tuple(flags),
         {damage.name: damage.reason for damage in measured.damaged},
+        tuple(measured.sampled),
     )
 
 

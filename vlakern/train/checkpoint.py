@@ -30,6 +30,7 @@ __all__ = [
     "TrainState",
     "check_directory",
     "checkpoints",
+    "difference",
     "facts",
     "newest_good",
     "read",
@@ -340,3 +341,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def difference(there: Any, here: Any, at: str) -> str:
+    """Where two plain JSON values first differ, in words; "" if they do not."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            where = f"{at}.{key}" if at else str(key)
+            found = difference(there.get(key), here.get(key), where)
+            if found:
+                return found
+        return ""
+    return "" if there == here else f"{at} was {there!r} and is {here!r} now"

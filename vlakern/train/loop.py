@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlakern.data.collate import TrainBatch
+from vlakern.data.quarantine import Quarantine
 from vlakern.errors import CheckpointError, ConfigError, VlakernError
 from vlakern.models.vla import VLA
 from vlakern.train import checkpoint
@@ -39,6 +40,7 @@ class Batches(Protocol):
     """Where batches come from; the same for the same numbers, whatever was asked before."""
 
     waited: float
+    quarantine: Quarantine
 
     def batch(self, step: int, part: int = 0) -> TrainBatch:
         """This rank's micro-batch ``part`` of a step."""
@@ -86,7 +88,7 @@ class Place:
 
 @dataclass
 class _State:
-    """Where the loop stands, and what it adds up on the way."""
+    """Where the loop stands, and what it adds up on the way; ``damaged`` after whole steps."""
 
     step: int = 0
     part: int = 0
@@ -98,6 +100,7 @@ class _State:
     waited: float = 0.0
     views: int = 0
     tokens: int = 0
+    damaged: dict[str, Any] = field(default_factory=Quarantine().to_json)
 
 
 def find_start(
@@ -129,7 +132,7 @@ def check_same(start: Path, identity: Mapping[str, Any]) -> None:
         CheckpointError: naming what differs.
     """
     here = json.loads(json.dumps(identity))
-    difference = _difference(checkpoint.facts(start)["config"], here, "")
+    difference = checkpoint.difference(checkpoint.facts(start)["config"], here, "")
     if difference:
         raise CheckpointError(
             f"{start} is of another run: {difference}; say the same, or begin anew with another"
@@ -169,6 +172,10 @@ def train(
     run, world = run or RunConfig(), world or World()
     learner = Learner(model, config, seed, robots, world, run.shard)
     state = _resumed(learner, place, start, run)
+    if world.first:
+        # The other ranks count on from zero: what all of them add up to goes on.
+        batches.quarantine.include(state.damaged)
+    state.damaged = batches.quarantine.to_json()
     first, begin = state.step, time.perf_counter()
     with _listening() as asked:
         while state.step < config.steps:
@@ -239,6 +246,7 @@ def _one_step(
     ids = bad if told[-1] else [one for batch in mine for one in batch.sample_ids]
     _account(state, world, row, ids)
     state.step, state.part, state.sums = step + 1, 0, [0.0] * len(LOSSES)
+    state.damaged = batches.quarantine.to_json()
     state.waited += waited
     on_step(state.step, {**row, "step_s": time.perf_counter() - begin})
     return True
@@ -278,6 +286,7 @@ def _save(learner: Learner, place: Place, run: RunConfig, state: _State) -> bool
         "skips": state.skips,
         "sums": state.sums,
         "losses": state.losses[-max(1, learner.config.steps // 10) :],
+        "quarantine": _quarantine(world, state).to_json(),
     }
     whole = TrainState(*at, tensors, json.loads(json.dumps(place.identity)), _plain(progress))
     problem = ""
@@ -325,6 +334,7 @@ def _resumed(learner: Learner, place: Place, start: Path | None, run: RunConfig)
     learner.restore(found, step)
     state = _State(step, part, progress["skipped"], progress["skips"], (step, part))
     state.losses = list(progress["losses"])
+    state.damaged = progress.get("quarantine") or state.damaged
     # Half a step continues only in the same micro-batches; else it is done again from its start.
     if part and (world.size > 1 or run.parts != progress["parts"]):
         learner.optimizer.forget()
@@ -334,16 +344,12 @@ def _resumed(learner: Learner, place: Place, start: Path | None, run: RunConfig)
     return state
 
 
-def _difference(there: Any, here: Any, at: str) -> str:
-    """Where two plain JSON values first differ, in words; "" if they do not."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            where = f"{at}.{key}" if at else str(key)
-            found = _difference(there.get(key), here.get(key), where)
-            if found:
-                return found
-        return ""
-    return "" if there == here else f"{at} was {there!r} and is {here!r} now"
+def _quarantine(world: World, state: _State) -> Quarantine:
+    """What all ranks have met in whole steps."""
+    found = Quarantine()
+    for one in world.collect([json.dumps(state.damaged)]):
+        found.include(json.loads(one))
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -369,6 +375,7 @@ def _summary(state: _State, world: World, seconds: float, samples: int, stopped:
         prefix_tokens=tokens,
         peak_memory_bytes=peak_memory(world.device),
         stopped=stopped,
+        quarantine=_quarantine(world, state).to_json(),
     )
 
 

@@ -6,6 +6,8 @@ what counts on all ranks (see :mod:`vlakern.train.step`), so gradients are added
 
 import gc
 import json
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -125,14 +127,26 @@ def start(device: str = "cpu") -> Iterator[World]:
     if place.type == "cuda":
         place = torch.device("cuda", get_node_local_rank(fallback_rank=0))
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    # Imported with a group at hand, as DDP would, its functions' defaults hold that group for ever.
+    from torch.distributed.nn import functional  # noqa: F401
+
     try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         yield World(dist.get_rank(), dist.get_world_size(), place)
-        # Together, and after the modules that hold the group: torch's threads end in that order.
         dist.barrier()
     finally:
+        # Who holds the group holds its threads, and one that outlives the interpreter aborts it.
+        _let_go(sys.exc_info()[1])
         gc.collect()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forgets what the functions that failed held, such as modules that hold the group."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def wrap(objective: nn.Module, world: World, shard: Shard = "ddp") -> nn.Module:

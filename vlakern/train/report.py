@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Summary:
         views, prefix_tokens: in all samples.
         peak_memory_bytes: of the GPU, or of the process on a CPU; of the first rank.
         stopped: SIGTERM ended it before its last step.
+        quarantine: samples drawn by all ranks and those that were damaged, since the run began.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class Summary:
     prefix_tokens: int = 0
     peak_memory_bytes: int = 0
     stopped: bool = False
+    quarantine: dict[str, Any] = field(default_factory=dict)
 
 
 class JsonLines:
