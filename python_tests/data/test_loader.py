@@ -1,9 +1,11 @@
 """The same batches whoever makes them, in any order, on any number of ranks; damaged samples go."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils as data_utils
 
 from vlakern.data import loader as loading
 from vlakern.data.collate import Augment, TrainBatch
@@ -105,13 +108,13 @@ def test_parts_come_from_workers_in_order(corpus: Corpus) -> None:
 def test_dropout_has_the_papers_rates(corpus: Corpus) -> None:
     """0.2 of states are zero as a whole; a view stays with 0.8, and one always does."""
     augment = Augment(drop_state=0.2, drop_view=0.2)
-    batch = loader(corpus, batch_size=1500, augment=augment).batch(0)
+    batch = loader(corpus, batch_size=600, augment=augment).batch(0)
     zero = (batch.prefix.state_RS == 0).all(1)
-    assert 0.2 * 1500 - 4 * 15.5 < int(zero.sum()) < 0.2 * 1500 + 4 * 15.5
-    views = torch.bincount(batch.view_rows, minlength=1500)
+    assert 0.2 * 600 - 4 * 9.8 < int(zero.sum()) < 0.2 * 600 + 4 * 9.8
+    views = torch.bincount(batch.view_rows, minlength=600)
     assert set(views.tolist()) == {1, 2}
     both = int((views == 2).sum())
-    assert 0.64 * 1500 - 4 * 18.6 < both < 0.64 * 1500 + 4 * 18.6
+    assert 0.64 * 600 - 4 * 11.8 < both < 0.64 * 600 + 4 * 11.8
     # Packed: a dropped view leaves no token behind.
     lengths = batch.prefix.cu_prefix.diff()
     assert len(batch.prefix.layout.positions) == int(lengths.sum())
@@ -216,6 +219,32 @@ def test_a_worker_that_dies_is_one_sentence(robots: Path, monkeypatch: pytest.Mo
     ):
         one.batch(0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_hangs_is_waited_for_and_then_killed(
+    robots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wait is not the end, the last one is; no process is left that ignores SIGTERM."""
+    slow = corpus_of(robots)
+    clip, pause = slow.clip, [1.0]
+
+    def late(*rest: Any) -> Any:
+        time.sleep(pause[0])
+        return clip(*rest)
+
+    monkeypatch.setattr(slow, "clip", late)
+    monkeypatch.setattr(loading, "PATIENCE", 3.0)
+    monkeypatch.setattr(loading, "WAITS", 10)
+    monkeypatch.setattr(data_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    with loader(slow, batch_size=1, workers=1) as one:
+        assert one.batch(0).sample_ids == loader(slow, batch_size=1).batch(0).sample_ids
+        one.close()
+        assert not multiprocessing.active_children()
+        pause[0] = 1000.0
+        monkeypatch.setattr(loading, "PATIENCE", 1.0)
+        with pytest.raises(DatasetError, match=r"failed \(no batch for 1.0 s\)"):
+            one.batch(1)
+        assert not multiprocessing.active_children()
 
 
 def test_a_worker_does_not_tell_of_a_run_that_ended(

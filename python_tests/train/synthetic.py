@@ -55,7 +55,7 @@ class Samples:
         size: samples of a step, of all ranks and parts.
         poison: steps in which the pictures of this rank's first sample are NaN.
 
-    Every tenth number stands for a sample that was drawn in the place of a damaged one.
+    Every 25th number stands for a sample that was drawn in the place of a damaged one.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Samples:
         local = self.size // self.world // self.parts
         first = step * self.size + (part * self.world + self.rank) * local
         numbers = range(first, first + local)
-        damages = [Damage(f"lab/{n}", "damaged") for n in numbers if n % 10 == 9]
+        damages = [Damage(f"lab/{n}", "damaged") for n in numbers if n % 25 == 9]
         self.quarantine.add(local + len(damages), damages)
         found = batch_of(numbers)
         if step in self.poison:

@@ -3,7 +3,9 @@
 Workers are processes, not threads. Two of either made as many samples on two busy cores (from
 memory 960 and 965 a second, from video files 323 and 306, one alone 796 and 219), but a process
 does not hold the interpreter while training needs it, and a decoder that crashes ends a worker and
-not the run. They are forked, so that episodes in memory are shared and not copied.
+not the run. They are forked, so that episodes in memory are shared and not copied. Pictures come as
+fp32 that is ready to use: to receive 105 of 96 pixels and round them to bf16 took the training
+process 8 ms, and 17 ms as bytes that it normalised and recoloured itself.
 """
 
 import multiprocessing
@@ -29,8 +31,9 @@ __all__ = ["Loader", "Made", "make"]
 
 # Draws for one sample before the dataset is given up.
 MOST_DAMAGED = 100
-# For the next batch [s]; workers that take longer hang, and torch raises RuntimeError.
-PATIENCE = 600
+# For the next batch [s]; workers that take longer hang, and torch raises RuntimeError. In so many
+# waits, of which a pause of the whole machine uses up one.
+PATIENCE, WAITS = 600, 10
 # Batches that each worker makes ahead.
 AHEAD = 2
 
@@ -187,6 +190,7 @@ class Loader:
         self._rank, self._world = rank, world
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[Made | VlakernError] | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
 
     @property
     def quarantined(self) -> dict[str, str]:
@@ -241,16 +245,24 @@ class Loader:
                 collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
                 multiprocessing_context="fork",
                 worker_init_fn=_stay,
-                timeout=PATIENCE,
+                timeout=PATIENCE / WAITS,
                 generator=torch.Generator(),  # the shared one stays as it is without workers
             )
-            return iter(batches)
+            before = multiprocessing.active_children()
+            found = iter(batches)
+            self._processes = [p for p in multiprocessing.active_children() if p not in before]
+            return found
 
     def close(self) -> None:
         """Ends the workers."""
         stream, self._stream, self._next = self._stream, None, None
-        # Dropping the iterator joins its processes.
+        # Dropping the iterator joins its processes, for some seconds each.
         del stream
+        for process in self._processes:
+            # One that hangs ignores SIGTERM, and the interpreter would wait for it at its end.
+            process.kill()
+            process.join()
+        self._processes = []
 
     def __enter__(self) -> "Loader":
         return self
@@ -263,7 +275,7 @@ class Loader:
         if self._stream is None or self._next != (step, part):
             self._stream = self._begin(step, part)
         try:
-            made = next(self._stream)
+            made = _patiently(self._stream)
         except RuntimeError as error:
             self.close()
             reason = str(error).splitlines()[0]
@@ -272,6 +284,19 @@ class Loader:
             ) from error
         self._next = (step, part + 1) if part + 1 < self._parts else (step + 1, 0)
         return made
+
+
+def _patiently(stream: Iterator[Made | VlakernError]) -> Made | VlakernError:
+    """The next batch; raises torch's RuntimeError for workers that died, or made none in time."""
+    for wait in range(WAITS):
+        try:
+            return next(stream)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            if wait + 1 == WAITS:
+                raise RuntimeError(f"no batch for {PATIENCE} s") from error
+    raise AssertionError
 
 
 def _stay(_: int) -> None:
