@@ -1,0 +1,131 @@
+"""openpi's websocket payloads: msgpack with arrays, decoded so that no peer can do harm.
+
+An array is a map with the byte-string keys ``__ndarray__``, ``data``, ``dtype`` and ``shape``; a
+numpy scalar one with ``__npgeneric__``, ``data`` and ``dtype`` (openpi-client 0.1.2). Nothing is
+unpickled, no dtype outside ``DTYPES`` is made, and an array is a view of the bytes that came.
+"""
+
+import math
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from vlakern.errors import InputError
+
+__all__ = ["DTYPES", "MOST_BYTES", "decode", "encode"]
+
+# Kinds of numbers and nothing else: objects would be pointers, void a few bytes made gigabytes.
+DTYPES = frozenset(
+    np.dtype(name).str.lstrip("<>|=")
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64"),
+    )
+)
+MOST_BYTES = 16 << 20
+MOST_AXES = 6
+MOST_DEPTH = 16
+PLAIN = (str, bytes, bool, int, float, type(None), np.ndarray, np.generic)
+ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
+
+
+def encode(value: Any) -> bytes:
+    """A map of names to arrays, numbers, words, and lists or maps of them.
+
+    Raises:
+        InputError: something else is inside it.
+    """
+    try:
+        return msgpack.packb(value, default=_packed)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"cannot be sent: {error}") from error
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        _check_dtype(value.dtype.str)
+        return {
+            ARRAY: True,
+            b"data": np.ascontiguousarray(value).tobytes(),
+            b"dtype": value.dtype.str,
+            b"shape": value.shape,
+        }
+    if isinstance(value, np.generic):
+        _check_dtype(value.dtype.str)
+        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise InputError(f"a {type(value).__name__} cannot be sent; send arrays, numbers and words")
+
+
+def decode(data: bytes, most: int = MOST_BYTES) -> Any:
+    """What :func:`encode` was given; arrays are read-only views of ``data``.
+
+    Raises:
+        InputError: the bytes are no such message, or larger than ``most``.
+    """
+    if len(data) > most:
+        raise InputError(f"a message of {len(data)} bytes, expected at most {most}")
+    try:
+        value = msgpack.unpackb(data, strict_map_key=False, object_hook=_unpacked)
+    except InputError:
+        raise
+    # What msgpack raises for bytes that are none of its own, and for keys that cannot be keys.
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+        raise InputError(f"a message that is not msgpack: {error}") from error
+    _check(value, MOST_DEPTH)
+    return value
+
+
+def _unpacked(found: dict[Any, Any]) -> Any:
+    if ARRAY in found:
+        return _array(found)
+    if SCALAR in found:
+        return _scalar(found)
+    return found
+
+
+def _array(found: dict[Any, Any]) -> np.ndarray:
+    data, dtype, shape = (found.get(key) for key in (b"data", b"dtype", b"shape"))
+    wanted = _check_dtype(dtype)
+    if not isinstance(data, bytes) or not isinstance(shape, (list, tuple)):
+        raise InputError("an array without data and shape; expected bytes and a list of sizes")
+    if len(shape) > MOST_AXES or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
+        raise InputError(f"an array of shape {str(shape)[:80]}, expected at most {MOST_AXES} sizes")
+    needed = math.prod(shape) * wanted.itemsize
+    if needed != len(data):
+        raise InputError(
+            f"an array {wanted.name}{list(shape)} with {len(data)} bytes, expected {needed}"
+        )
+    return np.frombuffer(data, wanted).reshape(shape)
+
+
+def _scalar(found: dict[Any, Any]) -> np.generic:
+    wanted, value = _check_dtype(found.get(b"dtype")), found.get(b"data")
+    if type(value) not in (bool, int, float):
+        raise InputError(f"a numpy scalar that holds a {type(value).__name__}, expected a number")
+    if isinstance(value, float) and wanted.kind in "iub":
+        raise InputError(f"a numpy scalar {wanted.name} that holds {value}, expected an integer")
+    return wanted.type(value)
+
+
+def _check_dtype(name: Any) -> np.dtype[Any]:
+    if not isinstance(name, str) or len(name) > 8 or name.lstrip("<>|=") not in DTYPES:
+        raise InputError(
+            f"an array of dtype {str(name)[:40]!r}, expected integers, floats or booleans"
+        )
+    return np.dtype(name)
+
+
+def _check(value: Any, left: int) -> None:
+    if left == 0:
+        raise InputError(f"a message nested deeper than {MOST_DEPTH}")
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            if not isinstance(key, (str, bytes)):
+                raise InputError(f"a key {str(key)[:40]!r}, expected words")
+            _check(inside, left - 1)
+    elif isinstance(value, list):
+        for inside in value:
+            _check(inside, left - 1)
+    elif not isinstance(value, PLAIN):
+        raise InputError(f"a {type(value).__name__}, expected arrays, numbers and words")
