@@ -1,0 +1,146 @@
+"""Requests that wait together go through the policy in one call."""
+
+import asyncio
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vlakern.errors import InputError, VlakernError
+from vlakern.types import ActionChunk, Observation
+
+__all__ = ["Actor", "Answer", "Batcher", "PolicyFailed"]
+
+
+class PolicyFailed(VlakernError):
+    """The policy raised something else than a refusal of its input; its cause is the context."""
+
+
+class Actor(Protocol):
+    """What a policy is to a server."""
+
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None
+    ) -> list[ActionChunk]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A chunk, the time of the call that made it [ms], and how many rows that call had."""
+
+    chunk: ActionChunk
+    infer_ms: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    observation: Observation
+    seed: int
+    future: "asyncio.Future[Answer]"
+    loop: asyncio.AbstractEventLoop
+
+
+class Batcher:
+    """One thread that calls the policy; the event loop never does.
+
+    On the CPU a row's bits do not depend on the rows beside it.
+
+    Args:
+        most: rows of a call.
+    """
+
+    def __init__(self, policy: Actor, most: int = 8) -> None:
+        self._policy, self._most = policy, most
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="vlakern-infer", daemon=True)
+        self._thread.start()
+
+    async def act(self, observation: Observation, seed: int | None = None) -> Answer:
+        """The next chunk.
+
+        Raises:
+            InputError: the observation does not suit the policy.
+            PolicyFailed: anything else that the policy raised.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        drawn = secrets.randbits(63) if seed is None else seed
+        self._waiting.put(_Waiting(observation, drawn, future, loop))
+        return await future
+
+    def close(self) -> None:
+        """Ends the thread after the requests that wait."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            rows = self._rows()
+            if rows:
+                self._answer([row for row in rows if row is not None])
+            if not rows or rows[-1] is None:
+                return
+
+    def _rows(self) -> list[_Waiting | None]:
+        """All that wait, at least one."""
+        rows = [self._waiting.get()]
+        while rows[-1] is not None and len(rows) < self._most:
+            try:
+                rows.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        return rows
+
+    def _answer(self, rows: list[_Waiting]) -> None:
+        if not rows:
+            return
+        begin = time.perf_counter()
+        outcome = _Outcome()
+        with outcome:
+            chunks = self._policy.act_batch(
+                [row.observation for row in rows], [row.seed for row in rows]
+            )
+            took = (time.perf_counter() - begin) * 1e3
+            for row, chunk in zip(rows, chunks, strict=True):
+                row.loop.call_soon_threadsafe(_give, row.future, Answer(chunk, took, len(rows)))
+        if outcome.error is None:
+            return
+        if isinstance(outcome.error, InputError) and len(rows) > 1:
+            for row in rows:  # one client's mistake is not the others'
+                self._answer([row])
+            return
+        for row in rows:
+            row.loop.call_soon_threadsafe(_fail, row.future, outcome.error)
+
+
+class _Outcome:
+    """Keeps whatever is raised inside the block: it belongs to those who wait."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.error = error
+        return error is not None
+
+
+def _give(future: "asyncio.Future[Answer]", answer: Answer) -> None:
+    if not future.done():  # the client may have gone
+        future.set_result(answer)
+
+
+def _fail(future: "asyncio.Future[Answer]", error: BaseException) -> None:
+    if future.done():
+        return
+    if not isinstance(error, InputError):
+        failed = PolicyFailed(f"the policy failed: {error}")
+        failed.__cause__ = error
+        error = failed
+    future.set_exception(error)

@@ -1,0 +1,150 @@
+"""Between openpi's flat keys and a policy's observations.
+
+Dimension letters: H image height, W image width, S state width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vlakern.errors import ConfigError, InputError
+from vlakern.types import Observation
+
+__all__ = ["Keys", "observation", "parse_keys"]
+
+PROMPTS = ("prompt", "task")
+STATES = ("observation/state", "state", "observation.state")
+PLACES = ("observation/{}", "images/{}", "observation/images/{}", "observation.images.{}", "{}")
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys of a message hold what.
+
+    Attributes:
+        views: of the policy.
+        of_view: view -> key, where the sender calls it otherwise than ``PLACES`` say.
+        state: keys whose numbers are joined in this order; one of ``STATES`` by default.
+    """
+
+    views: tuple[str, ...]
+    of_view: Mapping[str, str] = field(default_factory=dict)
+    state: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.of_view) - set(self.views))
+        if unknown:
+            raise ConfigError(
+                f"key of view {unknown[0]!r}: the policy's views are {', '.join(self.views)}"
+            )
+
+    def announced(self) -> dict[str, Any]:
+        """What a message may hold, for the handshake."""
+        views = {view: list(self._places(view)) for view in self.views}
+        return {"views": views, "state": list(self.state or STATES), "prompt": list(PROMPTS)}
+
+    def _places(self, view: str) -> tuple[str, ...]:
+        if view in self.of_view:
+            return (self.of_view[view],)
+        return tuple(place.format(view) for place in PLACES)
+
+    def split(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        """Images by view, state and prompt of a message.
+
+        Raises:
+            InputError: a key that is unknown, missing or there twice.
+        """
+        flat = _flat(message)
+        images: dict[str, Any] = {}
+        for view in self.views:
+            for key in self._places(view):
+                if key in flat:
+                    if view in images:
+                        raise InputError(f"view {view!r} is there twice, the second as {key!r}")
+                    images[view] = flat.pop(key)
+        state = self._state(flat)
+        prompt = next((flat.pop(key) for key in PROMPTS if key in flat), None)
+        flat.pop(SEED, None)
+        if flat:
+            known = [*self.views, *(self.state or STATES[:1]), PROMPTS[0]]
+            raise InputError(
+                f"key {min(flat)[:80]!r} is unknown; this policy takes {', '.join(known)}"
+            )
+        return images, state, prompt
+
+    def _state(self, flat: dict[str, Any]) -> np.ndarray:
+        if not self.state:
+            found = [flat.pop(key) for key in STATES if key in flat]
+        else:
+            missing = [key for key in self.state if key not in flat]
+            if missing:
+                raise InputError(f"key {missing[0]!r} is missing; it holds a part of the state")
+            found = [flat.pop(key) for key in self.state]
+        if not found:
+            raise InputError(f"the state is missing; send it as {STATES[0]!r}")
+        return np.concatenate([_numbers(one) for one in found])
+
+
+def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys joined by ``/``: openpi's ALOHA clients nest their images."""
+    if not isinstance(message, Mapping):
+        raise InputError(f"a message that is a {type(message).__name__}, expected a map of keys")
+    flat: dict[str, Any] = {}
+    for key, value in message.items():
+        if not isinstance(key, str):
+            raise InputError(f"key {key!r} is no word")
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{inner}": one for inner, one in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _numbers(value: Any) -> np.ndarray:
+    if not isinstance(value, (np.ndarray, list, float, int)):
+        raise InputError(f"a state that is a {type(value).__name__}, expected an array of numbers")
+    try:
+        return np.asarray(value, np.float32).ravel()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError("a state that is no list of numbers; send an array") from error
+
+
+def _picture(image: Any, view: str) -> np.ndarray:
+    """``[H, W, 3]`` uint8; openpi's ALOHA clients send ``[3, H, W]``."""
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"view {view!r} is a {type(image).__name__}, expected an array")
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = np.ascontiguousarray(image.transpose(1, 2, 0))
+    return image
+
+
+def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, int | None]:
+    """The observation in a message, and its seed if it has one.
+
+    Raises:
+        InputError: naming the key that is wrong.
+    """
+    images, state, prompt = keys.split(message)
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is a {type(prompt).__name__}, expected words as 'prompt'")
+    seed = message.get(SEED)
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
+        raise InputError(f"seed is {str(seed)[:40]!r}, expected a whole number from 0 to 2^63 - 1")
+    pictures = {view: _picture(image, view) for view, image in images.items()}
+    return Observation(pictures, state, prompt), seed
+
+
+def parse_keys(views: Sequence[str], words: Sequence[str], state: Sequence[str]) -> Keys:
+    """From ``VIEW=KEY`` words.
+
+    Raises:
+        ConfigError: a word without ``=``, or a view that the policy does not have.
+    """
+    bad = [word for word in words if "=" not in word]
+    if bad:
+        raise ConfigError(f"key {bad[0]!r}: expected VIEW=KEY")
+    named = dict(word.split("=", 1) for word in words)
+    return Keys(tuple(views), named, tuple(state))
