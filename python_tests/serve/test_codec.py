@@ -47,7 +47,7 @@ def test_scalars_keep_their_dtype() -> None:
 def array(**more: Any) -> bytes:
     parts = {b"__ndarray__": True, b"data": b"\0" * 8, b"dtype": "<f4", b"shape": [2]}
     parts.update({key.encode(): value for key, value in more.items()})
-    return msgpack.packb({"state": parts})
+    return msgpack.Packer().pack({"state": parts})
 
 
 HOSTILE = {

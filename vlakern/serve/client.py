@@ -6,6 +6,7 @@ Dimension letters: H steps of a chunk, A action width.
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -48,6 +49,7 @@ class Client:
         self._headers = {"Authorization": f"Api-Key {token}"} if token else {}
         self._timeout, self._patience = timeout, patience
         self._socket: ClientConnection | None = None
+        self._open = ExitStack()
         self._turn = threading.Lock()
         self.metadata: dict[str, Any] = {}
         with self._turn:
@@ -96,13 +98,14 @@ class Client:
         end = time.monotonic() + self._patience
         while True:
             try:
-                self._socket = connect(
+                opening = connect(
                     self._url,
                     additional_headers=self._headers,
                     compression=None,
                     max_size=MOST_BYTES,
                     open_timeout=max(end - time.monotonic(), 0.1),
                 )
+                self._socket = self._open.enter_context(opening)
                 first = self._socket.recv(timeout=self._timeout)
                 self.metadata = _decoded(first, self._url)
                 return
@@ -115,9 +118,8 @@ class Client:
             time.sleep(0.1)
 
     def _drop(self) -> None:
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            socket.close()
+        self._socket = None
+        self._open.close()
 
 
 def _decoded(data: bytes | str, url: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def encode(value: Any) -> bytes:
         InputError: something else is inside it.
     """
     try:
-        return msgpack.packb(value, default=_packed)
+        return msgpack.Packer(default=_packed).pack(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"cannot be sent: {error}") from error
 

@@ -108,7 +108,7 @@ class Server:
 
     async def __aenter__(self) -> "Server":
         config = self.config
-        self._server = await serve(
+        self._server = server = await serve(
             self._client,
             config.host,
             config.port,
@@ -119,7 +119,7 @@ class Server:
             open_timeout=config.open_timeout,
             server_header=None,
         )
-        self.port = next(iter(self._server.sockets)).getsockname()[1]
+        self.port = next(iter(server.sockets)).getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:

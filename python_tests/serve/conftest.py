@@ -1,0 +1,110 @@
+"""A server in a thread, with a policy that answers at once, late, or not at all."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlakern.errors import InputError
+from vlakern.serve.batcher import Batcher
+from vlakern.serve.server import Server, ServerConfig
+from vlakern.serve.wire import Keys
+from vlakern.types import ActionChunk, Observation
+
+VIEWS = ("front", "wrist")
+
+
+class Echo:
+    """Actions that say what was seen: [sum of the state, pixels of all views, seed]."""
+
+    def __init__(self) -> None:
+        self.takes = 0.0
+        self.batches: list[int] = []
+        self.fails: BaseException | None = None
+
+    def act_batch(
+        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None
+    ) -> list[ActionChunk]:
+        assert seeds is not None
+        time.sleep(self.takes)
+        self.batches.append(len(observations))
+        if self.fails is not None:
+            raise self.fails
+        for seen in observations:
+            if not seen.images:
+                raise InputError("the observation has no view; expected front, wrist")
+        rows = [
+            [float(o.state.sum()), float(sum(i.sum() for i in o.images.values())), float(s % 1000)]
+            for o, s in zip(observations, seeds, strict=True)
+        ]
+        return [ActionChunk(np.tile(np.array(row, np.float32), (4, 1))) for row in rows]
+
+
+class Running:
+    """A server on a thread of its own."""
+
+    def __init__(self, policy: Any, config: ServerConfig, keys: Keys) -> None:
+        self._batcher = Batcher(policy, 4)
+        self.server = Server(self._batcher, keys, {"policy": "secret-name"}, config)
+        self._ready, self._end = threading.Event(), asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.server.port}"
+
+    def _run(self) -> None:
+        async def life() -> None:
+            async with self.server:
+                self._ready.set()
+                await self._end.wait()
+
+        self._loop.run_until_complete(life())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "the server does not end"
+        self._batcher.close()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def start(echo: Echo) -> Iterator[Start]:
+    """Starts servers of ``echo``; they end with the test."""
+    running: list[Running] = []
+
+    def begin(policy: Any = None, keys: Keys | None = None, **config: Any) -> Running:
+        settings = ServerConfig(**{"port": 0, **config})
+        running.append(Running(policy or echo, settings, keys or Keys(VIEWS)))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.close()
+
+
+def message(**more: Any) -> dict[str, Any]:
+    image = np.ones((4, 5, 3), np.uint8)
+    plain = {"observation/front": image, "observation/wrist": image * 2}
+    return {
+        **plain,
+        "observation/state": np.array([1, 2], np.float32),
+        "prompt": "pick",
+        "seed": 7,
+        **more,
+    }

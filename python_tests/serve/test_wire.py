@@ -1,0 +1,61 @@
+"""Keys of every known client reach the policy's views, and nothing else does."""
+
+import numpy as np
+import pytest
+
+from vlakern.errors import ConfigError, InputError
+from vlakern.serve.wire import Keys, observation, parse_keys
+
+IMAGE = np.zeros((2, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "key", ["observation/front", "images/front", "observation.images.front", "front"]
+)
+def test_a_view_is_known_by_any_clients_spelling(key: str) -> None:
+    seen, seed = observation({key: IMAGE, "state": [0.5], "prompt": "go"}, Keys(("front", "side")))
+    assert list(seen.images) == ["front"]  # the other camera has dropped out
+    assert (seen.state.tolist(), seen.instruction, seed) == ([0.5], "go", None)
+
+
+def test_a_view_may_be_given_a_key() -> None:
+    keys = parse_keys(("front",), ["front=observation/exterior_image_1_left"], ())
+    seen, _ = observation(
+        {"observation/exterior_image_1_left": IMAGE, "state": [1], "prompt": "go"}, keys
+    )
+    assert list(seen.images) == ["front"]
+    with pytest.raises(InputError, match="'front' is unknown"):
+        observation({"front": IMAGE, "state": [1], "prompt": "go"}, keys)
+
+
+def test_keys_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected VIEW=KEY"):
+        parse_keys(("front",), ["front"], ())
+    with pytest.raises(ConfigError, match="view 'back'"):
+        parse_keys(("front",), ["back=x"], ())
+
+
+def test_channels_first_become_last() -> None:
+    planes = np.arange(24, dtype=np.uint8).reshape(3, 2, 4)
+    seen, _ = observation({"front": planes, "state": [1], "prompt": "go"}, Keys(("front",)))
+    np.testing.assert_array_equal(seen.images["front"], planes.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ([], "is a list"),
+        ({1: 2}, "no word"),
+        ({"prompt": "go"}, "state is missing"),
+        ({"state": [1]}, "prompt is a NoneType"),
+        ({"state": [1], "prompt": "go", "seed": True}, "seed is 'True'"),
+    ],
+)
+def test_messages_without_what_is_needed_are_refused(message: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        observation(message, Keys(("front",)))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_missing_part_of_the_state_is_named() -> None:
+    with pytest.raises(InputError, match="'b' is missing"):
+        observation({"a": [1], "prompt": "go"}, Keys((), {}, ("a", "b")))
