@@ -199,7 +199,9 @@ class Normalizer:
         self._refuse(lost, "has statistics whose range leaves float64")
         origin, divisor, shift, scale, offset = columns
         threshold = present & (modes == "threshold")
-        clipped = present & (modes == ("quantile" if self.epsilon == "beingh" else ""))
+        clipped = present & (modes == "quantile")
+        if self.epsilon != "beingh":
+            clipped = np.zeros_like(present)
         return _Map(origin, divisor, shift, scale, offset, binary, threshold, clipped)
 
     def _zscore(self) -> tuple[np.ndarray, ...]:

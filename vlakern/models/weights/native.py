@@ -15,7 +15,7 @@ from vlakern.errors import CheckpointError, ConfigError
 from vlakern.files import atomic_directory
 from vlakern.models.config import VLAConfig
 from vlakern.models.processing import Processing, SlotMode
-from vlakern.models.tokenizer import TextTokenizer
+from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
 from vlakern.models.vla import VLA
 from vlakern.models.weights.weights_file import (
     WEIGHTS,
@@ -183,7 +183,7 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
     with atomic_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
         (temporary / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
-        (temporary / "tokenizer.json").write_text(files.tokenizer.to_json(), encoding="utf-8")
+        (temporary / files.tokenizer.file).write_bytes(files.tokenizer.to_bytes())
         try:
             save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -234,7 +234,7 @@ def read_records(directory: Path) -> PolicyRecords:
     action_stats = _stats(stats, "action", model.action_dim)
     parts = (config.embodiment, state_map, action_map, config.processing, state_stats, action_stats)
     make_space(*parts)
-    tokenizer = TextTokenizer.from_file(directory / "tokenizer.json", model.vocab_size)
+    tokenizer = TextTokenizer.from_file(tokenizer_file(directory), model.vocab_size)
     return PolicyRecords(model, *parts, tokenizer)
 
 
