@@ -17,6 +17,7 @@ from vlakern.infer.native_engine import NativeEngine
 from vlakern.infer.packing import PackedModel, not_packed, pack_model
 from vlakern.infer.torch_engine import TorchEngine
 from vlakern.models.config import Solver
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA
 from vlakern.ops import _native
@@ -58,6 +59,7 @@ class Plan:
     Attributes:
         threads: of the CPU engine.
         image_sizes: height and width [px] of one observation's camera images, for the GPU engine.
+        image: how camera images become pixels.
     """
 
     limits: Limits
@@ -65,6 +67,7 @@ class Plan:
     solver: Solver
     threads: int
     image_sizes: Sequence[tuple[int, int]] = ()
+    image: ImageRule = DEFAULT_IMAGES
 
 
 def graph_refusal(device: torch.device | str, dtype: str = "bf16") -> str | None:
@@ -91,7 +94,8 @@ def make_stages(model: PackedModel | VLA, plan: Plan, backend: str) -> Stages:
         return _graph_stages(model, plan, device)
     if isinstance(model, PackedModel):
         raise Unsupported("packed weights are for the CPU engine; give the network to torch")
-    return TorchEngine(model, plan.limits, steps=plan.steps, solver=plan.solver)
+    sizes = {"steps": plan.steps, "solver": plan.solver}
+    return TorchEngine(model, plan.limits, image=plan.image, **sizes)
 
 
 def _automatic(model: PackedModel | VLA, device: torch.device) -> str:
@@ -118,7 +122,7 @@ def _native_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -
     if isinstance(model, VLA):
         model = _packed(model, None)
     sizes = {"steps": plan.steps, "solver": plan.solver, "threads": plan.threads}
-    return NativeEngine(model, plan.limits, **sizes)
+    return NativeEngine(model, plan.limits, image=plan.image, **sizes)
 
 
 def _graph_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -> GraphEngine:
@@ -136,6 +140,7 @@ def _graph_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) ->
         steps=plan.steps,
         solver=plan.solver,
         image_sizes=plan.image_sizes,
+        image=plan.image,
     )
 
 

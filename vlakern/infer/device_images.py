@@ -13,6 +13,7 @@ from vlakern.errors import InputError
 from vlakern.infer.device_buffers import Inbox
 from vlakern.infer.graph import Run
 from vlakern.models.config import VisionConfig
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.ops.image_prep import image_prep_out
 from vlakern.ops.image_prep.reference import rows_of_patches
 
@@ -47,11 +48,13 @@ class Cameras:
         pixels: Tensor,
         sizes: Sequence[tuple[int, int]],
         backend: str,
+        image: ImageRule = DEFAULT_IMAGES,
     ) -> None:
         """``sizes`` are height and width [px] of the images of one observation, in order."""
         if any(len(size) != 2 or min(size) < 1 for size in sizes):
             raise InputError(f"image_sizes are {list(sizes)}, expected pairs (height, width) [px]")
-        self._pixels, self._backend = pixels, backend
+        self._pixels = pixels
+        self._settings = {"backend": backend} | image.settings
         self._side = vision.image_size
         self._patch = 1 if vision.stem else vision.patch_size
         self.recorded = bool(sizes)
@@ -65,8 +68,8 @@ class Cameras:
     def _camera(self, view: int, size: tuple[int, int]) -> Camera:
         def bind(image: Tensor) -> Run:
             out = self._pixels[view : view + 1]
-            settings = {"size": self._side, "patch": self._patch, "backend": self._backend}
-            return image_prep_out(image, out=out, **settings)
+            sides = {"size": self._side, "patch": self._patch}
+            return image_prep_out(image, out=out, **sides, **self._settings)
 
         return Camera(size, bind, self._pixels)
 

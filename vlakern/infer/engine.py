@@ -22,6 +22,7 @@ from vlakern.infer.buffers import Limits
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.infer.packing import PackedModel
 from vlakern.models.config import Solver, VLAConfig
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA
 
@@ -107,6 +108,7 @@ class Engine:
         threads: int | None = None,
         backend: EngineBackend = "auto",
         image_sizes: Sequence[tuple[int, int]] = (),
+        image: ImageRule = DEFAULT_IMAGES,
     ) -> None:
         """Allocates everything.
 
@@ -123,6 +125,7 @@ class Engine:
                 measured), ``torch`` runs the network's modules.
             image_sizes: height and width [px] of one observation's camera images, in order: with
                 ``graph``, ``act`` of such images is one launch.
+            image: how camera images become pixels.
 
         Raises:
             InputError: a number below 1, or the memory is not there.
@@ -144,7 +147,7 @@ class Engine:
             max_batch, max_batch * max_views, max_batch * tokens, max_batch * max_candidates
         )
         count = torch.get_num_threads() if threads is None else threads
-        plan = Plan(self.limits, self.steps, self.solver, count, image_sizes)
+        plan = Plan(self.limits, self.steps, self.solver, count, image_sizes, image)
         self._stages: Stages = make_stages(model, plan, backend)
         self._lock = threading.RLock()  # calls consist of calls
         self._turn = 0

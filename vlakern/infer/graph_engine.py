@@ -24,6 +24,7 @@ from vlakern.infer.device_vision import VisionStage
 from vlakern.infer.graph import CudaRecorder, Graphs, Recorder, Run
 from vlakern.infer.packing import PackedModel
 from vlakern.models.config import Solver
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.models.sequence import Batch
 
 __all__ = ["GraphEngine"]
@@ -52,6 +53,7 @@ class GraphEngine:
         steps: int,
         solver: Solver,
         image_sizes: Sequence[tuple[int, int]] = (),
+        image: ImageRule = DEFAULT_IMAGES,
         sizes: Ladders | None = None,
         ops: str = "triton",
         recorder: Recorder | None = None,
@@ -62,6 +64,7 @@ class GraphEngine:
             image_sizes: height and width [px] of the camera images of one observation, in order;
                 ``act`` of such images is one launch, for which more programs are recorded. Others
                 are prepared image by image, and the stages are launched one after the other.
+            image: how camera images become pixels.
             sizes: that programs are recorded for, up to the limits; ``ladders`` of them by default.
             ops: backend of the kernels.
             recorder: of programs; CUDA graphs on a GPU, none elsewhere by default.
@@ -78,7 +81,9 @@ class GraphEngine:
             evaluations = len(evaluation_times(steps, solver))
             self._chunk = chunk_inbox(self._config, limits, evaluations, self._device)
             self.sizes = ladders(limits) if sizes is None else sizes
-            self._cameras = Cameras(self._config.vision, self.buffers.pixels, image_sizes, ops)
+            self._cameras = Cameras(
+                self._config.vision, self.buffers.pixels, image_sizes, ops, image
+            )
             calls = calls_for(model, limits, self.sizes, self.buffers.lse, ops)
             experts = Experts(calls, self.buffers, longest + self._config.chunk)
             self.graphs = Graphs(recorder)

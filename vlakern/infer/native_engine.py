@@ -21,6 +21,7 @@ from vlakern.infer.packing import (
     position_table,
     time_table,
 )
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.models.sequence import Batch
 from vlakern.ops import _native
 from vlakern.ops.image_prep.reference import rows_of_patches
@@ -44,12 +45,20 @@ class NativeEngine:
     """
 
     def __init__(
-        self, model: PackedModel, limits: Limits, *, steps: int, solver: str, threads: int
+        self,
+        model: PackedModel,
+        limits: Limits,
+        *,
+        steps: int,
+        solver: str,
+        threads: int,
+        image: ImageRule = DEFAULT_IMAGES,
     ) -> None:
         native, config = _native.cpu_module(), model.config
         self.model, self.limits = model, limits
         self.steps, self.solver = steps, solver
         self.threads = threads
+        self._image = image.settings
         mot, positions = config.mot, limits.tokens + config.chunk
         kv_shape = (mot.layers, 2, limits.tokens, mot.kv_heads * mot.head_dim)
         # First what grows most: absurd limits fail here, before anything is computed for them.
@@ -100,7 +109,8 @@ class NativeEngine:
             # A bound call reads memory that it may keep: mirrored or locked images are copied.
             plain = image.flags.writeable and min(image.strides) >= 0
             seen = image if plain else image.copy()
-            ops.image_prep_out(seen, out=slot[None], size=side, patch=self.patch)
+            out = slot[None]
+            ops.image_prep_out(seen, out=out, size=side, patch=self.patch, **self._image)
 
     def take_pixels(self, pixels_V3SS: Tensor) -> None:
         """Normalised pixels to the patches of the first views."""

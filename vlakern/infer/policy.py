@@ -20,6 +20,7 @@ from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine
 from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, not_packed, pack_model
+from vlakern.models.prompts import Prompts
 from vlakern.models.sequence import Batch, document, pack
 from vlakern.models.vla import VLA
 from vlakern.models.weights.families import open_policy, read_policy
@@ -118,6 +119,8 @@ class Policy:
         self.frame = records.processing.frame
         self.space = records.space
         self._records = records
+        self._words = Prompts(records.processing.prompt, records.tokenizer)
+        self._called = records.processing.view_of(self.views)
         self._model = model
         self._engine: Engine | None = None
         self._turn = threading.Lock()  # of threads at the engine, for all stages of a call
@@ -238,8 +241,9 @@ class Policy:
     ) -> Batch:
         """Packed prompts; their images stay with the engine."""
         config, encode = self._records.config, self._records.tokenizer.encode
+        said_BS = self._said_states(states_BS)
         documents, views = [], 0
-        for observation in observations:
+        for observation, state_S in zip(observations, said_BS, strict=True):
             words = observation.instruction
             if not isinstance(words, str) or not words.strip():
                 raise InputError(f"instruction is {words!r}, expected words that name the task")
@@ -247,13 +251,22 @@ class Policy:
                 raise InputError(
                     f"instruction has {len(words)} characters, expected at most {MOST_CHARACTERS}"
                 )
-            documents.append(document(config.prompt, encode, words, len(observation.images)))
+            ids = self._words(words, state_S)
+            documents.append(document(config.prompt, encode, ids, len(observation.images)))
             views += len(observation.images)
         unified = torch.from_numpy(self.space.encode_state(np.stack(states_BS)))
         device = "cpu" if isinstance(self._model, PackedModel) else self.device
         pixels = torch.empty(views, 3, 0, 0, device=device)
         dtype = torch.float32 if isinstance(self._model, PackedModel) else DTYPES[self.dtype]
         return pack(config, documents, pixels, unified.to(device, dtype))
+
+    def _said_states(self, states_BS: Sequence[np.ndarray]) -> Sequence[np.ndarray | None]:
+        """The normalised numbers of each state that its prompt holds, None if it holds none."""
+        rule = self._words.rule
+        if not rule.has_state:
+            return [None] * len(states_BS)
+        exact_BW = self.space.encode_state(np.stack(states_BS), np.float64)
+        return list(exact_BW if rule.numbers == "padded" else exact_BW[:, self.space.state_mask])
 
     def _engine_for(self, batch: Batch, n: int, views_seen: Sequence[np.ndarray]) -> Engine:
         """The engine, built again with the same weights for a call that is larger than any yet.
@@ -285,21 +298,26 @@ class Policy:
                 max_views=len(self.views),
                 max_prefix=room,
                 image_sizes=[(image.shape[0], image.shape[1]) for image in views_seen],
+                image=self._records.processing.image,
             )
         return self._engine
 
     def _images(self, observation: Observation) -> list[np.ndarray]:
         """The views there are, in the policy's order, checked."""
-        unknown = sorted(set(observation.images) - set(self.views))
-        if unknown:
-            raise InputError(
-                f"view {unknown[0]!r} is unknown to policy {self.name}; its views are"
-                f" {', '.join(self.views)}"
-            )
-        present = [view for view in self.views if view in observation.images]
-        if not present:
+        images: dict[str, np.ndarray] = {}
+        for name, image in observation.images.items():
+            view = self._called.get(name)
+            if view is None:
+                raise InputError(
+                    f"view {name!r} is unknown to policy {self.name}; its views are"
+                    f" {', '.join(self._called)}"
+                )
+            if view in images:
+                raise InputError(f"the observation has two images of view {view!r}; give one")
+            images[view] = _image(image, name)
+        if not images:
             raise InputError(f"the observation has no view; expected {', '.join(self.views)}")
-        return [_image(observation.images[view], view) for view in present]
+        return [images[view] for view in self.views if view in images]
 
     def _checked_state(self, state: np.ndarray) -> np.ndarray:
         width = self.robot.state_width

@@ -11,6 +11,7 @@ from vlakern.flow.solver import Frozen, integrate
 from vlakern.infer.buffers import Limits
 from vlakern.models.config import Solver
 from vlakern.models.expert import KeyValues
+from vlakern.models.processing import DEFAULT_IMAGES, ImageRule
 from vlakern.models.sequence import Batch
 from vlakern.models.vla import VLA, Prefix
 
@@ -25,8 +26,17 @@ class TorchEngine:
         kv: keys and values of the prefixes ``[layers, 2, T, G · D]``.
     """
 
-    def __init__(self, model: VLA, limits: Limits, *, steps: int, solver: Solver) -> None:
+    def __init__(
+        self,
+        model: VLA,
+        limits: Limits,
+        *,
+        steps: int,
+        solver: Solver,
+        image: ImageRule = DEFAULT_IMAGES,
+    ) -> None:
         self.model = model.eval()
+        self._image = image.settings
         self.steps = steps
         self.solver: Solver = solver
         mot, weight = model.config.mot, model.embed_tokens.weight
@@ -45,7 +55,7 @@ class TorchEngine:
     def prepare(self, images: Sequence[np.ndarray]) -> None:
         side = self.model.config.vision.image_size
         for slot, image in zip(self._pixels, images, strict=False):
-            slot.copy_(ops.image_prep(image, size=side)[0])
+            slot.copy_(ops.image_prep(image, size=side, **self._image)[0])
 
     def take_pixels(self, pixels_V3SS: Tensor) -> None:
         self._pixels[: len(pixels_V3SS)].copy_(pixels_V3SS)

@@ -13,9 +13,7 @@ class PieceTokenizer(TextTokenizer):
 
     file = "tokenizer.model"
 
-    def __init__(
-        self, content: bytes, vocab_size: int, where: str = "tokenizer.model"
-    ) -> None:
+    def __init__(self, content: bytes, vocab_size: int, where: str = "tokenizer.model") -> None:
         """Reads the content of a model's file.
 
         Raises:

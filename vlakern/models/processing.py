@@ -14,6 +14,7 @@ from vlakern.space.action_space import ActionFrame
 from vlakern.space.normalize import Epsilon, Mode
 
 __all__ = [
+    "DEFAULT_IMAGES",
     "CameraName",
     "ImageRule",
     "Processing",
@@ -85,6 +86,9 @@ class ImageRule:
         """The keyword arguments of ``image_prep``."""
         names = {"fit": self.fit, "filter": self.filter, "pad": self.pad}
         return names | {"mean": self.mean, "std": self.std}
+
+
+DEFAULT_IMAGES = ImageRule()
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ class Processing:
     state_slots: tuple[SlotMode, ...] = ()
     action_slots: tuple[SlotMode, ...] = ()
     epsilon: Epsilon = "vlakern"
-    image: ImageRule = ImageRule()
+    image: ImageRule = DEFAULT_IMAGES
     prompt: PromptRule = PromptRule()
     cameras: tuple[CameraName, ...] = ()
     relative: tuple[int, ...] = ()

@@ -65,10 +65,12 @@ def image_prep(
             size; of any strides. NumPy arrays with negative strides are copied.
         size: S = T, or (S, T) [px].
         fit: ``letterbox`` keeps the aspect ratio and centres, ``openpi`` is its resize_with_pad
-            (sizes truncated), ``lerobot`` pads above and to the left, ``stretch`` fills the output.
+            (sizes truncated), ``lerobot`` pads above and to the left, ``stretch`` fills the output,
+            ``cover`` does so with the aspect ratio kept and what does not fit cut off.
         filter: ``bilinear_antialias`` or ``bicubic_antialias``, both equal to Pillow's resize, or
             ``bilinear``: torch's interpolate without antialiasing, not rounded to whole levels.
-        pad: level 0 to 255 of the border, or one per channel.
+        pad: level 0 to 255 of the border, or one per channel; with ``bilinear`` from -255 on,
+            since LeRobot's pi0 pads images in [0, 1] with -1.
         mean, std: per channel, of values in [0, 1]: (level / 255 - mean) / std. Without them
             level / 127.5 - 1, which is [-1, 1].
         patch: P for rows of patches, 0 for planes.

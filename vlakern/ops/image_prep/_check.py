@@ -53,8 +53,9 @@ def _check_settings(s: Settings) -> None:
         _fail("filter", f"one of {', '.join(FILTERS)}", repr(s.filter))
     if len(s.size) != 2 or min(s.size) < 1:
         _fail("size", "height and width of at least 1 [px]", s.size)
-    if len(s.pad) != 3 or not all(0 <= level <= 255 for level in s.pad):
-        _fail("pad", "a level of 0 to 255, or one per channel", s.pad)
+    least = -255 if s.filter == "bilinear" else 0
+    if len(s.pad) != 3 or not all(least <= level <= 255 for level in s.pad):
+        _fail("pad", f"a level of {least} to 255, or one per channel", s.pad)
     if (len(s.mean), len(s.std)) not in ((0, 0), (3, 3)):
         _fail("mean and std", "given together, one per channel", f"{s.mean} and {s.std}")
     if not all(value > 0.0 for value in s.std):

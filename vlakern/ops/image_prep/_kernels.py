@@ -5,7 +5,7 @@ arguments, which may be made again and again on the same memory.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ from torch import Tensor
 from vlakern import env
 from vlakern.ops import _native
 from vlakern.ops.image_prep._check import Settings
-from vlakern.ops.image_prep.reference import axes, image_prep_reference, normalisation, place
+from vlakern.ops.image_prep.reference import (
+    Box,
+    axes,
+    image_prep_reference,
+    normalisation,
+    place,
+    rows_of_patches,
+)
 
 __all__ = ["cpu", "reference", "triton"]
 
@@ -36,7 +43,7 @@ def cpu() -> Kernel:
             *tables,
             (box.top, box.left, *s.size),
             (norm.divisor, *norm.mean, *norm.std),
-            (s.pad[0], s.pad[1], s.pad[2]),
+            (max(s.pad[0], 0), max(s.pad[1], 0), max(s.pad[2], 0)),
             s.patch,
             _native.view(out),
             isa,
@@ -44,14 +51,37 @@ def cpu() -> Kernel:
         )
         workspace = torch.empty(prep.workspace_bytes, dtype=torch.uint8)
         prep.use(_native.view(workspace))
-        return partial(_run, prep, workspace)
+        border = _border(out, box, s) if min(s.pad) < 0 else None
+        return partial(_run, prep, workspace, border)
 
     return bind
 
 
-def _run(prep: Callable[[], None], workspace: Tensor) -> None:
+def _run(prep: Callable[[], None], workspace: Tensor, border: Callable[[], object] | None) -> None:
     """``workspace`` is only kept alive."""
     prep()
+    if border is not None:
+        border()
+
+
+def _border(out: Tensor, box: Box, s: Settings) -> Callable[[], object]:
+    """Fills what is not image: the kernel takes a border's level as a byte, none is below 0."""
+    at, values = _border_values(box, s, out.dtype)
+    return partial(out.flatten(1).index_copy_, 1, at, values.expand(len(out), -1))
+
+
+@lru_cache(maxsize=64)
+def _border_values(box: Box, s: Settings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where the border lies in a view's memory, and what is there."""
+    norm = normalisation(s.mean, s.std)
+    level, mean, std = torch.tensor([s.pad, norm.mean, norm.std])[:, None, :, None, None]
+    around = torch.ones(1, 3, *s.size, dtype=torch.bool)
+    around[..., box.top : box.top + box.height, box.left : box.left + box.width] = False
+    pixels = ((level / norm.divisor - mean) / std).expand(1, 3, *s.size)
+    if s.patch:
+        around, pixels = rows_of_patches(around, s.patch), rows_of_patches(pixels, s.patch)
+    at = around.flatten().nonzero()[:, 0]
+    return at, pixels.flatten()[at].to(dtype)
 
 
 def triton() -> Kernel:

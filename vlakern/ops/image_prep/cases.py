@@ -84,6 +84,11 @@ CASES = (
     Case(1, 48, 64, (22, 22)),
     Case(2, 48, 64, (28, 28), "openpi", patch=14, dtype=BF16),
     Case(1, 48, 64, (32, 32), "lerobot", "bilinear", pad=(0, 128, 255)),
+    Case(2, 48, 64, (28, 28), "openpi", "bilinear", patch=14, pad=(-255, -255, -255)),
+    Case(1, 32, 20, (32, 32), "openpi", "bilinear", pad=(-255, -1, 0)),
+    Case(2, 48, 65, (28, 28), "cover", "bicubic_antialias", patch=14, normalised=True),
+    Case(1, 31, 20, (20, 20), "cover", dtype=BF16),
+    Case(1, 70, 20, (30, 41), "cover", "bilinear", layout="planar"),
     Case(1, 41, 67, (23, 31), "stretch", "bicubic_antialias", layout="cropped"),
     Case(2, 30, 17, (45, 52), "stretch", "bicubic_antialias", normalised=True, layout="rgba"),
     Case(2, 30, 17, (30, 20), "stretch", "bicubic_antialias", 5, F16, "planar", True),
@@ -180,9 +185,12 @@ def plain_image_prep(
     shift, scale = (torch.tensor(v, device=images.device)[:, None, None] for v in norm[1:])
     pixels = (images.permute(0, 3, 1, 2).float() / norm.divisor - shift) / scale
     box = place(images.shape[1:3], size, fit)
-    if (box.height, box.width) != tuple(images.shape[1:3]):
+    if (box.resized or box[2:4]) != tuple(images.shape[1:3]):
         mode, _, antialias = filter.partition("_")
-        pixels = F.interpolate(pixels, box[2:], mode=mode, antialias=bool(antialias))
+        size_ = box.resized or box[2:4]
+        pixels = F.interpolate(pixels, size_, mode=mode, antialias=bool(antialias))
+    (down, right) = box.cut
+    pixels = pixels[..., down : down + box.height, right : right + box.width]
     level = torch.tensor(pad, device=images.device, dtype=torch.float32)[:, None, None]
     full = ((level / norm.divisor - shift) / scale).repeat(len(images), 1, *size)
     full[..., box.top : box.top + box.height, box.left : box.left + box.width] = pixels

@@ -49,12 +49,15 @@ class Fit:
     """How an image goes into the output: ``rounds`` its size or truncates it, and where it lies."""
 
     stretches: bool = False
+    covers: bool = False
     rounds: bool = True
     centred: bool = True
 
 
 FITS = {
     "stretch": Fit(stretches=True),  # both sides to the output's, whatever the aspect ratio
+    # Aspect ratio kept, the middle alone is seen: torchvision's Resize and CenterCrop.
+    "cover": Fit(covers=True),
     "letterbox": Fit(),  # aspect ratio kept, centred, sides rounded to the nearest
     "openpi": Fit(rounds=False),  # resize_with_pad of openpi: sides truncated, centred
     "lerobot": Fit(rounds=False, centred=False),  # LeRobot's: all padding above and to the left
@@ -62,12 +65,17 @@ FITS = {
 
 
 class Box(NamedTuple):
-    """Where the resized image lies in the output [px]."""
+    """Where the resized image lies in the output [px].
+
+    ``resized`` is its whole size where a part of it is cut out, from the pixel ``cut`` on.
+    """
 
     top: int
     left: int
     height: int
     width: int
+    cut: tuple[int, int] = (0, 0)
+    resized: tuple[int, int] | None = None
 
 
 class Taps(NamedTuple):
@@ -99,7 +107,8 @@ def image_prep_reference(
     """uint8 ``[V, H, W, 3]`` to ``[V, 3, S, T]``, or ``[V, S/P·T/P, 3·P·P]`` with patches."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     box = place(images.shape[1:3], size, fit)
-    levels = _resize(_resize(images, 2, box.width, filter, compute), 1, box.height, filter, compute)
+    y, x = axes(filter, images.shape[1:3], box, pad, compute)
+    levels = _resize(_resize(images, 2, x), 1, y)
     full = torch.tensor(pad, dtype=compute, device=images.device).repeat(len(images), *size, 1)
     down, right = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     full[:, down, right] = levels.to(compute)
@@ -128,6 +137,8 @@ def place(image: Sequence[int], size: tuple[int, int], fit: str) -> Box:
     rule = FITS[fit]
     if rule.stretches:
         return Box(0, 0, *size)
+    if rule.covers:
+        return _cover(image, size)
     ratio = max(side / room for side, room in zip(image, size, strict=True))
     whole = round if rule.rounds else int
     sides = [min(room, max(1, whole(side / ratio))) for side, room in zip(image, size, strict=True)]
@@ -156,12 +167,34 @@ def taps(filter: str, inputs: int, outputs: int, dtype: torch.dtype = torch.floa
     return Taps(first_N, torch.from_numpy(fixed.astype(np.int32)))
 
 
-def axes(filter: str, image: Sequence[int], box: Box) -> tuple[Taps, Taps]:
-    """The weights of both axes, y first; an image of the right size keeps its whole levels."""
-    sides = (box.height, box.width)
-    if tuple(image) == sides:
+def _cover(image: Sequence[int], size: tuple[int, int]) -> Box:
+    height, width = image
+    if height * size[1] <= width * size[0]:
+        resized = size[0], max(size[1], int(size[0] * width / height))
+    else:
+        resized = max(size[0], int(size[1] * height / width)), size[1]
+    cut = tuple(round((side - room) / 2) for side, room in zip(resized, size, strict=True))
+    return Box(0, 0, *size, (cut[0], cut[1]), resized)
+
+
+def axes(
+    filter: str,
+    image: Sequence[int],
+    box: Box,
+    pad: Sequence[int] = (0, 0, 0),
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Taps, Taps]:
+    """The weights of both axes, y first; an image of the right size keeps its whole levels.
+
+    Not with a ``pad`` below 0, which is no level.
+    """
+    sides = box.resized or (box.height, box.width)
+    if tuple(image) == sides and min(pad) >= 0:
         filter = "bilinear_antialias"
-    y, x = (taps(filter, inputs, outputs) for inputs, outputs in zip(image, sides, strict=True))
+    y, x = (
+        Taps(*(table[cut : cut + room] for table in taps(filter, inputs, outputs, dtype)))
+        for inputs, outputs, cut, room in zip(image, sides, box.cut, box[2:4], strict=True)
+    )
     return y, x
 
 
@@ -204,18 +237,18 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def _resize(images: Tensor, axis: int, outputs: int, filter: str, compute: torch.dtype) -> Tensor:
-    """One pass along one axis; levels stay whole, and int32, unless the filter is ``bilinear``."""
-    inputs = images.shape[axis]
-    if inputs == outputs:
-        return images
-    first, weights = (t.to(images.device) for t in taps(filter, inputs, outputs, compute))
-    work = compute if filter == "bilinear" else torch.int32
+def _resize(images: Tensor, axis: int, table: Taps) -> Tensor:
+    """One pass along one axis; levels stay whole, and int32, unless weights are not."""
+    inputs, outputs = images.shape[axis], len(table.first)
+    first, weights = (t.to(images.device) for t in table)
+    whole = weights.dtype == torch.int32
     bent = [1] * images.ndim
     bent[axis] = outputs
-    start = 0 if filter == "bilinear" else 1 << (BITS - 1)
-    total = torch.full_like(images.narrow(axis, 0, 1), start, dtype=work)
+    start = 1 << (BITS - 1) if whole else 0
+    total = torch.full_like(images.narrow(axis, 0, 1), start, dtype=weights.dtype)
     for k in range(weights.shape[1]):
         at = (first + k).clamp(max=inputs - 1)
-        total = total + images.index_select(axis, at).to(work) * weights[:, k].reshape(bent)
-    return total if filter == "bilinear" else (total >> BITS).clamp(0, 255)
+        total = total + images.index_select(axis, at).to(weights.dtype) * weights[:, k].reshape(
+            bent
+        )
+    return (total >> BITS).clamp(0, 255) if whole else total

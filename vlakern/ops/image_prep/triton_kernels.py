@@ -161,12 +161,12 @@ def bind(images: Tensor, out: Tensor, s: Settings) -> Callable[[], None]:
     """A launch on these tensors; the shapes are checked by the caller."""
     views, height, width, _ = images.shape
     box = place((height, width), s.size, s.fit)
-    y, x = _axes(images.device, s.filter, (height, width), box)
+    y, x = _axes(images.device, s.filter, (height, width), box, s.pad)
     values, norm = _tables(images.device, s.mean, s.std, out.dtype)
     # The interpreter's time is in the number of its steps, not in their width.
     options = OPTIONS | {"BLOCK": 8192} if env.triton_interpret() else OPTIONS
     tiles = triton.cdiv(s.size[0] * s.size[1], options["BLOCK"])
-    geometry = (height, width, y.weights.shape[1], x.weights.shape[1], *box, *s.size, tiles)
+    geometry = (height, width, y.weights.shape[1], x.weights.shape[1], *box[:4], *s.size, tiles)
     strides = (*images.stride(), out.stride(0))
     tables = (y.first, y.weights, x.first, x.weights, values, norm)
     flags: dict[str, Any] = {"WHOLE": y.weights.dtype == torch.int32, "PATCH": s.patch}
@@ -180,8 +180,10 @@ def bind(images: Tensor, out: Tensor, s: Settings) -> Callable[[], None]:
 
 
 @lru_cache(maxsize=64)
-def _axes(device: torch.device, filter: str, image: tuple[int, int], box: Box) -> tuple[Taps, Taps]:
-    y, x = axes(filter, image, box)
+def _axes(
+    device: torch.device, filter: str, image: tuple[int, int], box: Box, pad: tuple[int, ...]
+) -> tuple[Taps, Taps]:
+    y, x = axes(filter, image, box, pad)
     return Taps(*(table.to(device) for table in y)), Taps(*(table.to(device) for table in x))
 
 
