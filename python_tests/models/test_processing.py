@@ -1,11 +1,15 @@
 """Records of what surrounds a network: defaults change nothing, and wrong ones are refused."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from vlakern import ops
 from vlakern.errors import ConfigError
 from vlakern.models.processing import (
     CameraName,
@@ -14,8 +18,10 @@ from vlakern.models.processing import (
     PromptRule,
     discretised,
 )
+from vlakern.ops.image_prep.reference import rows_of_patches
 from vlakern.records import from_dict, to_dict
 
+IMAGES = np.load(Path(__file__).parent / "weights" / "golden" / "processing" / "images.npz")
 PI05 = PromptRule(
     clean=("strip", "underscores", "newlines"),
     parts=("Task: {instruction}, State: {state};\nAction: ",),
@@ -94,3 +100,49 @@ def test_wrong_camera_names_are_refused(cameras: tuple[CameraName, ...], sentenc
     """A view that is not there, or a name that could mean two."""
     with pytest.raises(ConfigError, match=sentence):
         Processing(cameras=cameras).view_of(("front", "wrist"))
+
+
+RULES = {
+    "openpi": (ImageRule("openpi"), 1e-6),
+    "lerobot": (ImageRule("openpi", "bilinear", -255), 2e-5),
+    "smolvla": (ImageRule("lerobot", "bilinear"), 2e-5),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("family", RULES)
+def test_pixels_are_the_families(family: str, backend: str) -> None:
+    """Wide, tall and narrow images, padded and scaled by each family's own functions.
+
+    Written by weights/make_golden_processing.py. fp32 roundings of levels are 1.5e-5 of a range.
+    """
+    rule, tolerance = RULES[family]
+    for name in ("wide", "tall", "narrow"):
+        expected = IMAGES[f"{name}_{family}"]
+        if expected.dtype == np.uint8:
+            expected = (expected.astype(np.float32) / 255 * 2 - 1).transpose(2, 0, 1)
+        image = IMAGES[f"{name}_image"]
+        found = ops.image_prep(image, size=28, backend=backend, **rule.settings)[0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        rows = ops.image_prep(image, size=28, patch=14, backend=backend, **rule.settings)
+        planes = torch.from_numpy(found)[None]
+        assert torch.equal(rows, rows_of_patches(planes, 14))
+    assert (IMAGES["wide_lerobot"].min() == -3.0) == (IMAGES["wide_smolvla"].min() == -1.0)
+
+
+@pytest.mark.parametrize("shape", [(30, 41), (50, 33), (28, 28), (28, 57), (61, 60)])
+def test_cover_is_a_resize_and_the_middle(shape: tuple[int, int]) -> None:
+    """torchvision's arithmetic: the shorter side fits, the other is truncated, the rest cut off."""
+    height, width = shape
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    short, long = min(shape), max(shape)
+    tall, wide = (28 if side == short else int(28 * long / short) for side in shape)
+    resized = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BICUBIC))
+    top, left = round((tall - 28) / 2.0), round((wide - 28) / 2.0)
+    levels = resized[top : top + 28, left : left + 28].transpose(2, 0, 1) / 255
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = (levels - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    rule = ImageRule("cover", "bicubic_antialias", 0, mean, std)
+    for backend in ("reference", "cpu"):
+        found = ops.image_prep(image, size=28, backend=backend, **rule.settings)[0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

@@ -4,6 +4,7 @@ Dimension letters: V views, S image side.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,10 @@ class Cameras:
         if any(len(size) != 2 or min(size) < 1 for size in sizes):
             raise InputError(f"image_sizes are {list(sizes)}, expected pairs (height, width) [px]")
         self._pixels = pixels
-        self._settings = {"backend": backend} | image.settings
         self._side = vision.image_size
         self._patch = 1 if vision.stem else vision.patch_size
+        sides = {"size": self._side, "patch": self._patch, "backend": backend}
+        self._settings: dict[str, Any] = sides | image.settings
         self.recorded = bool(sizes)
         self._known = [
             self._camera(i, (sizes[i % len(sizes)][0], sizes[i % len(sizes)][1]))
@@ -68,8 +70,7 @@ class Cameras:
     def _camera(self, view: int, size: tuple[int, int]) -> Camera:
         def bind(image: Tensor) -> Run:
             out = self._pixels[view : view + 1]
-            sides = {"size": self._side, "patch": self._patch}
-            return image_prep_out(image, out=out, **sides, **self._settings)
+            return image_prep_out(image, out=out, **self._settings)
 
         return Camera(size, bind, self._pixels)
 

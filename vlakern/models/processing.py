@@ -16,6 +16,7 @@ from vlakern.space.normalize import Epsilon, Mode
 __all__ = [
     "DEFAULT_IMAGES",
     "CameraName",
+    "Cleaning",
     "ImageRule",
     "Processing",
     "PromptRule",

@@ -195,7 +195,7 @@ class Normalizer:
             chosen = present & (modes == mode)
             self._refuse(chosen & wrong, f"has a negative {mode} scale in the statistics")
             columns[:, chosen] = np.stack(parts)[:, chosen]
-        lost = ~np.isfinite(columns).all(axis=0)
+        lost = np.logical_not(np.isfinite(columns).all(axis=0))
         self._refuse(lost, "has statistics whose range leaves float64")
         origin, divisor, shift, scale, offset = columns
         threshold = present & (modes == "threshold")

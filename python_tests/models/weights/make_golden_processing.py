@@ -105,7 +105,7 @@ def tokenizer() -> Tokenizer:
     made.normalizer = normalizers.Replace(" ", "▁")
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
-    texts = [text.replace("\n", " ") for text in TASKS]
+    texts = [text.replace("\n", " ") for text in TASKS[:3]]
     texts += ["Task: , State: ;", "Action: ", *(f" {i}" for i in range(-1, 256))]
     made.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=620, special_tokens=specials, show_progress=False)
@@ -141,7 +141,10 @@ def pad_vector(libs: Path) -> Any:
 
 def lerobot_case(family: str, modes: dict[str, str], widths: tuple[int, int]) -> dict[str, Any]:
     """The files that LeRobot saves, and what its pipelines make of random numbers."""
-    from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+    types_ = importlib.import_module("lerobot.configs.types")
+    FeatureType, NormalizationMode, PolicyFeature = (
+        getattr(types_, name) for name in ("FeatureType", "NormalizationMode", "PolicyFeature")
+    )
 
     rng = np.random.default_rng(len(family))
     stats = {}
@@ -246,7 +249,7 @@ def openpi_case(openpi: Path, pieces: bytes) -> dict[str, Any]:
             "commands": out[..., :7].tolist(),
             "absolute": absolute["actions"].tolist(),
         }
-    import sentencepiece
+    sentencepiece = importlib.import_module("sentencepiece")
 
     class Download:
         @staticmethod
@@ -263,15 +266,20 @@ def openpi_case(openpi: Path, pieces: bytes) -> dict[str, Any]:
         found["tokens_pi0"].append(ids[mask].tolist())
         ids, mask = make(200).tokenize(task, seen[i % 3])
         found["tokens_pi05"].append(ids[mask].tolist())
+    ids, mask = make(20).tokenize(TASKS[3])
+    found["tokens_cut"] = ids[mask].tolist()
     return found
 
 
 def pieces() -> bytes:
     """A small SentencePiece model in the manner of Gemma's."""
-    import sentencepiece
+    sentencepiece = importlib.import_module("sentencepiece")
 
     out = io.BytesIO()
-    texts = [text.replace("\n", " ").strip() for text in TASKS] + ["Task: , State: ;", "Action: "]
+    texts = [text.replace("\n", " ").strip() for text in TASKS[:3]] + [
+        "Task: , State: ;",
+        "Action: ",
+    ]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts + [str(i) for i in range(256)]),
         model_writer=out,
@@ -286,6 +294,8 @@ def pieces() -> bytes:
         eos_id=1,
         bos_id=2,
         unk_id=3,
+        bos_piece="<bos>",
+        eos_piece="<eos>",
         user_defined_symbols=["\n"],
         minloglevel=2,
     )
@@ -337,14 +347,14 @@ def images(libs: Path, openpi: Path) -> dict[str, np.ndarray]:
 
 
 def main(libs: Path, openpi: Path, lerobot_06: Path, beingh: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
+    PreTrainedTokenizerFast = importlib.import_module("transformers").PreTrainedTokenizerFast
 
     lerobot(libs)
     HERE.mkdir(parents=True, exist_ok=True)
     gemma = tokenizer()
     gemma.save(str(HERE / "tokenizer.json"), pretty=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=gemma, pad_token="<pad>", bos_token="<bos>")
-    module = importlib.import_module("lerobot.processor.tokenizer_processor")
+    module: Any = importlib.import_module("lerobot.processor.tokenizer_processor")
     module.AutoTokenizer = types.SimpleNamespace(from_pretrained=lambda name: fast)
     content = pieces()
     (HERE / "tokenizer.model").write_bytes(content)
@@ -359,7 +369,8 @@ def main(libs: Path, openpi: Path, lerobot_06: Path, beingh: Path) -> None:
         "beingh": beingh_case(beingh),
     }
     (HERE / "cases.json").write_text(json.dumps(cases) + "\n")
-    np.savez_compressed(HERE / "images.npz", **images(libs, openpi))
+    made: dict[str, Any] = images(libs, openpi)
+    np.savez_compressed(HERE / "images.npz", **made)
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ def space_of(
     widths: tuple[int, int], relative: tuple[int, ...] = (), **modes: Normalised
 ) -> ActionSpace:
     """An arm whose numbers are padded to 32."""
-    fields = ((Field("vector", (0, width)),) for width in widths)
-    robot = Embodiment("arm", SLOTS.name, 10.0, ("top",), *widths, *fields)
+    seen, done = ((Field("vector", (0, width)),) for width in widths)
+    robot = Embodiment("arm", SLOTS.name, 10.0, ("top",), *widths, seen, done)
     plain = Normalised("none", {}, "nothing")
     parts = [modes.get(part, plain) for part in ("state", "action")]
-    both = [
+    state, action = (
         Normalizer(part, one.mode, one.stats(NAMES), "lerobot")
         for part, one in zip(("state", "action"), parts, strict=True)
-    ]
-    return ActionSpace(robot, SLOTS, SLOTS, "native", *both, relative)
+    )
+    return ActionSpace(robot, SLOTS, SLOTS, "native", state, action, relative)
 
 
 @every_family

@@ -26,7 +26,7 @@ NAMES = SLOTS.names()
 def test_numbers_are_openpis(mode: Mode) -> None:
     """States, commands, and commands that are deltas on all numbers but the gripper."""
     stats = read_norm_stats(find_norm_stats(GOLDEN / "openpi"), mode, NAMES, NAMES)
-    both = [Normalizer("x", mode, one, "openpi") for one in stats]
+    both = Normalizer("state", mode, stats[0], "openpi"), Normalizer("x", mode, stats[1], "openpi")
     fields = (Field("vector", (0, 7)),)
     robot = Embodiment("arm", SLOTS.name, 10.0, ("top",), 7, 7, fields, fields)
     state, chunks = np.array(CASE["state"]), torch.tensor(CASE["chunks"])

@@ -92,7 +92,8 @@ def unified_stats(
             )
         for key in FIELDS:
             columns[key][start:stop] = getattr(found, key)
-    return VectorStats(**columns, names=names, present=tuple(present))
+    lists: dict[str, Any] = dict(columns)
+    return VectorStats(**lists, names=names, present=tuple(present))
 
 
 def _some(found: Mapping[str, Any]) -> str:

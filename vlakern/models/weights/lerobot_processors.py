@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vlakern.errors import CheckpointError, ConfigError
-from vlakern.models.processing import CameraName, PromptRule
+from vlakern.models.processing import CameraName, Cleaning, PromptRule
 from vlakern.models.weights.statistics import LIMIT, inside, read_object, vector_stats
 from vlakern.space.normalize import Mode
 from vlakern.space.vector_stats import VectorStats
@@ -30,7 +30,7 @@ NEWLINES = ("pi0_new_line_processor", "smolvla_new_line_processor")
 STATE_WORDS = "pi05_prepare_state_tokenizer_processor_step"
 EPSILON = 1e-8
 BUFFERS = ("normalize_inputs.buffer_", "unnormalize_outputs.buffer_", "normalize_targets.buffer_")
-CLEAN: tuple[Literal["strip", "underscores", "newlines"], ...] = (
+CLEAN: tuple[Cleaning, ...] = (
     "strip",
     "underscores",
     "newlines",
@@ -255,7 +255,7 @@ def _old(directory: Path) -> LeRobotProcessors:
             f"{directory / PRE} is missing, and {weights} has no statistics; copy the whole"
             " checkpoint"
         )
-    made = []
+    made: dict[str, Normalised] = {}
     for kind, feature in (("STATE", STATE), ("ACTION", ACTION)):
         named = tuple(f"{start}{feature.replace('.', '_')}." for start in BUFFERS)
         found = {
@@ -264,9 +264,9 @@ def _old(directory: Path) -> LeRobotProcessors:
             if key.startswith(named)
         }
         mode = _mode(modes.get(kind, "IDENTITY"), f"{path}: normalization_mapping.{kind}")
-        made.append(Normalised(mode, found, f"{weights}: {feature}"))
+        made[kind] = Normalised(mode, found, f"{weights}: {feature}")
     most = config.get("tokenizer_max_length")
-    return LeRobotProcessors(*made, {}, True, False, "", most, None)
+    return LeRobotProcessors(made["STATE"], made["ACTION"], {}, True, False, "", most, None)
 
 
 def _read_floats(path: Path, *starts: str) -> dict[str, list[float]]:

@@ -77,10 +77,8 @@ def vector_stats(
 
 def _plain(values: Any) -> bool:
     """Whether these are finite numbers; what is not needed and is not is left out."""
-    try:
-        return all(math.isfinite(value) for value in values)
-    except TypeError:
-        return False
+    given: list[Any] = list(values) if isinstance(values, Sequence) else [None]
+    return all(isinstance(one, (int, float)) and math.isfinite(one) for one in given)
 
 
 def _numbers(values: Any, where: str) -> list[float]:

@@ -143,7 +143,8 @@ def place(image: Sequence[int], size: tuple[int, int], fit: str) -> Box:
     whole = round if rule.rounds else int
     sides = [min(room, max(1, whole(side / ratio))) for side, room in zip(image, size, strict=True)]
     gaps = [room - side for room, side in zip(size, sides, strict=True)]
-    return Box(*(gap // 2 if rule.centred else gap for gap in gaps), *sides)
+    top, left = (gap // 2 if rule.centred else gap for gap in gaps)
+    return Box(top, left, sides[0], sides[1])
 
 
 @lru_cache(maxsize=256)
