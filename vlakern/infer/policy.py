@@ -241,7 +241,8 @@ class Policy:
     ) -> Batch:
         """Packed prompts; their images stay with the engine."""
         config, encode = self._records.config, self._records.tokenizer.encode
-        said_BS = self._said_states(states_BS)
+        said_BS = self._words.states(self.space, np.stack(states_BS))
+        no_token = "" if config.state == "words" else None  # the rule of prompts says the state
         documents, views = [], 0
         for observation, state_S in zip(observations, said_BS, strict=True):
             words = observation.instruction
@@ -252,21 +253,14 @@ class Policy:
                     f"instruction has {len(words)} characters, expected at most {MOST_CHARACTERS}"
                 )
             ids = self._words(words, state_S)
-            documents.append(document(config.prompt, encode, ids, len(observation.images)))
+            made = document(config.prompt, encode, ids, len(observation.images), no_token)
+            documents.append(made)
             views += len(observation.images)
         unified = torch.from_numpy(self.space.encode_state(np.stack(states_BS)))
         device = "cpu" if isinstance(self._model, PackedModel) else self.device
         pixels = torch.empty(views, 3, 0, 0, device=device)
         dtype = torch.float32 if isinstance(self._model, PackedModel) else DTYPES[self.dtype]
         return pack(config, documents, pixels, unified.to(device, dtype))
-
-    def _said_states(self, states_BS: Sequence[np.ndarray]) -> Sequence[np.ndarray | None]:
-        """The normalised numbers of each state that its prompt holds, None if it holds none."""
-        rule = self._words.rule
-        if not rule.has_state:
-            return [None] * len(states_BS)
-        exact_BW = self.space.encode_state(np.stack(states_BS), np.float64)
-        return list(exact_BW if rule.numbers == "padded" else exact_BW[:, self.space.state_mask])
 
     def _engine_for(self, batch: Batch, n: int, views_seen: Sequence[np.ndarray]) -> Engine:
         """The engine, built again with the same weights for a call that is larger than any yet.

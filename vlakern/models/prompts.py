@@ -1,12 +1,18 @@
-"""From an instruction and a state to the token ids of a document's text."""
+"""From an instruction and a state to the token ids of a document's text.
+
+Dimension letters: B observations, N native numbers of a state, W indices of a slot map, S numbers
+that a prompt holds.
+"""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from vlakern.errors import ConfigError
 from vlakern.models.processing import PromptRule
 from vlakern.models.tokenizer import TextTokenizer
+from vlakern.space.action_space import ActionSpace
 
 __all__ = ["Prompts"]
 
@@ -38,6 +44,13 @@ class Prompts:
                     " belongs to another model"
                 )
             self._first = [first]
+
+    def states(self, space: ActionSpace, native_BN: np.ndarray) -> Sequence[np.ndarray | None]:
+        """The normalised numbers of each state that its text holds, None if it holds none."""
+        if not self.rule.has_state:
+            return [None] * len(native_BN)
+        exact_BW = space.encode_state(native_BN, np.float64)
+        return list(exact_BW if self.rule.numbers == "padded" else exact_BW[:, space.state_mask])
 
     def __call__(self, instruction: str, state_S: np.ndarray | None = None) -> list[int]:
         """Token ids of one instruction.

@@ -74,7 +74,9 @@ def document(
     segments: list[Segment] = []
 
     def text(words: str | Sequence[int], said: bool = False) -> None:
-        ids = tuple(encode(words) if isinstance(words, str) and words else words)
+        if isinstance(words, str):
+            words = encode(words) if words else ()
+        ids = tuple(words)
         if ids:
             segments.append(Segment("text", ids, said))
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
 from vlakern.errors import CheckpointError, ConfigError
 from vlakern.models.processing import CameraName, Cleaning, PromptRule
-from vlakern.models.weights.statistics import LIMIT, inside, read_object, vector_stats
+from vlakern.models.weights.statistics import inside, read_object, vector_stats
+from vlakern.models.weights.weights_file import open_tensors
 from vlakern.space.normalize import Mode
+from vlakern.space.slots import MOST_WIDTH
 from vlakern.space.vector_stats import VectorStats
 
 __all__ = ["MODES", "LeRobotProcessors", "Normalised", "read_processors"]
@@ -270,24 +269,15 @@ def _old(directory: Path) -> LeRobotProcessors:
 
 
 def _read_floats(path: Path, *starts: str) -> dict[str, list[float]]:
-    """The tensors whose names start so, of a safetensors file, as lists of numbers."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy the whole checkpoint")
-    try:
-        with safe_open(path, framework="np") as file:
-            found = {}
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name) if name.startswith(starts) else None
-                if part is None or len(part.get_shape()) != 1:
-                    continue
-                if part.get_shape()[0] * 8 > LIMIT or part.get_dtype() not in ("F32", "F64"):
-                    raise CheckpointError(
-                        f"{path}: {name!r} is {part.get_dtype()}{part.get_shape()}, expected a"
-                        " short list of numbers"
-                    )
-                found[name] = file.get_tensor(name).astype(np.float64).tolist()
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); copy it again"
-        ) from error
+    """The vectors whose names start so, of a safetensors file, as lists of numbers."""
+    tensors, found = open_tensors(path), {}
+    for name, info in tensors.infos.items():
+        if not name.startswith(starts) or len(info.shape) != 1:
+            continue
+        if info.shape[0] > MOST_WIDTH or info.dtype not in ("F32", "F64"):
+            raise CheckpointError(
+                f"{path}: {name!r} is {info.dtype}{list(info.shape)}, expected a short list of"
+                " numbers"
+            )
+        found[name] = tensors(name).double().tolist()
     return found

@@ -1,6 +1,5 @@
 """Other families' statistics into the records of a slot map, checked by file and field."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from vlakern.errors import CheckpointError, ConfigError
 from vlakern.space.normalize import Mode
 from vlakern.space.vector_stats import FIELDS, VectorStats
+from vlakern.untrusted import read_json
 
 __all__ = ["NEEDED", "inside", "read_object", "vector_stats"]
 
@@ -87,7 +87,7 @@ def _numbers(values: Any, where: str) -> list[float]:
         raise ConfigError(
             f"{where} is {str(values)[:40]!r}, expected a list with one number per slot"
         )
-    for i, value in enumerate(values):
+    for i, value in enumerate(map(float, values)):
         if not math.isfinite(value):
             raise ConfigError(
                 f"{where}[{i}] is {value}, expected a finite number; compute the statistics again"
@@ -132,14 +132,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, or holds something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy the whole checkpoint")
-    if path.stat().st_size > LIMIT:
-        raise CheckpointError(f"{path} is larger than {LIMIT} bytes; expected a small JSON file")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    found = read_json(path, LIMIT, "copy the whole checkpoint")
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds {str(found)[:40]!r}, expected a JSON object")
     return found
