@@ -14,10 +14,12 @@ LeRobot's processors run as they are; functions of files that need more are take
 import ast
 import importlib
 import importlib.abc
+import importlib.util
 import io
 import json
 import logging
 import sys
+import tempfile
 import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -93,10 +95,18 @@ def taken(path: Path, names: tuple[str, ...], **known: Any) -> dict[str, Any]:
     tree = ast.parse(path.read_text())
     future = ast.parse("from __future__ import annotations").body
     kept = [one for one in tree.body if getattr(one, "name", None) in names]
-    module = ast.Module(body=[*future, *kept], type_ignores=[])
-    space: dict[str, Any] = {"__name__": __name__, "np": np, "torch": torch, **known}
-    exec(compile(module, str(path), "exec"), space)
-    return space
+    source = ast.unparse(ast.Module(body=[*future, *kept], type_ignores=[]))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "taken.py"
+        copy.write_text(source)
+        spec = importlib.util.spec_from_file_location("taken", copy)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        module.__dict__.update({"np": np, "torch": torch, **known})
+        sys.modules["taken"] = module
+        spec.loader.exec_module(module)
+    return module.__dict__
 
 
 def tokenizer() -> Tokenizer:
