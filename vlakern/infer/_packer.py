@@ -13,6 +13,7 @@ __all__ = ["Array", "Packer", "Weights", "product"]
 
 Weights = Callable[[str], Tensor]
 Array = tuple[str, PackedLinear | Tensor]
+LINE = 64  # bytes of a cache line, where torch's own tensors begin
 
 
 class Packer:
@@ -31,6 +32,9 @@ class Packer:
 
     def raw(self, name: str) -> Tensor:
         tensor = self._weights(name).detach()
+        if tensor.data_ptr() % LINE:
+            # Products of numbers that lie otherwise, as in a mapped file, may be summed otherwise.
+            tensor = tensor.clone()
         # Both pass a NaN on, and need no memory.
         if tensor.numel() and not torch.isfinite(tensor.amax() - tensor.amin()):
             raise CheckpointError(f"tensor {name!r} holds values that are not finite")

@@ -8,13 +8,15 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["GOLDEN", "drawn", "read_names", "state_dict", "write_names"]
+__all__ = ["GOLDEN", "drawn", "lerobot_directory", "read_names", "state_dict", "write_names"]
 
 GOLDEN = Path(__file__).parent / "golden"
 Shapes = dict[str, tuple[int, ...]]
@@ -72,3 +74,53 @@ def _weight(name: str, shape: tuple[int, ...], ones: tuple[str, ...]) -> Tensor:
         return drawn(name, shape)
     middle = 1.0 if any(part in name for part in ones) else 0.0
     return drawn(name, shape, middle - 0.3, middle + 0.3)
+
+
+ONES = {
+    "pi0": ("layer_norm", "post_layernorm"),
+    "pi05": ("layer_norm", "post_layernorm"),
+    "smolvla": ("layer_norm", "layernorm", "norm.weight"),
+}
+SIDES = {"pi0": 56, "pi05": 56, "smolvla": 64}
+WIDTHS = {"pi0": (8, 7), "pi05": (8, 7), "smolvla": (6, 6)}  # of the processing's files
+
+
+def lerobot_directory(
+    directory: Path, kind: str, dtype: torch.dtype = torch.float32, prefix: str = "model."
+) -> Path:
+    """The reduced network of a golden run as LeRobot stores it, with the processing's own files."""
+    directory.mkdir(parents=True)
+    shapes = read_names(GOLDEN / f"{kind}_names.json")
+    weights = {f"{prefix}{k}": w.to(dtype) for k, w in state_dict(shapes, ONES[kind]).items()}
+    both = f"{prefix}paligemma_with_expert.paligemma."
+    if kind != "smolvla":  # whose words are not tied
+        words = weights[f"{both}model.language_model.embed_tokens.weight"]
+        weights[f"{both}lm_head.weight"] = words.clone()
+    save_file(weights, directory / "model.safetensors")
+    for path in (GOLDEN / "processing" / f"lerobot_{kind}").iterdir():
+        shutil.copy(path, directory)
+    shutil.copy(GOLDEN / "processing" / "tokenizer.json", directory)
+    steps = "num_steps" if kind == "smolvla" else "num_inference_steps"
+    side = SIDES[kind]
+    image = {"type": "VISUAL", "shape": [3, 48, 64]}
+    config = {
+        "type": kind,
+        "input_features": {
+            "observation.images.top": image,
+            "observation.state": {"type": "STATE", "shape": [WIDTHS[kind][0]]},
+            "observation.images.wrist": image,
+            "observation.images.empty_camera_0": image,
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [WIDTHS[kind][1]]}},
+        "chunk_size": 6,
+        "n_action_steps": 5,
+        "max_state_dim": 9,
+        "max_action_dim": 7,
+        steps: 10,
+        "min_period": 4e-3,
+        "max_period": 4.0,
+        "device": "cpu",
+    }
+    key = "resize_imgs_with_padding" if kind == "smolvla" else "image_resolution"
+    (directory / "config.json").write_text(json.dumps(config | {key: [side, side]}))
+    return directory

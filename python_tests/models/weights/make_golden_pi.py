@@ -22,7 +22,7 @@ TAUS = (0.0, 0.3125, 0.875)  # of both directions exactly
 VISION = {"hidden_size": 144, "intermediate_size": 160, "num_hidden_layers": 2}
 VISION |= {"num_attention_heads": 2}
 GEMMA = {"gemma_2b": (64, 3, 96, 4, 1, 32), "gemma_300m": (48, 3, 80, 4, 1, 32)}
-VOCABULARY, IMAGE, CHUNK, STATE, ACTION, STEPS = 160, 56, 6, 9, 7, 10
+VOCABULARY, IMAGE, CHUNK, STATE, ACTION, STEPS = 640, 56, 6, 9, 7, 10
 VIEWS, WORDS = 2, 5
 
 

@@ -29,7 +29,7 @@ REDUCED = {
     "vision": {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2}
     | {"num_attention_heads": 2, "patch_size": 8, "image_size": 64},
     "text": {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 6}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 160},
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 640},
     "scale_factor": 4,
 }
 CHUNK, STATE, ACTION, STEPS, VIEWS, WORDS = 6, 9, 7, 10, 2, 5

@@ -7,14 +7,17 @@ import torch
 
 from vlakern.errors import CheckpointError
 from vlakern.models.vla import VLA
-from vlakern.models.weights.family import Family, Weights, peek
+from vlakern.models.weights.family import Family, Weights, native_shapes, peek
 from vlakern.models.weights.native import (
     WEIGHTS,
     PolicyFiles,
     PolicyRecords,
+    check_parts,
     open_weights,
     read_records,
 )
+from vlakern.models.weights.pi_directories import LEROBOT_PI0, LEROBOT_PI05, OPENPI
+from vlakern.models.weights.smolvla_directories import LEROBOT_SMOLVLA
 from vlakern.models.weights.weights_file import check_finite
 
 __all__ = ["FAMILIES", "NATIVE", "Opened", "family_of", "open_policy", "read_policy"]
@@ -29,6 +32,11 @@ class Opened:
     weights: Weights
     file: Path
 
+    @property
+    def count(self) -> int:
+        """How many tensors the network has."""
+        return len(native_shapes(self.records.config))
+
 
 NATIVE = Family(
     "vlakern",
@@ -38,7 +46,7 @@ NATIVE = Family(
     lambda directory, config: open_weights(config, directory / WEIGHTS),
 )
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (LEROBOT_PI0, LEROBOT_PI05, LEROBOT_SMOLVLA, OPENPI)
 
 
 def family_of(directory: Path, families: tuple[Family, ...] | None = None) -> Family:
@@ -71,6 +79,8 @@ def open_policy(directory: Path) -> Opened:
     """
     family = family_of(directory)
     records = family.read(directory)
+    maps = records.state_map, records.action_map
+    check_parts(records.config, *maps, records.processing, str(directory))
     return Opened(
         family, records, family.weights(directory, records.config), family.file(directory)
     )

@@ -152,8 +152,11 @@ def _modes(
     return tuple(modes)
 
 
-def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat16) -> None:
+def write(directory: Path, files: PolicyFiles, dtype: torch.dtype | None = torch.bfloat16) -> None:
     """Writes the directory in one step; an older one stays until the new one is on disk.
+
+    Args:
+        dtype: of the weights in the file; None keeps each as it is.
 
     Raises:
         CheckpointError: ``directory`` is something else than a policy directory, a weight is not
@@ -178,7 +181,7 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
         "action": replace(files.action_stats, names=files.action_map.names()),
     }
     stats = {"frame": files.processing.frame, **{key: one.to_json() for key, one in named.items()}}
-    weights = {k: v.detach().to("cpu", dtype).clone() for k, v in files.model.state_dict().items()}
+    weights = {k: _stored(v.detach(), dtype) for k, v in files.model.state_dict().items()}
     check_finite(weights, directory)
     with atomic_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
@@ -192,6 +195,11 @@ def write(directory: Path, files: PolicyFiles, dtype: torch.dtype = torch.bfloat
             ) from error
         # safetensors creates files for their owner alone; the directory decides who reads a policy.
         (temporary / WEIGHTS).chmod(0o644)
+
+
+def _stored(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor as the file takes it; without a dtype no copy is made of what lies well."""
+    return weight.contiguous() if dtype is None else weight.to("cpu", dtype).clone()
 
 
 def read(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PolicyFiles:

@@ -1,0 +1,111 @@
+"""pi0 and pi0.5 in the directories of LeRobot and openpi: one network, each its own processing."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vlakern
+from vlakern.errors import CheckpointError, ConfigError
+from vlakern.models.processing import ImageRule, PromptRule
+from vlakern.models.weights.families import open_policy, read_policy
+from vlakern.models.weights.golden import compare, read_golden
+from vlakern.models.weights.names import Folded
+from vlakern.types import Observation
+
+PIS = ("pi0", "pi05")
+
+
+def openpi_directory(goldens: ModuleType, directory: Path, kind: str) -> Path:
+    """The reduced network as openpi's converter stores it, tied weights once."""
+    goldens.lerobot_directory(directory, kind, prefix="")
+    for path in directory.glob("policy_*"):
+        path.unlink()
+    weights = load_file(directory / "model.safetensors")
+    del weights["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+    save_file(weights, directory / "model.safetensors")
+    shutil.copytree(goldens.GOLDEN / "processing/openpi/assets", directory / "assets")
+    config = {"action_dim": 7, "action_horizon": 6, "paligemma_variant": "gemma_2b"}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("writer", ["LeRobot", "openpi"])
+@pytest.mark.parametrize("kind", PIS)
+def test_golden_numbers_from_a_directory(
+    kind: str, writer: str, goldens: ModuleType, tmp_path: Path
+) -> None:
+    """The file on disk computes what LeRobot's code does, in every stage."""
+    if writer == "openpi":
+        directory = openpi_directory(goldens, tmp_path / kind, kind)
+    else:
+        directory = goldens.lerobot_directory(tmp_path / kind, kind)
+    golden = read_golden(goldens.GOLDEN / f"{kind}.npz")
+    errors = compare(read_policy(directory).model, golden)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("kind", PIS)
+def test_openpis_processing(kind: str, goldens: ModuleType, tmp_path: Path) -> None:
+    """Statistics from its assets, its prompt and its cameras, of which some may be missing."""
+    directory = openpi_directory(goldens, tmp_path / kind, kind)
+    opened = open_policy(directory)
+    assert opened.family.name == "openpi (PyTorch)"
+    p, robot = opened.records.processing, opened.records.embodiment
+    assert p.state == p.action == ("zscore" if kind == "pi0" else "quantile")
+    assert (p.epsilon, p.image, p.execute) == ("openpi", ImageRule(fit="openpi"), 3)
+    assert isinstance(p.prompt, PromptRule)
+    assert p.prompt.texts(" pick_up\nit ", np.zeros(2))[0].startswith(
+        "pick up it" if kind == "pi0" else "Task: pick up it, State: 128 128;\nAction: "
+    )
+    policy = vlakern.load(directory, device="cpu")
+    state = np.linspace(-1, 1, robot.state_width).astype(np.float32)
+    image = np.full((48, 64, 3), 100, np.uint8)
+    seen = Observation({"base_0_rgb": image}, state, "pick up the cube")
+    assert np.isfinite(policy.act(seen, seed=0).actions).all()
+
+
+def test_bf16_weights_stay_mapped(goldens: ModuleType, tmp_path: Path) -> None:
+    """What no fold touches is a view of the file; folds are computed in fp32."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0", torch.bfloat16)
+    weights = open_policy(directory).weights
+    assert isinstance(weights, Folded)
+    name = "mot.semantic.layers.0.up_proj.weight"
+    assert weights(name).dtype == torch.bfloat16
+    assert weights(name).data_ptr() == weights(name).data_ptr()
+    assert weights("embed_tokens.weight").dtype == torch.float32
+
+
+def test_an_openpi_directory_without_its_chunk(goldens: ModuleType, tmp_path: Path) -> None:
+    """Its own training code writes no config.json: the sentence says what to write."""
+    directory = openpi_directory(goldens, tmp_path / "pi0", "pi0")
+    (directory / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r'write \{"action_horizon": N\} there'):
+        open_policy(directory)
+    (directory / "config.json").write_text('{"action_horizon": "6"}')
+    with pytest.raises(ConfigError, match="action_horizon is '6', expected a whole number"):
+        open_policy(directory)
+
+
+def test_a_leftover_tensor_is_an_error(goldens: ModuleType, tmp_path: Path) -> None:
+    """Naming it: a policy with a part that is not computed would act wrongly."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
+    weights = load_file(directory / "model.safetensors") | {"model.memory.weight": torch.ones(2)}
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds 'model\.memory\.weight', which is unknown"):
+        open_policy(directory)
+
+
+def test_a_tensor_of_whole_numbers_is_an_error(goldens: ModuleType, tmp_path: Path) -> None:
+    """Weights are floating point, whatever the shape."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.action_in_proj.bias"] = torch.zeros(48, dtype=torch.int32)
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'model\.action_in_proj\.bias' is I32"):
+        open_policy(directory)

@@ -1,0 +1,195 @@
+"""LeRobot's policy directories: config.json, model.safetensors and the processor files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from vlakern.errors import ConfigError
+from vlakern.models.config import VLAConfig
+from vlakern.models.processing import ImageRule, Processing
+from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
+from vlakern.models.weights.lerobot_processors import PRE, read_processors
+from vlakern.models.weights.native import PolicyRecords
+from vlakern.models.weights.statistics import read_object
+from vlakern.space import Embodiment, Field, Slot, SlotMap
+
+__all__ = ["Settings", "lerobot_records", "read_settings", "vectors"]
+
+T = TypeVar("T")
+STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+# LeRobot's policies do not say how fast the robot is; its recordings are made at this rate.
+FRAMES_PER_SECOND = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a policy's config.json says, checked.
+
+    Attributes:
+        kind: ``pi0``, ``pi05`` or ``smolvla``.
+        state_width, action_width: numbers of the robot.
+        views: camera names in the policy's order, without those that are always empty.
+        values: the whole file.
+    """
+
+    kind: str
+    state_width: int
+    action_width: int
+    views: tuple[str, ...]
+    values: dict[str, Any]
+    where: str
+
+    def get(self, key: str, kind: type[T], default: T) -> T:
+        """A value of the given type.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        found = self.values.get(key, default)
+        if found is None:
+            return default
+        if kind is float and type(found) is int:
+            found = float(found)
+        if not isinstance(found, kind) or (type(found) is bool and kind is not bool):
+            raise ConfigError(
+                f"{self.where}.{key} is {str(found)[:40]!r}, expected {kind.__name__}; copy the"
+                " checkpoint's config again"
+            )
+        return cast("T", found)
+
+
+def read_settings(directory: Path) -> Settings:
+    """Reads config.json.
+
+    Raises:
+        CheckpointError, ConfigError: naming the file and the key.
+    """
+    path = directory / "config.json"
+    values = read_object(path)
+    where = str(path)
+    taken, given = values.get("input_features") or {}, values.get("output_features") or {}
+    views = list(_features(taken, "VISUAL", f"{where}.input_features"))
+    views = [name.removeprefix(IMAGES) for name in views if "empty_camera" not in name]
+    if not views:
+        raise ConfigError(f"{where}.input_features has no image; the policy needs a camera")
+    states = _features(taken, "STATE", f"{where}.input_features")
+    actions = _features(given, "ACTION", f"{where}.output_features")
+    for names, key, part in ((states, STATE, "input"), (actions, ACTION, "output")):
+        if list(names) != [key]:
+            raise ConfigError(
+                f"{where}.{part}_features has {', '.join(names) or 'nothing'} in the place of"
+                f" {key}; expected that one vector"
+            )
+    kind = values.get("type")
+    return Settings(str(kind), states[STATE], actions[ACTION], tuple(views), values, where)
+
+
+def _features(features: Any, kind: str, where: str) -> dict[str, int]:
+    """First dimension of the features of one kind, by name."""
+    found: dict[str, int] = {}
+    if not isinstance(features, dict):
+        raise ConfigError(f"{where} is {str(features)[:40]!r}, expected an object")
+    for name, feature in features.items():
+        if not isinstance(feature, dict) or feature.get("type") != kind:
+            continue
+        shape = feature.get("shape")
+        if not isinstance(shape, list) or not shape or type(shape[0]) is not int or shape[0] < 1:
+            raise ConfigError(
+                f"{where}.{name}.shape is {str(shape)[:40]!r}, expected a list of positive numbers"
+            )
+        found[name] = shape[0]
+    return found
+
+
+def vectors(
+    name: str, widths: tuple[int, int], padded: tuple[int, int], views: tuple[str, ...], rate: float
+) -> tuple[Embodiment, SlotMap, SlotMap]:
+    """A robot of which only the number of its numbers is known, and its state and action maps.
+
+    Args:
+        name: of the robot and its maps.
+        widths: numbers of state and action.
+        padded: widths of the model's vectors.
+        views: camera names.
+        rate: of its actions [Hz].
+
+    Raises:
+        ConfigError: a vector that is wider than the model's.
+    """
+    maps = []
+    for part, width, most in zip(("state", "action"), widths, padded, strict=True):
+        if width > most:
+            raise ConfigError(
+                f"{name}: the robot's {part} has {width} numbers, the model takes at most {most}"
+            )
+        maps.append(SlotMap(name, most, (Slot(part, "1", 0, width),)))
+    robot = Embodiment(
+        name=name,
+        slot_map=name,
+        control_rate=rate,
+        views=views,
+        state_width=widths[0],
+        action_width=widths[1],
+        state=(Field("state", (0, widths[0])),),
+        action=(Field("action", (0, widths[1])),),
+        description="Numbers in the checkpoint's own order and units.",
+    )
+    return robot, maps[0], maps[1]
+
+
+def lerobot_records(
+    directory: Path,
+    settings: Settings,
+    config: VLAConfig,
+    bos: str,
+    image: ImageRule,
+    execute: int,
+) -> PolicyRecords:
+    """Everything around the network, from config.json and the processor files.
+
+    Args:
+        bos: the token that the tokenizer puts first; empty for none.
+        image: the family's rule.
+        execute: actions per prediction that are run.
+
+    Raises:
+        CheckpointError, ConfigError: naming what is missing or cannot be.
+    """
+    steps = read_processors(directory)
+    widths = settings.state_width, settings.action_width
+    robot, state_map, action_map = vectors(
+        f"lerobot-{settings.kind}",
+        widths,
+        (config.state_dim, config.action_dim),
+        settings.views,
+        FRAMES_PER_SECOND,
+    )
+    processing = Processing(
+        state=steps.state.mode,
+        action=steps.action.mode,
+        execute=execute,
+        epsilon="lerobot",
+        image=image,
+        prompt=steps.prompt(bos, _numbers_in_words(directory / PRE)),
+        cameras=steps.cameras(),
+        relative=steps.relative_indices(settings.action_width),
+    )
+    return PolicyRecords(
+        config=config,
+        embodiment=robot,
+        state_map=state_map,
+        action_map=action_map,
+        processing=processing,
+        state_stats=steps.state.stats(state_map.names()),
+        action_stats=steps.action.stats(action_map.names()),
+        tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
+    )
+
+
+def _numbers_in_words(path: Path) -> Literal["robot", "padded"]:
+    """Which numbers a prompt holds: LeRobot said the padding too before it had relative actions."""
+    if not path.is_file():
+        return "padded"
+    steps = read_object(path).get("steps")
+    names = [step.get("registry_name") for step in steps if isinstance(step, dict)] if steps else []
+    return "robot" if "relative_actions_processor" in names else "padded"
