@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 import numpy as np
@@ -190,7 +191,7 @@ class Loader:
         self._rank, self._world = rank, world
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[Made | VlakernError] | None = None
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
 
     @property
     def quarantined(self) -> dict[str, str]:
