@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from vlakern.data.corpus import Corpus, open_corpus
 from vlakern.data.dataset import open_dataset
 from vlakern.data.mixture import DatasetEntry, Group, Mixture, single
 from vlakern.data.sampler import Sample
+from vlakern.errors import ConfigError
 from vlakern.models import preset
+from vlakern.models.processing import ImageRule, PromptRule
 from vlakern.models.weights import Processing
 
 TINY = preset("tiny")
@@ -95,3 +98,10 @@ def test_weights_decide_the_shares(robots: Path) -> None:
     )
     assert corpus.shares == pytest.approx((0.75, 0.25))
     assert [row.name for row in corpus.frames.rows] == ["sawyer", "panda"]
+
+
+def test_rules_that_training_does_not_follow_are_refused(robots: Path) -> None:
+    """Images or prompts of other families: the policy would see in training what it never sees."""
+    for rule in ({"image": ImageRule("stretch")}, {"prompt": PromptRule(ending="\n")}):
+        with pytest.raises(ConfigError, match="rules for images or prompts"):
+            open_corpus(single(robots / "sawyer"), TINY, replace(NATIVE, **rule))

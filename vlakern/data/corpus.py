@@ -13,8 +13,9 @@ from vlakern.data.recording import Recording
 from vlakern.data.sampler import Leaf, Sample, Sampler
 from vlakern.data.stride import EffectiveFrames, effective_frames
 from vlakern.data.unify import open_recordings
-from vlakern.errors import DatasetError
+from vlakern.errors import ConfigError, DatasetError
 from vlakern.models.config import VLAConfig
+from vlakern.models.processing import DEFAULT_IMAGES, PromptRule
 from vlakern.models.tokenizer import TextTokenizer, fit_tokenizer
 from vlakern.models.weights.native import PolicyRecords, Processing, check_parts, make_space
 from vlakern.space import ActionSpace, Embodiment, VectorStats
@@ -50,6 +51,11 @@ class Corpus:
         measured: Measured,
         tokenizer: TextTokenizer | None = None,
     ) -> None:
+        if (processing.image, processing.prompt) != (DEFAULT_IMAGES, PromptRule()):
+            raise ConfigError(
+                "processing has rules for images or prompts that training does not follow yet;"
+                " train with the default ones"
+            )
         self.mixture, self.processing, self.recordings = mixture, processing, tuple(recordings)
         self.measured = measured
         body = recordings[0].body
