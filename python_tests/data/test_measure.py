@@ -10,6 +10,7 @@ from vlakern.data import measure as measuring
 from vlakern.data.corpus import open_corpus
 from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.mixture import Mixture, single
+from vlakern.data.survey import survey
 from vlakern.errors import DatasetError
 from vlakern.models import preset
 from vlakern.models.weights import Processing
@@ -30,6 +31,8 @@ def test_large_datasets_are_measured_at_even_distances(
     assert corpus.measured.sampled[0] == (
         "sawyer: statistics and words are those of 2 of 3 episodes, one in 2: 21 of 28 frames"
     )
+    told = survey(mixture(robots, "sawyer", "panda"), "world_relative", 6, 0)
+    assert told.sampled == tuple(corpus.measured.sampled)
 
 
 def test_a_damaged_episode_among_few_is_refused_and_named(
