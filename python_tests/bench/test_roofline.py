@@ -126,3 +126,57 @@ def test_frozen_parts_cost_less() -> None:
     vision, prefix = one["vision"].operations, one["prefix"].operations
     assert full - passed == pytest.approx(2 * vision + prefix)
     assert passed - constant == pytest.approx(prefix)
+
+
+PI_CALL = Shape(views=3, prefix=788)
+
+
+def test_vision_of_siglip() -> None:
+    """256 tokens a view and no more; one product of the connector."""
+    block = 4 * 1152**2 + 2 * 1152 * 4304
+    found = work(preset("pi0"), PI_CALL, "bf16")["vision"]
+    blocks = 27 * (2 * 768 * block + 3 * 4 * 256**2 * 1152)
+    assert found.operations == blocks + 2 * 768 * (588 * 1152 + 1152 * 2048) == 660_529_741_824
+    assert found.bytes == 2 * (27 * block + 588 * 1152 + 1152 * 2048)
+
+
+def test_prefix_and_ode_of_pi0() -> None:
+    """One key-value head of 256; a state that the others do not see; linear edges."""
+    trunk = 2048 * (2 * 2048 + 512) + 3 * 2048 * 16384
+    expert = 1024 * (2 * 2048 + 512) + 3 * 1024 * 4096
+    found = work(preset("pi0"), PI_CALL, "bf16")
+    pairs = 788 * 788 - 787
+    prefix = 17 * 2 * (787 * trunk + expert + 2 * pairs * 2048)
+    prefix += 2 * 512 * (787 * 2048 + 1024) + 2 * 32 * 1024
+    assert found["prefix"].operations == prefix
+    layer = 2 * 50 * expert + 4 * 50 * (788 + 50) * 2048
+    edges = 2 * 50 * (2 * 32 * 1024 + 1024**2)
+    assert found["ode"].operations == 10 * (18 * layer + edges)
+    weights = 18 * (expert + 788 * 2 * 256) + 2 * 32 * 1024 + 1024**2
+    assert found["ode"].bytes == 10 * 2 * weights
+
+
+def test_words_have_no_state_token_and_time_is_a_table() -> None:
+    """pi0.5: the trunk alone before the actions, and no square product at the entrance."""
+    zero, five = (work(preset(name), PI_CALL, "bf16") for name in ("pi0", "pi05"))
+    assert five["vision"] == zero["vision"]
+    assert zero["ode"].operations - five["ode"].operations == 10 * 2 * 50 * 1024**2
+    trunk = 2048 * (2 * 2048 + 512) + 3 * 2048 * 16384
+    expected = 17 * 2 * (788 * trunk + 2 * 788**2 * 2048) + 2 * 512 * 788 * 2048
+    assert five["prefix"].operations == expected
+
+
+def test_layers_that_cross_have_no_keys_of_actions() -> None:
+    """SmolVLA: eight of 16 layers; the prefix's keys and values are projected once."""
+    found = work(preset("smolvla"), Shape(views=2, prefix=200), "bf16")
+    trunk = 960 * (2 * 960 + 640) + 3 * 960 * 2560
+    prefix = 15 * 2 * (200 * trunk + 2 * (200**2 - 199) * 960) + 2 * 200 * 960 * 640
+    prefix += 8 * 2 * 200 * 2 * 320**2 + 2 * 32 * 960
+    assert found["prefix"].operations == prefix
+    shared = 720 * 2 * 960 + 3 * 720 * 2048
+    itself = 2 * 50 * 720 * 640 + 4 * (50 * 51 // 2) * 960
+    layers = 16 * (2 * 50 * shared + 4 * 50 * 200 * 960) + 8 * itself
+    assert found["ode"].operations == 10 * (layers + 2 * 50 * (2 * 32 * 720 + 720**2))
+    vision = 12 * (2 * 2048 * (4 * 768**2 + 2 * 768 * 3072) + 2 * 4 * 1024**2 * 768)
+    vision += 2 * 2048 * 768 * 768 + 2 * 128 * 12288 * 960
+    assert found["vision"].operations == vision

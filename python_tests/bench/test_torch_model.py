@@ -23,7 +23,9 @@ def pixels(work: Workload) -> Tensor:
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-@pytest.mark.parametrize("name", ["tiny", "metaworld-small"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "metaworld-small", "tiny-pi0", "tiny-pi05", "tiny-smolvla"]
+)
 @torch.no_grad()
 def test_velocity_is_the_networks(name: str, candidates: int) -> None:
     """Cached or not, with one candidate or several, for both kinds of mask and place of state."""

@@ -22,7 +22,7 @@ from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import integrate
 from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine, Prefix
-from vlakern.infer.packing import PackedModel, pack_model
+from vlakern.infer.packing import PackedModel, not_packed, pack_model
 from vlakern.models.config import Solver
 from vlakern.models.vla import VLA
 from vlakern.ops.linear.packed import ROWS
@@ -90,7 +90,8 @@ def _model(work: Workload, dtype: str, place: Place) -> PackedModel | VLA:
     """Weights as the engine takes them there: packed, or a network for torch."""
     if place.backend not in ("torch", "graph") and place.device == "cpu":
         return work.packed(dtype)
-    if place.backend == "torch" or graph_refusal(place.device, dtype) is not None:
+    reason = graph_refusal(place.device, dtype) or not_packed(work.config, ROWS)
+    if place.backend == "torch" or reason is not None:
         return _network(work, dtype, place.device)
     there = torch.device(place.device)
     return pack_model(work.config, lambda name: work.weights(name).to(there), dtype, isa=ROWS)

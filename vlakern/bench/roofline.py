@@ -1,8 +1,9 @@
 """What a call costs at least: operations and bytes per stage, and the time a machine needs.
 
 Only what the mathematics needs is counted: the last layer of the prefix makes keys and values
-alone, actions run through folded products, weights are read once per call and those of the ODE once
-per evaluation, candidates share their observation's keys. Activations, norms and biases are free.
+alone, actions run through folded products, what adaptive norms make of time is a table, weights are
+read once per call and those of the ODE once per evaluation, candidates share their observation's
+keys. Activations, norms and biases are free.
 """
 
 from collections.abc import Mapping
@@ -147,7 +148,8 @@ def _vision(config: VLAConfig, shape: Shape, dtype: str) -> Work:
     total += block.times(tower.layers)
     joined, out = width * tower.pixel_shuffle**2, config.mot.semantic.hidden
     made = views * tower.tokens
-    return total + _product(made, joined, out, dtype) + _product(made, out, out, dtype)
+    total += _product(made, joined, out, dtype)
+    return total if tower.connector == "linear" else total + _product(made, out, out, dtype)
 
 
 def _layer(config: VLAConfig, width: int, mlp: int, rows: int, dtype: str) -> Work:
@@ -170,24 +172,44 @@ def _cache_bytes(config: VLAConfig, rows: int, dtype: str) -> float:
 
 def _prefix(config: VLAConfig, shape: Shape, dtype: str) -> Work:
     mot, batch = config.mot, shape.batch
-    states = batch
+    states = batch if config.state == "action" else 0
     tokens = batch * shape.prefix - states
     trunk, expert = mot.semantic, mot.action
     pairs = batch * _pairs(shape.prefix, config.mask.prefix == "causal")
-    if config.mask.prefix == "full" and config.mask.state == "block":
+    blocked = config.mask.prefix == "full" and config.mask.state == "block"
+    if blocked and config.state != "words":
         pairs -= batch * (shape.prefix - 1)  # earlier tokens do not see the state, the last one
     layer = _layer(config, trunk.hidden, trunk.mlp, tokens, dtype)
-    layer += _layer(config, expert.hidden, expert.mlp, states, dtype)
+    if states:
+        layer += _layer(config, expert.hidden, expert.mlp, states, dtype)
     layer += Work(others=4.0 * pairs * mot.q_heads * mot.head_dim)
     total = layer.times(mot.layers - 1)
     total += _keys_values(config, tokens, trunk.hidden, dtype)
-    total += _keys_values(config, states, expert.hidden, dtype)
+    if states:
+        total += _keys_values(config, states, expert.hidden, dtype)
+    heads = mot.kv_heads * mot.head_dim
+    total += _product(batch * shape.prefix, heads, 2 * heads, dtype).times(_crossing(config))
     written = mot.layers * _cache_bytes(config, batch * shape.prefix, dtype)
     text = tokens - batch * shape.views * config.vision.tokens
+    if config.state == "semantic":
+        text -= batch
     gathered = text * trunk.hidden * BYTES[PASSED_ON[dtype]]
-    state = _small(states, config.state_dim, expert.hidden, dtype)
-    state += _small(states, expert.hidden, expert.hidden, dtype)
-    return total + state + Work(bytes=written + gathered)
+    return total + _state(config, batch, dtype) + Work(bytes=written + gathered)
+
+
+def _crossing(config: VLAConfig) -> int:
+    """Layers in which the actions see the prefix alone."""
+    return sum(config.mot.crosses(i) for i in range(config.mot.layers))
+
+
+def _state(config: VLAConfig, states: int, dtype: str) -> Work:
+    if config.state == "words":
+        return Work()
+    width = config.mot.semantic.hidden if config.state == "semantic" else config.mot.action.hidden
+    first = _small(states, config.state_dim, width, dtype)
+    if config.state_encoder == "linear":
+        return first
+    return first + _small(states, width, width, dtype)
 
 
 def _ode(config: VLAConfig, shape: Shape, dtype: str) -> Work:
@@ -195,15 +217,17 @@ def _ode(config: VLAConfig, shape: Shape, dtype: str) -> Work:
     chunks = shape.batch * shape.candidates
     rows = chunks * config.chunk
     causal = config.mask.actions == "causal"
-    pairs = chunks * (config.chunk * shape.prefix + _pairs(config.chunk, causal))
-    layer = _layer(config, expert.hidden, expert.mlp, rows, dtype)
-    layer += Work(
-        others=4.0 * pairs * mot.q_heads * mot.head_dim,
-        bytes=_cache_bytes(config, shape.batch * shape.prefix, dtype),
-    )
-    total = layer.times(mot.layers)
+    width = mot.q_heads * mot.head_dim
+    keys = Work(bytes=_cache_bytes(config, shape.batch * shape.prefix, dtype))
+    seen = chunks * config.chunk * shape.prefix
+    own = chunks * _pairs(config.chunk, causal)
+    layer = _layer(config, expert.hidden, expert.mlp, rows, dtype) + keys
+    total = (layer + Work(others=4.0 * (seen + own) * width)).times(mot.layers - _crossing(config))
+    crossing = _product(rows, expert.hidden, 2 * width + 3 * expert.mlp, dtype) + keys
+    total += (crossing + Work(others=4.0 * seen * width)).times(_crossing(config))
     total += _small(rows, config.action_dim, expert.hidden, dtype)
-    total += _small(rows, expert.hidden, expert.hidden, dtype).times(2)
+    mixing = (config.action_encoder == "mixed") + (config.action_decoder == "mlp")
+    total += _small(rows, expert.hidden, expert.hidden, dtype).times(mixing)
     total += _small(rows, expert.hidden, config.action_dim, dtype)
     return total.times(config.steps * len(SOLVERS[config.solver]))
 

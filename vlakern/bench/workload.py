@@ -77,7 +77,10 @@ class Workload:
         self.images = list(draw.integers(0, 256, shape, dtype=np.uint8))
         self._ids = [int(one) for one in draw.integers(0, base.vocab_size, prompt_tokens)]
         self._states_RS = draw.uniform(-1, 1, (batch, source.state_width)).astype(np.float32)
-        self.document = document(self.config.prompt, self._encode, INSTRUCTION, views)
+        # Bins of a state that is said in words.
+        bins = " ".join(str(one) for one in draw.integers(0, 256, base.state_dim))
+        said = bins if base.state == "words" else None
+        self.document = document(self.config.prompt, self._encode, INSTRUCTION, views, said)
         prefix = int(self.call(0).batch.cu_prefix[1])
         self.shape = Shape(views, prefix, batch, candidates)
 
