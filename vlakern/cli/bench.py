@@ -23,7 +23,8 @@ class Args:
     """Measure latency per stage, with the physical limit and other forms beside it."""
 
     preset: str | None = None
-    """A model with random weights: rethink-2b (default), rethink-2b-wide, metaworld-small, tiny."""
+    """A model with random weights: rethink-2b (default), rethink-2b-wide, pi0, pi05,
+    smolvla, metaworld-small, tiny, ..."""
     policy: str | None = None
     """A policy directory, or the name of a policy that ships, instead of a preset."""
     views: int | None = None
