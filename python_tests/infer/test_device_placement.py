@@ -66,7 +66,7 @@ def test_everything_is_on_the_device(
             monkeypatch.setattr(module, one, op)
     monkeypatch.setattr(device_calls, "shared_attention_out", op)
     # A value of the meta device cannot be looked at.
-    monkeypatch.setattr(packing._Packer, "raw", lambda self, name: self._weights(name))
+    monkeypatch.setattr(packing.Packer, "raw", lambda self, name: self._weights(name))
     config = preset(name)
     with torch.device("meta"):
         weights = VLA(config).requires_grad_(False).state_dict()
