@@ -81,12 +81,12 @@ def test_drift_varies_starts(reach: MetaWorldEnv):
 def test_noise_has_its_deviation(seed: int):
     """Within bursts the stationary deviation is the recipe's; outside the noise is zero."""
     recipe = Recipe(noise=0.3, burst=1e9, calm=1.0)
-    steady = experts._Noise(recipe, np.random.default_rng(seed))
+    steady = experts.Noise(recipe, np.random.default_rng(seed))
     values = np.array([steady.next() for _ in range(20_000)])
     assert values[200:].std() == pytest.approx(0.3, rel=0.1)
     shifted = (values[201:] * values[200:-1]).mean() / values[200:].var()
     assert shifted == pytest.approx(recipe.correlation, abs=0.03)
-    still = experts._Noise(Recipe(noise=0.3, calm=1e12), np.random.default_rng(seed))
+    still = experts.Noise(Recipe(noise=0.3, calm=1e12), np.random.default_rng(seed))
     assert not np.array([still.next() for _ in range(100)]).any()
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vlakern.data.lerobot import LeRobotWriter
 from vlakern.errors import InputError
@@ -21,7 +22,10 @@ from vlakern.sim.metaworld import (
     MetaWorldEnv,
 )
 
-__all__ = ["Plan", "TaskCount", "collect"]
+__all__ = ["Plan", "TaskCount", "collect", "working"]
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def collect(
         # At 96 pixels yuv420p returns frames at 33 dB, yuv444p at 40 dB for 10 % more bytes.
         pixel_format="yuv444p",
     )
-    with writer, _workers(plan, jobs) as demonstrations:
+    work = functools.partial(_collect_one, plan)
+    with writer, working(work, jobs, plan.workers, _environment.cache_clear) as demonstrations:
         for shown in watch(demonstrations, len(jobs)):
             instruction = TASKS[shown.task].instruction
             writer.add_episode(shown.images, shown.states, shown.actions, instruction)
@@ -87,24 +92,29 @@ def collect(
 
 
 @contextmanager
-def _workers(plan: Plan, jobs: Sequence[tuple[str, int]]) -> Iterator[Iterator[Demonstration]]:
-    """Demonstrations in the order of ``jobs``, made here or by fresh processes."""
-    work = functools.partial(_collect_one, plan)
+def working(
+    work: Callable[[Job], Made], jobs: Sequence[Job], workers: int, end: Callable[[], None]
+) -> Iterator[Iterator[Made]]:
+    """What ``work`` makes of ``jobs``, in their order, here or by fresh processes.
+
+    Args:
+        end: called at the end, to forget what work has kept in this process.
+    """
     try:
-        if plan.workers == 1:
+        if workers == 1:
             yield map(work, jobs)
             return
         # Forked processes would share an OpenGL context, so each starts anew.
         fresh = multiprocessing.get_context("spawn")
         # Ctrl-C reaches every process of a terminal; only this one has something to say about it.
         quiet = (signal.SIGINT, signal.SIG_IGN)
-        with ProcessPoolExecutor(plan.workers, fresh, signal.signal, quiet) as pool:
+        with ProcessPoolExecutor(workers, fresh, signal.signal, quiet) as pool:
             try:
                 yield pool.map(work, jobs)
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:
-        _environment.cache_clear()
+        end()
 
 
 def _collect_one(plan: Plan, job: tuple[str, int]) -> Demonstration:

@@ -7,7 +7,15 @@ import numpy as np
 from vlakern.errors import InputError
 from vlakern.sim.metaworld import TASKS, MetaWorldEnv
 
-__all__ = ["ATTEMPTS", "Demonstration", "Recipe", "collect_episode", "demonstrate", "episode_seed"]
+__all__ = [
+    "ATTEMPTS",
+    "Demonstration",
+    "Noise",
+    "Recipe",
+    "collect_episode",
+    "demonstrate",
+    "episode_seed",
+]
 
 ATTEMPTS = 20
 _FIRST_TRAINING_SEED = 1_000_000
@@ -116,7 +124,7 @@ def _episode(
     env.reset(seed)
     if _drift(env, recipe, random):
         return None
-    noise = _Noise(recipe, random)
+    noise = Noise(recipe, random)
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     end: int | None = None
@@ -139,7 +147,7 @@ def _drift(env: MetaWorldEnv, recipe: Recipe, random: np.random.Generator) -> bo
     return wanders and any(env.step(action).success for _ in range(steps))
 
 
-class _Noise:
+class Noise:
     """Bursts of a first-order autoregression whose stationary deviation is ``recipe.noise``."""
 
     def __init__(self, recipe: Recipe, random: np.random.Generator) -> None:

@@ -4,10 +4,8 @@ A policy gets pictures, proprioception and a sentence. The positions of objects 
 inside: only the scripted expert, which makes demonstrations, reads them.
 """
 
-import atexit
 import functools
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ import numpy as np
 from vlakern.errors import InputError, RenderError
 from vlakern.sim.gl import choose_renderer
 from vlakern.sim.metaworld_tasks import SUITES, TASKS, Task
+from vlakern.sim.offscreen import close_renderer, make_renderer
 from vlakern.sim.picture import FrameCheck
 from vlakern.types import Observation
 
@@ -27,7 +26,6 @@ CONTROL_RATE = 80.0  # [Hz]
 STATE_NAMES = ("hand_x [m]", "hand_y [m]", "hand_z [m]", "gripper_opening")
 ACTION_NAMES = ("hand_dx", "hand_dy", "hand_dz", "gripper_effort")
 _ARM_JOINTS = 7
-_open_renderers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class MetaWorldEnv:
         camera = _known(view, self._cameras, "view")
         self._full()
         if self._renderer is None:
-            self._renderer = _make_renderer(self._library, self._sim.model, self._size)
+            self._renderer = make_renderer(self._library.mujoco, self._sim.model, self._size)
         pose = self._library.mujoco.MjvCamera()
         pose.type = self._library.mujoco.mjtCamera.mjCAMERA_FREE
         pose.lookat[:] = camera.lookat
@@ -142,7 +140,7 @@ class MetaWorldEnv:
     def close(self) -> None:
         """Frees the renderer; calling it again does nothing."""
         if self._renderer is not None:
-            _close(self._renderer)
+            close_renderer(self._renderer)
             self._renderer = None
 
     def _full(self) -> np.ndarray:
@@ -188,41 +186,3 @@ def _make_simulator(library: SimpleNamespace, task: str) -> Any:
     # The number of steps is the caller's business.
     sim.max_path_length = np.iinfo(np.int64).max
     return sim
-
-
-def _make_renderer(library: SimpleNamespace, model: Any, size: int) -> Any:
-    """A software renderer spends most of its time on shadows, mirrors and multisampling: off."""
-    mujoco = library.mujoco
-    model.vis.quality.offsamples = 0
-    model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
-    model.vis.global_.offheight = max(size, model.vis.global_.offheight)
-    try:
-        renderer = mujoco.Renderer(model, size, size)
-    except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
-        raise RenderError(
-            f"the renderer {choose_renderer()!r} cannot make a context ({error}); unset MUJOCO_GL "
-            "or install libegl1 libgl1-mesa-dri (EGL) or libosmesa6 (OSMesa)"
-        ) from error
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-    if not _open_renderers:
-        # Registered after MuJoCo's own hook that ends the display, hence run before it.
-        atexit.register(_close_renderers)
-    _open_renderers.add(renderer)
-    return renderer
-
-
-def _close(renderer: Any) -> None:
-    """Closes one renderer and leaves the others' pictures alone.
-
-    MuJoCo deletes the closed renderer's buffers by number in whatever context is current; under
-    OSMesa that can be another renderer's, so the closed one's own is made current first.
-    """
-    if renderer._gl_context is not None:
-        renderer._gl_context.make_current()
-    renderer.close()
-
-
-def _close_renderers() -> None:
-    for renderer in list(_open_renderers):
-        _close(renderer)

@@ -14,15 +14,28 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vlakern.errors import InputError, RenderError, Unsupported
 from vlakern.sim.gl import choose_renderer
+from vlakern.sim.robosuite_cameras import Cameras
+from vlakern.sim.robosuite_setup import (
+    ARMS,
+    CONTROL_RATE,
+    POSITION_SCALE,
+    ROTATION_SCALE,
+    TASKS,
+    Arm,
+    Osc,
+    Scene,
+    Step,
+    known,
+    settings,
+)
 from vlakern.types import Observation
 
 __all__ = [
@@ -38,74 +51,7 @@ __all__ = [
     "Step",
 ]
 
-CONTROL_RATE = 20.0  # [Hz]
-POSITION_SCALE = 0.05  # [m] per unit of a delta action
-ROTATION_SCALE = 0.5  # [rad] per unit of a delta action
-TASKS: Mapping[str, str] = {"Lift": "pick up the red cube"}
 _BUILD_SEED = 0
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A gripper: its first joint when closed on nothing and when open, and its fingertips."""
-
-    closed: float
-    open: float
-    tips: tuple[str, str]
-
-
-_ROBOTIQ = ("left_fingerpad_collision", "right_fingerpad_collision")
-ARMS: Mapping[str, Arm] = {
-    "Panda": Arm(0.0, 0.04, ("finger1_pad_collision", "finger2_pad_collision")),
-    "Sawyer": Arm(-0.0115, 0.0115, ("l_fingerpad_g0", "r_fingerpad_g0")),
-    "UR5e": Arm(0.52, -0.027, _ROBOTIQ),
-    "IIWA": Arm(0.4927, 0.0137, _ROBOTIQ),
-    "Kinova3": Arm(0.52, -0.027, _ROBOTIQ),
-    "XArm7": Arm(0.825, 0.028, ("left_finger_pad_1", "right_finger_pad_1")),
-}
-
-
-@dataclass(frozen=True)
-class Osc:
-    """What the controller makes of the six numbers for the hand.
-
-    Attributes:
-        input: "delta": each in [-1, 1], times 0.05 m and 0.5 rad, added to the reference; the
-            rotation vector multiplies from the left. "absolute": position [m] and rotation vector
-            [rad] of the goal.
-        frame: the frame in which they are given.
-        update: what a delta refers to: the pose "achieved" now, or the goal "desired" before.
-    """
-
-    input: Literal["delta", "absolute"] = "delta"
-    frame: Literal["base", "world"] = "base"
-    update: Literal["achieved", "desired"] = "achieved"
-
-    def __post_init__(self) -> None:
-        _known(self.input, ("delta", "absolute"), "input")
-        _known(self.frame, ("base", "world"), "frame")
-        _known(self.update, ("achieved", "desired"), "update")
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What only a scripted expert may read.
-
-    Attributes:
-        cube: float64 ``[7]`` pose of the cube in the base frame, quaternion x, y, z, w.
-        fingers: float64 ``[3]`` unit vector from one finger to the other in the base frame.
-    """
-
-    cube: np.ndarray
-    fingers: np.ndarray
-
-
-@dataclass(frozen=True)
-class Step:
-    """After one action: whether the task is solved now, and float32 ``[8]`` proprioception."""
-
-    success: bool
-    state: np.ndarray
 
 
 class RobosuiteEnv:
@@ -118,19 +64,25 @@ class RobosuiteEnv:
         *,
         base_yaw: float = 0.0,
         osc: Osc | None = None,
+        views: Sequence[str] = (),
+        image_size: int = 96,
     ) -> None:
         """Args: base_yaw: turn of the base about the vertical [rad]; the arm's first joint turns
-        back, so that the hand starts where it would without.
+        back, so that the hand starts where it would without. views: cameras, of ``VIEWS``.
+        image_size: height and width of a picture [pixels].
 
         Raises:
-            InputError: a task or arm that is not known, or a yaw that is not finite.
+            InputError: a task, arm or view that is not known, a yaw that is not finite, or an image
+                size that is not positive.
             Unsupported: robosuite is not installed, or not the version that works.
         """
-        self.instruction = TASKS[_known(task, TASKS, "task")]
-        self.task, self.arm = task, _known(arm, ARMS, "arm")
+        self.instruction = TASKS[known(task, TASKS, "task")].instruction
+        self.task, self.arm = task, known(arm, ARMS, "arm")
         if not np.isfinite(base_yaw):
             raise InputError(f"base_yaw is {base_yaw}, expected a finite angle [rad]")
         self.osc = osc or Osc()
+        self._cameras = Cameras(views, image_size)
+        self.views = self._cameras.views
         self._library = _library()
         self._sim: Any = _make_simulator(self._library, task, arm, self.osc)
         self._model, self._data = self._sim.sim.model._model, self._sim.sim.data._data
@@ -161,11 +113,20 @@ class RobosuiteEnv:
         self._check_open()
         self.osc, self._begun = osc, False
         # A reset makes a controller from this.
-        self._robot.composite_controller_config["body_parts"]["right"] |= _settings(osc)
+        self._robot.composite_controller_config["body_parts"]["right"] |= settings(osc)
 
     def observe(self) -> Observation:
-        """Proprioception and the sentence; this robot has no camera yet."""
-        return Observation({}, self.state(), self.instruction)
+        """What the robot sees now, its proprioception, and the sentence."""
+        images = {view: self.render(view) for view in self.views}
+        return Observation(images, self.state(), self.instruction)
+
+    def render(self, view: str) -> np.ndarray:
+        """The uint8 ``[H, W, 3]`` RGB picture of ``view``; RenderError if it is not a real one."""
+        self._check_begun()
+        # MuJoCo may have been imported without a renderer, which physics alone does not need.
+        choose_renderer()
+        joints = self._data.qpos[self._robot._ref_joint_pos_indexes]
+        return self._cameras.render(self._library.mujoco, self._model, self._data, view, joints)
 
     def state(self) -> np.ndarray:
         """float32 ``[8]``: measured pose and gripper opening [0 closed .. 1 open]."""
@@ -195,14 +156,14 @@ class RobosuiteEnv:
         return float(np.clip((joint - ends.closed) / (ends.open - ends.closed), 0.0, 1.0))
 
     def scene(self) -> Scene:
-        """Where the cube and the fingers are; for experts, never for a policy."""
-        base = self._site(self._origin)
-        cube = self._data.body(self._sim.cube_body_id)
-        pose = _relative(base, (cube.xpos.copy(), cube.xmat.reshape(3, 3).copy()))
+        """Where the cubes and the fingers are; for experts, never for a policy."""
+        base, task = self._site(self._origin), TASKS[self.task]
+        cube = self._body(base, task.cube)
+        target = None if task.target is None else self._body(base, task.target)
         prefix = self._robot.gripper["right"].naming_prefix
         left, right = (self._data.geom(prefix + tip).xpos for tip in ARMS[self.arm].tips)
         fingers = base[1].T @ (right - left)
-        return Scene(_write(pose), fingers / np.linalg.norm(fingers))
+        return Scene(cube, fingers / np.linalg.norm(fingers), target)
 
     def aim(self, pose: np.ndarray, gripper: float) -> np.ndarray:
         """float64 ``[7]`` the action that makes ``pose [7]`` in the base frame the goal.
@@ -246,6 +207,7 @@ class RobosuiteEnv:
     def close(self) -> None:
         """Frees the simulator; calling it again does nothing."""
         if self._sim is not None:
+            self._cameras.close()
             self._sim.close()
             self._sim = None
             self._begun = False
@@ -279,6 +241,11 @@ class RobosuiteEnv:
         site = self._data.site(name)
         return site.xpos.copy(), site.xmat.reshape(3, 3).copy()
 
+    def _body(self, base: tuple[np.ndarray, np.ndarray], name: str) -> np.ndarray:
+        """``[7]`` pose in the base frame of the body that robosuite's environment calls so."""
+        body = self._data.body(getattr(self._sim, name))
+        return _write(_relative(base, (body.xpos.copy(), body.xmat.reshape(3, 3).copy())))
+
     def _repair(self) -> None:
         """Puts the controller's origin on the base of every arm, and frees Sawyer's first joint."""
         site = self._model.site(self._origin)
@@ -298,12 +265,6 @@ class RobosuiteEnv:
         start = np.array(robot.init_qpos, dtype=np.float64)
         start[0] -= yaw * np.sign(first.xaxis[2])
         robot.init_qpos = start
-
-
-def _known(name: str, table: Any, kind: str) -> Any:
-    if name not in table:
-        raise InputError(f"{kind} {name!r} is not known; use one of {', '.join(table)}")
-    return name
 
 
 def _relative(
@@ -366,23 +327,10 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _settings(osc: Osc) -> dict[str, Any]:
-    """What robosuite calls the settings of the arm's controller."""
-    return {
-        "type": "OSC_POSE",
-        "input_type": osc.input,
-        "input_ref_frame": osc.frame,
-        "input_max": 1.0,
-        "input_min": -1.0,
-        "output_max": [POSITION_SCALE] * 3 + [ROTATION_SCALE] * 3,
-        "output_min": [-POSITION_SCALE] * 3 + [-ROTATION_SCALE] * 3,
-    }
-
-
 def _make_simulator(library: SimpleNamespace, task: str, arm: str, osc: Osc) -> Any:
     """A simulator whose resets keep the model: the same cube, and no file is read again."""
     config = library.suite.load_composite_controller_config(robot=arm)
-    config["body_parts"]["right"] |= _settings(osc)
+    config["body_parts"]["right"] |= settings(osc)
     return library.suite.make(
         task,
         robots=arm,

@@ -1,7 +1,8 @@
-"""A scripted expert that lifts robosuite's cube with any arm, turning the hand about several axes.
+"""Scripted experts that lift robosuite's cube, and stack it, with any arm.
 
-It reads the cube's pose, so it only makes demonstrations. The turns that the task does not need
-are there to be seen: a trajectory with one axis of rotation hides a wrong frame.
+They read the cubes' poses, so they only make demonstrations. Lifting can turn the hand about
+several axes: turns that the task does not need are there to be seen, since a trajectory with one
+axis of rotation hides a wrong frame.
 """
 
 import math
@@ -11,14 +12,18 @@ import numpy as np
 import torch
 
 from vlakern.errors import InputError
-from vlakern.sim.robosuite import RobosuiteEnv
+from vlakern.sim.robosuite import RobosuiteEnv, Scene
 from vlakern.space.rotation import Rotation
 
-__all__ = ["LiftExpert"]
+__all__ = ["Expert", "LiftExpert", "StackExpert", "expert_of"]
 
 STRIDE = 0.03  # [m] farthest goal from the hand
+FAST = 0.045  # [m] the same for demonstrations, of which each step is a picture
 TURN = 0.25  # [rad] farthest goal from the hand
+HEIGHT = 0.045  # [m] centre of the cube above that of the cube it stands on
 _OPEN, _CLOSE = -1.0, 1.0
+_LOOSE = (0.02, 0.1)
+_FOREVER = 10**9
 _UP, _DOWN = np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])
 
 
@@ -34,37 +39,36 @@ class _Waypoint:
     limit: int = 40
 
 
-class LiftExpert:
-    """Lifts the cube: over it with a tilted hand, down along its sides, close, up with a turn."""
+class Expert:
+    """Follows waypoints; a task's expert says which."""
 
-    def __init__(self, env: RobosuiteEnv) -> None:
-        """Args: env: an environment of the task Lift; call ``begin`` after each of its resets.
+    task = ""
+
+    def __init__(self, env: RobosuiteEnv, *, stride: float = STRIDE) -> None:
+        """Args: env: an environment of the expert's task; call ``begin`` after each of its resets.
+        stride: farthest goal from the hand [m].
 
         Raises:
             InputError: another task.
         """
-        if env.task != "Lift":
-            raise InputError(f"task is {env.task!r}, expected 'Lift': this expert only lifts")
+        if env.task != self.task:
+            raise InputError(
+                f"task is {env.task!r}, expected {self.task!r}: this expert knows no other"
+            )
         self._env = env
         self._plan: list[_Waypoint] = []
-        self._steps = 0
+        self._steps, self._stride = 0, stride
 
     def begin(self) -> None:
-        """Plans from where hand and cube are now."""
+        """Plans from where hand and cubes are now."""
         scene, hand = self._env.scene(), self._env.measured_pose()
-        cube = scene.cube[:3]
         aligned = _aligned(_rotation(hand), scene.fingers, _rotation(scene.cube))
-        tilted = _about([1.0, 0.6, 0.9], 0.45) @ aligned
-        raised = _about([0.5, -1.0, 0.8], 0.35) @ aligned
-        loose, tight = (0.02, 0.1), (0.004, 0.04)
-        self._plan = [
-            _Waypoint(cube + 0.14 * _UP, tilted, _OPEN, loose),
-            _Waypoint(cube + 0.07 * _UP, aligned, _OPEN, (0.01, 0.06)),
-            _Waypoint(cube, aligned, _OPEN, tight),
-            _Waypoint(cube, aligned, _CLOSE, loose, steps=14),
-            _Waypoint(cube + 0.15 * _UP, raised, _CLOSE, loose, steps=10**9),
-        ]
+        self._plan = self._waypoints(scene, aligned)
         self._steps = 0
+
+    def _waypoints(self, scene: Scene, aligned: Rotation) -> list[_Waypoint]:
+        """The plan; ``aligned`` is the hand pointing down with its fingers across the cube."""
+        raise NotImplementedError
 
     def action(self) -> np.ndarray:
         """float64 ``[7]`` for ``env.step``, whatever its controller's settings are.
@@ -79,7 +83,7 @@ class LiftExpert:
         point = self._plan[0]
         self._steps += 1
         step, turn = _error(hand, point)
-        step = step * min(1.0, STRIDE / max(float(np.linalg.norm(step)), 1e-9))
+        step = step * min(1.0, self._stride / max(float(np.linalg.norm(step)), 1e-9))
         angle = float(turn.angle())
         part = Rotation.read(
             turn.write("axis_angle") * min(1.0, TURN / max(angle, 1e-9)), "axis_angle"
@@ -96,6 +100,67 @@ class LiftExpert:
                 return
             self._plan.pop(0)
             self._steps = 0
+
+
+class LiftExpert(Expert):
+    """Lifts the cube: over it, down along its sides, close, up."""
+
+    task = "Lift"
+
+    def __init__(self, env: RobosuiteEnv, *, stride: float = STRIDE, turns: bool = True) -> None:
+        """Args: stride: as :class:`Expert`; turns: tilts the hand on its way to the cube and up.
+
+        Raises:
+            InputError: another task.
+        """
+        super().__init__(env, stride=stride)
+        self._turns = turns
+
+    def _waypoints(self, scene: Scene, aligned: Rotation) -> list[_Waypoint]:
+        cube, tilted, raised = scene.cube[:3], aligned, aligned
+        if self._turns:
+            tilted = _about([1.0, 0.6, 0.9], 0.45) @ aligned
+            raised = _about([0.5, -1.0, 0.8], 0.35) @ aligned
+        over = [_Waypoint(cube + 0.14 * _UP, tilted, _OPEN, _LOOSE)] if self._turns else []
+        return [
+            *over,
+            _Waypoint(cube + 0.07 * _UP, aligned, _OPEN, (0.01, 0.06)),
+            *_grasp(cube, aligned),
+            _Waypoint(cube + 0.15 * _UP, raised, _CLOSE, _LOOSE, steps=_FOREVER),
+        ]
+
+
+class StackExpert(Expert):
+    """Puts the cube on the other: lifts it, over the other, down, open, away."""
+
+    task = "Stack"
+
+    def _waypoints(self, scene: Scene, aligned: Rotation) -> list[_Waypoint]:
+        assert scene.target is not None
+        cube, place = scene.cube[:3], scene.target[:3] + HEIGHT * _UP
+        return [
+            _Waypoint(cube + 0.07 * _UP, aligned, _OPEN, (0.01, 0.06)),
+            *_grasp(cube, aligned),
+            _Waypoint(cube + 0.12 * _UP, aligned, _CLOSE, (0.03, 0.2)),
+            _Waypoint(place + 0.06 * _UP, aligned, _CLOSE, (0.008, 0.1)),
+            _Waypoint(place + 0.004 * _UP, aligned, _CLOSE, (0.006, 0.1), limit=15),
+            _Waypoint(place + 0.004 * _UP, aligned, _OPEN, _LOOSE, steps=6),
+            _Waypoint(place + 0.1 * _UP, aligned, _OPEN, _LOOSE, steps=_FOREVER),
+        ]
+
+
+def expert_of(env: RobosuiteEnv) -> Expert:
+    """The expert of an environment's task that moves no more than the task needs."""
+    if env.task == LiftExpert.task:
+        return LiftExpert(env, stride=FAST, turns=False)
+    return StackExpert(env, stride=FAST)
+
+
+def _grasp(cube: np.ndarray, aligned: Rotation) -> list[_Waypoint]:
+    return [
+        _Waypoint(cube, aligned, _OPEN, (0.004, 0.04)),
+        _Waypoint(cube, aligned, _CLOSE, _LOOSE, steps=14),
+    ]
 
 
 def _error(hand: np.ndarray, point: _Waypoint) -> tuple[np.ndarray, Rotation]:
