@@ -62,7 +62,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., verb.A
     """Options of a run in ``tmp_path`` with a simulator and a policy that cost nothing."""
     simulator = SimpleNamespace(CONTROL_RATE=80.0, MetaWorldEnv=Toy)
     usual = {"out": tmp_path / "out", "tasks": "reach-v3,push-v3", "max_steps": 12}
-    monkeypatch.setattr(verb, "_simulator", lambda: simulator)
+    monkeypatch.setattr(verb, "_simulator", lambda name: simulator)
     monkeypatch.setitem(vars(vlakern), "load", lambda name, device, dtype: Steady())
     return lambda **options: verb.Args(**(usual | options))
 

@@ -9,7 +9,7 @@ import torch
 
 from vlakern.errors import InputError
 from vlakern.sim.robosuite import ARMS, Osc, RobosuiteEnv
-from vlakern.sim.robosuite_experts import LiftExpert, _aligned
+from vlakern.sim.robosuite_experts import LiftExpert, StackExpert, _aligned, expert_of
 from vlakern.space.rotation import Rotation
 
 
@@ -30,6 +30,24 @@ def test_lifts(arm: str):
 
 
 @pytest.mark.robosuite
+@pytest.mark.parametrize("arm", ARMS)
+def test_stacks(arm: str):
+    """The red cube stands on the green one, and no hand holds it."""
+    env = RobosuiteEnv("Stack", arm)
+    expert = expert_of(env)
+    assert isinstance(expert, StackExpert)
+    env.reset(7)
+    expert.begin()
+    assert any(env.step(expert.action()).success for _ in range(200))
+    scene = env.scene()
+    assert scene.target is not None
+    offset = scene.cube[:3] - scene.target[:3]
+    assert np.abs(offset[:2]).max() < 0.03
+    assert offset[2] == pytest.approx(0.045, abs=0.01)
+    env.close()
+
+
+@pytest.mark.robosuite
 @pytest.mark.parametrize("osc", [Osc("delta", "world", "desired"), Osc("absolute")])
 def test_any_settings(osc: Osc):
     """It aims at poses, so the controller's settings do not matter."""
@@ -42,6 +60,8 @@ def test_refusals():
     """Another task, and an action without a plan, are refused."""
     with pytest.raises(InputError, match="expected 'Lift'"):
         LiftExpert(cast(Any, SimpleNamespace(task="Stack")))
+    with pytest.raises(InputError, match="expected 'Stack'"):
+        StackExpert(cast(Any, SimpleNamespace(task="Lift")))
     with pytest.raises(InputError, match="begin"):
         LiftExpert(cast(Any, SimpleNamespace(task="Lift"))).action()
 

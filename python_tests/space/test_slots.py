@@ -134,6 +134,20 @@ def test_the_map_for_arms_on_a_base_differs_in_the_base_alone() -> None:
     ]
 
 
+def test_the_map_of_six_number_rotations_fills_the_reserved_indices() -> None:
+    """Position and the rest stay where they are; a pose has no index to spare."""
+    turned = {name: stop for name, _, stop, *_ in UNIFIED if name.endswith("eef_reserved")}
+    expected = []
+    for row in UNIFIED:
+        name, start = row[:2]
+        if name.endswith("eef_rotation"):
+            stop = turned[name.replace("rotation", "reserved")]
+            row = (name, start, stop, "1", row[4], "rotation_6d")
+        if name not in turned:
+            expected.append(row)
+    assert rows(slot_map("unified-200-6d")) == expected
+
+
 def test_a_slot_is_found_by_name_and_a_missing_one_names_its_neighbours() -> None:
     """Those that begin with the same word, not all two hundred."""
     found = slot_map("unified-200")

@@ -1,6 +1,7 @@
 """``vlakern rollout``: drive simulated robots with a policy and report how often it succeeds."""
 
 import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,12 +23,16 @@ __all__ = ["Args", "run"]
 class Args:
     """Drive simulated robots with a policy; report success and latency, with videos."""
 
-    env: Literal["metaworld"] = "metaworld"
+    env: Literal["metaworld", "robosuite"] = "metaworld"
     """Simulator."""
-    tasks: str = "mw5"
-    """A suite (mw5) or task names separated by commas."""
+    tasks: str | None = None
+    """A suite (mw5) or task names separated by commas; mw5 in metaworld and Lift in robosuite by
+    default."""
+    arms: str | None = None
+    """robosuite's arms, separated by commas; the policy's own by default. One that the policy was
+    not trained on can be named, too, if its numbers mean what those of the policy's robot do."""
     episodes: int = 5
-    """Episodes per task; episode e starts from scene seed `seed` + e."""
+    """Episodes per task and arm; episode e starts from scene seed `seed` + e."""
     policy: str = "metaworld-small"
     """Name of a policy that ships with vlakern, or a policy directory."""
     device: str = "auto"
@@ -50,12 +55,16 @@ class Args:
 
 def run(args: Args) -> int:
     """Runs the episodes, prints the tables, writes the report and returns 0."""
-    from vlakern.sim.metaworld_tasks import task_names
     from vlakern.sim.report import PAGE, check_folder, keep_video, write_page
     from vlakern.sim.rollout import Plan, rollout
 
-    simulator = _simulator()
-    tasks = task_names(args.tasks)
+    simulator = _simulator(args.env)
+    out = args.out.resolve()
+    check_folder(out)
+    check_writable(out)
+    check_json(args.json)
+    policy = _load(args)
+    tasks = _tasks(args, policy)
     plan = Plan(
         tasks=tasks,
         episodes=args.episodes,
@@ -65,12 +74,7 @@ def run(args: Args) -> int:
         video=args.video,
         control_rate=simulator.CONTROL_RATE,
     )
-    out = args.out.resolve()
-    check_folder(out)
-    check_writable(out)
-    check_json(args.json)
-    policy = _load(args)
-    make_env = _environment(simulator, policy)
+    make_env = _environment(args.env, simulator, policy)
     with atomic_directory(out) as folder:
         with Progress(len(tasks) * args.episodes, "episodes") as bar:
             watch = _Watch(bar, functools.partial(keep_video, folder, plan))
@@ -105,37 +109,56 @@ class _Watch:
         return f"{self.steps} control steps"
 
 
-def _simulator() -> Any:
-    for package in ("mujoco", "metaworld", "av"):
+def _simulator(name: str) -> Any:
+    extra = {"metaworld": "sim", "robosuite": "robosuite"}[name]
+    for package in ("mujoco", name, "av"):
         if find_spec(package) is None:
             raise ConfigError(
                 f"rollout needs the package {package!r}, which is not installed; "
-                "run: pip install 'vlakern[sim]'"
+                f"run: pip install 'vlakern[{extra}]'"
             )
-    from vlakern.sim import metaworld
+    return importlib.import_module(f"vlakern.sim.{name}")
 
-    return metaworld
+
+def _tasks(args: Args, policy: Any) -> tuple[str, ...]:
+    """The names of all that is run."""
+    if args.env == "metaworld":
+        from vlakern.sim.metaworld_tasks import task_names
+
+        if args.arms is not None:
+            raise ConfigError("--arms is for robosuite; leave it out, or say --env robosuite")
+        return task_names(args.tasks or "mw5")
+    from vlakern.sim.robosuite_rollout import check_arms, pairs
+
+    arms, found = pairs(args.arms, args.tasks or "Lift", policy)
+    check_arms(policy, arms)
+    return found
 
 
 def _load(args: Args) -> Any:
     return vlakern.load(args.policy, device=args.device, dtype=args.dtype)
 
 
-def _environment(simulator: Any, policy: Any) -> Callable[[str], Any]:
+def _environment(name: str, simulator: Any, policy: Any) -> Callable[[str], Any]:
     if policy.control_rate != simulator.CONTROL_RATE:
         raise InputError(
             f"policy {policy.name} acts at {policy.control_rate:g} Hz, the simulator expects "
             f"{simulator.CONTROL_RATE:g} Hz; use a policy that was trained for this simulator"
         )
-    make = functools.partial(
-        simulator.MetaWorldEnv, views=policy.views, image_size=policy.image_size
-    )
+    make = simulator.MetaWorldEnv if name == "metaworld" else _robosuite_env
+    make = functools.partial(make, views=policy.views, image_size=policy.image_size)
     if policy.frame == "native":
         return make
     from vlakern.sim.commands import CommandedEnv
 
     control = policy.control
     return lambda task: CommandedEnv(make(task), control)
+
+
+def _robosuite_env(pair: str, **pictures: Any) -> Any:
+    from vlakern.sim.robosuite_rollout import make_env
+
+    return make_env(pair, **pictures)
 
 
 def _settings(args: Args, policy: Any) -> dict[str, str]:

@@ -26,6 +26,7 @@ from vlakern.space import (
 from vlakern.space.action_space import ActionFrame
 from vlakern.space.controller import NativeControl
 from vlakern.space.embodiment import Field, check_embodiment
+from vlakern.space.rotation import WIDTH
 
 __all__ = ["Body", "in_map", "resized", "resolve_body"]
 
@@ -149,12 +150,14 @@ def in_map(body: Body, slots: SlotMap, where: str) -> Body:
 
     Raises:
         ConfigError: the map lacks a slot of the robot, or has it in another unit or of another
-            kind.
+            kind; the kinds of rotations are one.
     """
     for fields, own in ((body.robot.state, body.state_map), (body.robot.action, body.action_map)):
         for field in fields:
             mine, theirs = own.slot(field.slot), slots.slot(field.slot, where)
-            if (mine.unit, mine.kind) != (theirs.unit, theirs.kind):
+            # A rotation is written anew in whatever kind a map has it.
+            turns = mine.kind in WIDTH and theirs.kind in WIDTH
+            if (mine.unit, mine.kind) != (theirs.unit, theirs.kind) and not turns:
                 raise ConfigError(
                     f"{where}: slot {mine.name!r} is {mine.kind} in unit {mine.unit!r}, slot map"
                     f" {slots.name!r} has it as {theirs.kind} in {theirs.unit!r}; use one map"
