@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlakern.cli.collect import Args, run
 from vlakern.data.lerobot import LeRobotDataset
-from vlakern.errors import DatasetError, InputError
+from vlakern.errors import ConfigError, DatasetError, InputError
 
 
 def test_collect(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -40,4 +41,21 @@ def test_bad_words(tmp_path: Path):
     """An unknown task is refused before anything is made."""
     with pytest.raises(InputError, match="fly-v3"):
         run(Args(out=tmp_path / "set", tasks="fly-v3"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"arms": "Panda"}, "--arms is for robosuite"),
+        ({"views": "left"}, "--views is for robosuite"),
+        ({"env": "robosuite", "arms": "Panda,Jaco"}, "arm 'Jaco' is not known; use one of Panda"),
+        ({"env": "robosuite", "tasks": "mw5"}, "task 'mw5' is not known; use one of Lift, Stack"),
+        ({"env": "robosuite", "episodes": 0}, "episodes is 0"),
+    ],
+)
+def test_words_of_another_simulator(tmp_path: Path, options: dict[str, Any], words: str):
+    """Refused before anything is made, and without the simulator."""
+    with pytest.raises((ConfigError, InputError), match=words):
+        run(Args(out=tmp_path / "set", **options))
     assert list(tmp_path.iterdir()) == []

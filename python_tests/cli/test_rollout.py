@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 import vlakern
 from vlakern.cli import main
 from vlakern.cli import rollout as verb
-from vlakern.errors import CheckpointError, InputError, RenderError, VlakernError
+from vlakern.errors import CheckpointError, ConfigError, InputError, RenderError, VlakernError
 from vlakern.space import embodiment, slot_map
 from vlakern.space.controller import NativeControl
 from vlakern.types import ActionChunk, Observation
@@ -225,6 +225,30 @@ def test_a_policy_in_a_frame_commands_through_its_robots_controller(
     monkeypatch.setattr(Steady, "control", control, raising=False)
     assert verb.run(toy(episodes=1, tasks="reach-v3")) == 0
     np.testing.assert_allclose(told, [[0.5, 0, 0, 1]] * 4, atol=1e-5)
+
+
+def test_one_policy_drives_several_arms_of_robosuite(
+    toy: Callable[..., verb.Args], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row for every task on every arm, the policy's own if none is named; an arm whose numbers
+    mean something else is refused."""
+    from vlakern.sim import robosuite_rollout
+
+    monkeypatch.setattr(robosuite_rollout, "make_env", Toy)
+    monkeypatch.setattr(Steady, "robot", embodiment("robosuite_panda"), raising=False)
+    words = {"env": "robosuite", "tasks": "Lift,Stack", "episodes": 1}
+    for arms, expected in (
+        ("Kinova3,Panda", ["Lift-Kinova3", "Stack-Kinova3", "Lift-Panda", "Stack-Panda"]),
+        (None, ["Lift-Panda", "Stack-Panda"]),
+    ):
+        report = tmp_path / "r.json"
+        assert verb.run(toy(arms=arms, json=report, **words)) == 0
+        assert [row["task"] for row in json.loads(report.read_text())["tasks"]] == expected
+    monkeypatch.setattr(Steady, "robot", embodiment("libero_panda"))
+    with pytest.raises(InputError, match="drive UR5e with a policy that was trained for it"):
+        verb.run(toy(arms="UR5e", **words))
+    with pytest.raises(ConfigError, match="--arms is for robosuite"):
+        verb.run(toy(arms="UR5e"))
 
 
 def test_policy_of_another_rate_is_refused(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vlakern.data.collate import Augment
 from vlakern.data.corpus import open_corpus
@@ -14,6 +15,7 @@ from vlakern.data.sampler import Sample
 from vlakern.errors import ConfigError
 from vlakern.models import preset
 from vlakern.models.weights import Processing
+from vlakern.space import Rotation
 
 TINY = preset("tiny")
 RELATIVE = Processing("zscore", "zscore", execute=2, frame="world_relative")
@@ -88,6 +90,20 @@ def test_a_named_map_must_have_the_robots_slots(
     )
     found = open_corpus(mixture(robots, "sawyer", slot_map="unified-200"), TINY, RELATIVE, memory=0)
     assert found.config.action_dim == 200
+
+
+def test_a_named_map_may_have_rotations_of_another_kind(robots: Path) -> None:
+    """The same rotation in other numbers: six for the three of the robot's own map."""
+    own, six = (
+        open_corpus(mixture(robots, "panda", slot_map=name), TINY, RELATIVE, memory=0)
+        for name in ("unified-200", "unified-200-6d")
+    )
+    states = own.recordings[0].episode(0).states
+    plain = [corpus.recordings[0].body.plain_space().unify_state(states) for corpus in (own, six)]
+    turns = Rotation.read(torch.from_numpy(plain[0][:, 3:6].astype(np.float64)), "axis_angle")
+    np.testing.assert_allclose(plain[1][:, 3:9], turns.write("rotation_6d").numpy(), atol=1e-5)
+    np.testing.assert_array_equal(plain[1][:, :3], plain[0][:, :3])
+    np.testing.assert_array_equal(plain[1][:, 9:], plain[0][:, 9:])
 
 
 def test_a_frame_that_no_robot_has_is_refused(robots: Path, refused: Callable[..., None]) -> None:

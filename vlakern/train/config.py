@@ -196,6 +196,13 @@ def _metaworld_small() -> Recipe:
     return Recipe("metaworld-small", TrainConfig(), Processing("zscore", "zscore", execute=8))
 
 
+def _arms_small() -> Recipe:
+    """A camera on the hand cannot tell where the hand will be, so there is no foresight."""
+    train = TrainConfig(steps=750, warmup=50, ema=0.99, flow_samples=2, foresight=0.0)
+    processing = Processing("zscore", "zscore", execute=8, frame="eef_relative")
+    return Recipe("arms-small", train, processing)
+
+
 def _rethink() -> Recipe:
     """The schedule of arXiv 2602.09722; what it leaves open follows the released sibling's code.
 
@@ -225,7 +232,7 @@ def _rethink() -> Recipe:
     return Recipe("rethink-2b", train, Processing("none", "none", execute=8, frame="eef_relative"))
 
 
-RECIPES = {"metaworld-small": _metaworld_small, "rethink": _rethink}
+RECIPES = {"metaworld-small": _metaworld_small, "arms-small": _arms_small, "rethink": _rethink}
 
 
 def recipe(name: str) -> Recipe:
