@@ -92,7 +92,9 @@ def test_a_named_map_must_have_the_robots_slots(
     assert found.config.action_dim == 200
 
 
-def test_a_named_map_may_have_rotations_of_another_kind(robots: Path) -> None:
+def test_a_named_map_may_have_rotations_of_another_kind(
+    robots: Path, mixture: Callable[..., Mixture]
+) -> None:
     """The same rotation in other numbers: six for the three of the robot's own map."""
     own, six = (
         open_corpus(mixture(robots, "panda", slot_map=name), TINY, RELATIVE, memory=0)

@@ -57,7 +57,8 @@ def test_a_dataset_for_each_arm_and_a_mixture_of_them(tmp_path: Path) -> None:
         assert (count.episodes, count.frames) == (1, len(episode.states))
         assert np.abs(episode.actions[:, :6]).max() <= 1.0
         assert set(np.unique(episode.actions[:, 6])) == {-1.0, 1.0}
-    alone = Plan(**USUAL | {"arms": "Panda", "views": "agentview"})
+    changed: dict[str, Any] = USUAL | {"arms": "Panda", "views": "agentview"}
+    alone = Plan(**changed)
     collect(alone, tmp_path / "b", overwrite=False, watch=lambda items, _: items)
     np.testing.assert_array_equal(
         LeRobotDataset(tmp_path / "b").episode(0).actions, sets[0].episode(0).actions

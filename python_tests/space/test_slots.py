@@ -160,7 +160,9 @@ def test_a_slot_is_found_by_name_and_a_missing_one_names_its_neighbours() -> Non
 
 def test_an_unknown_map_and_a_broken_file_are_refused(tmp_path: Path) -> None:
     """The sentence names the maps there are; a file is named by its name."""
-    with pytest.raises(ConfigError, match=r"'unified-300'; use pad-32, unified-200, unified-200-6d, uni"):
+    with pytest.raises(
+        ConfigError, match=r"'unified-300'; use pad-32, unified-200, unified-200-6d"
+    ):
         slot_map("unified-300")
     with pytest.raises(ConfigError, match=r"nowhere\.toml is missing; expected a TOML file"):
         slot_map(tmp_path / "nowhere.toml")
