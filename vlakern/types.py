@@ -1,7 +1,7 @@
 """Frozen records that cross rooms.
 
 Dimension letters: V views, H image height or chunk length, W image width, A action width, S state
-width. Images are what a camera gives; nothing here is normalised.
+width, K actions that were decided before. Images are what a camera gives; nothing is normalised.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["STAGES", "ActionChunk", "Observation"]
+__all__ = ["STAGES", "ActionChunk", "ActionPrefix", "Observation"]
 
 # "model" instead of the three before it, where a GPU does all in one launch.
 STAGES = ("preprocess", "vision", "prefix", "ode", "model", "postprocess", "total")
@@ -47,3 +47,17 @@ class ActionChunk:
     actions: np.ndarray
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ActionPrefix:
+    """What a robot goes on to do while its next chunk is made (real-time chunking).
+
+    Attributes:
+        actions: ``[K, A]`` of the chunk before, in the units of chunks; row 0 is for the instant of
+            the observation that the next chunk is made from.
+        frozen: how many of them will have been executed when it is there; it starts with those.
+    """
+
+    actions: np.ndarray
+    frozen: int

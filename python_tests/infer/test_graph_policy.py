@@ -11,7 +11,7 @@ import torch
 
 import vlakern
 from vlakern.errors import Unsupported
-from vlakern.infer import backends, policy
+from vlakern.infer import _clock, backends, policy
 from vlakern.infer.engine import Engine
 from vlakern.infer.graph import run_all
 from vlakern.infer.graph_engine import GraphEngine
@@ -143,6 +143,6 @@ def test_stages_are_timed_on_the_policys_own_gpu(monkeypatch: pytest.MonkeyPatch
     """Which need not be torch's current one."""
     waited: list[Any] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
-    with policy._Clock("cuda:1").stage("ode"):
+    with _clock.Clock("cuda:1").stage("ode"):
         pass
     assert waited == ["cuda:1"]

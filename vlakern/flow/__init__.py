@@ -1,5 +1,6 @@
 """Flow matching: the path, its target and its solvers."""
 
+from vlakern.flow.guidance import guided, soft_mask
 from vlakern.flow.path import TauConfig, interpolate, masked_loss, sample_tau, target
 from vlakern.flow.solver import SOLVERS, Frozen, integrate
 
@@ -7,9 +8,11 @@ __all__ = [
     "SOLVERS",
     "Frozen",
     "TauConfig",
+    "guided",
     "integrate",
     "interpolate",
     "masked_loss",
     "sample_tau",
+    "soft_mask",
     "target",
 ]

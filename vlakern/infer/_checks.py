@@ -3,6 +3,7 @@
 Dimension letters: R observations, V views, N action chunks, H positions of a chunk, A slots.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,14 @@ from vlakern.infer.buffers import Limits
 from vlakern.models.config import VLAConfig
 from vlakern.models.sequence import Batch
 
-__all__ = ["check_batch", "check_chunks", "check_fits", "check_pixels"]
+__all__ = [
+    "check_batch",
+    "check_chunks",
+    "check_fits",
+    "check_image",
+    "check_pixels",
+    "check_seed",
+]
 
 _WORDS = {
     "observations": "observations",
@@ -112,3 +120,19 @@ def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
     done_RH = torch.arange(chunk, device=length.device) < length[:, None]
     if not torch.isfinite(action[done_RH]).all():
         raise InputError("frozen actions hold a value that is not finite")
+
+
+def check_seed(seed: int) -> None:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 1 << 63:
+        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
+
+
+def check_image(image: np.ndarray, view: str) -> np.ndarray:
+    """Checks a camera image."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
+        )
+    return image

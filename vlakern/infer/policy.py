@@ -5,9 +5,7 @@ Dimension letters: B observations, V views, S image side or state width, H chunk
 
 import secrets
 import threading
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +14,10 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.flow.solver import Frozen
+from vlakern.infer._checks import check_image, check_seed
+from vlakern.infer._clock import Clock
+from vlakern.infer._prefix import frozen_prefix
 from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import Engine
 from vlakern.infer.packed_file import cached_model
@@ -28,7 +30,7 @@ from vlakern.models.weights.native import PolicyRecords
 from vlakern.ops import _native
 from vlakern.ops.linear.packed import ROWS
 from vlakern.space.controller import NativeControl
-from vlakern.types import ActionChunk, Observation
+from vlakern.types import ActionChunk, ActionPrefix, Observation
 
 __all__ = ["Policy", "load", "shipped_policies"]
 
@@ -138,9 +140,28 @@ class Policy:
         """
         return NativeControl(self.robot, self._records.action_map)
 
-    def act(self, observation: Observation, seed: int | None = None) -> ActionChunk:
-        """The next chunk for one observation; see :meth:`act_batch`."""
-        return self.act_batch([observation], None if seed is None else [seed])[0]
+    @torch.inference_mode()
+    def act(
+        self,
+        observation: Observation,
+        seed: int | None = None,
+        *,
+        prefix: ActionPrefix | None = None,
+    ) -> ActionChunk:
+        """The next chunk for one observation; see :meth:`act_batch`.
+
+        Args:
+            prefix: what the robot does until the chunk is there: it begins with the frozen ones,
+                and the network sees them (real-time chunking, for networks trained with delays).
+
+        Raises:
+            InputError: as :meth:`act_batch`, or a prefix that does not fit.
+        """
+        if prefix is None:
+            return self.act_batch([observation], None if seed is None else [seed])[0]
+        return self._chunks(
+            [observation], [secrets.randbits(63) if seed is None else seed], 1, prefix
+        )[0]
 
     @torch.inference_mode()
     def act_batch(
@@ -191,19 +212,28 @@ class Policy:
         return self._chunks([observation], seeds, n)
 
     def _chunks(
-        self, observations: Sequence[Observation], seeds: Sequence[int], n: int
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        n: int,
+        prefix: ActionPrefix | None = None,
     ) -> list[ActionChunk]:
         """``n`` chunks per observation, side by side."""
         for seed in seeds:
-            _check_seed(seed)
-        clock = _Clock(self.device)
+            check_seed(seed)
+        clock = Clock(self.device)
         with clock.stage("preprocess"):
             states_BS = [self._checked_state(o.state) for o in observations]
             seen = [self._images(o) for o in observations]
             batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
+            frozen = (
+                None
+                if prefix is None
+                else frozen_prefix(prefix, states_BS[0], self.space, self.chunk)
+            )
         with self._turn:
-            x_BHA = self._run(clock, seen, batch, noise_BHA, n)
+            x_BHA = self._run(clock, seen, batch, noise_BHA, n, frozen)
         with clock.stage("postprocess"):
             actions_BHN = self.space.decode(x_BHA.cpu(), np.repeat(states_BS, n, axis=0))
         latency = clock.finish()
@@ -214,11 +244,12 @@ class Policy:
 
     def _run(
         self,
-        clock: "_Clock",
+        clock: Clock,
         seen: Sequence[Sequence[np.ndarray]],
         batch: Batch,
         noise_BHA: Tensor,
         n: int,
+        frozen: Frozen | None,
     ) -> Tensor:
         """Actions ``[B, H, A]`` of the model, from the images of each observation."""
         images = [image for views in seen for image in views]
@@ -226,7 +257,8 @@ class Policy:
             engine = self._engine_for(batch, n, max(seen, key=len))
         if engine.at_once(images, batch, n):
             with clock.stage("model"):
-                return engine.act(images, batch, noise_BHA, n=n, slot_mask=self._slot_mask)
+                mask = self._slot_mask
+                return engine.act(images, batch, noise_BHA, n=n, frozen=frozen, slot_mask=mask)
         with clock.stage("preprocess"):
             engine.prepare(images)
         with clock.stage("vision"):
@@ -234,7 +266,8 @@ class Policy:
         with clock.stage("prefix"):
             prefix = engine.prefix(batch)
         with clock.stage("ode"):
-            return engine.integrate(prefix, noise_BHA, n=n, slot_mask=self._slot_mask)
+            mask = self._slot_mask
+            return engine.integrate(prefix, noise_BHA, n=n, frozen=frozen, slot_mask=mask)
 
     def _prompts(
         self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]
@@ -308,7 +341,7 @@ class Policy:
                 )
             if view in images:
                 raise InputError(f"the observation has two images of view {view!r}; give one")
-            images[view] = _image(image, name)
+            images[view] = check_image(image, name)
         if not images:
             raise InputError(f"the observation has no view; expected {', '.join(self.views)}")
         return [images[view] for view in self.views if view in images]
@@ -331,43 +364,6 @@ class Policy:
         rows = [torch.randn(shape, generator=generator) for generator in generators]
         noise_BHA = torch.stack(rows)
         return noise_BHA if self._slot_mask is None else noise_BHA * self._slot_mask
-
-
-class _Clock:
-    """Wall time per stage of ``STAGES``; on a GPU every stage ends with a synchronisation."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._begin = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str):
-        begin = time.perf_counter()
-        yield
-        if self._device.startswith("cuda"):
-            torch.cuda.synchronize(self._device)
-        took = (time.perf_counter() - begin) * 1e3
-        self._stages[name] = self._stages.get(name, 0.0) + took
-
-    def finish(self) -> dict[str, float]:
-        return {**self._stages, "total": (time.perf_counter() - self._begin) * 1e3}
-
-
-def _check_seed(seed: int) -> None:
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 1 << 63:
-        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
-
-
-def _image(image: np.ndarray, view: str) -> np.ndarray:
-    """Checks a camera image."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(
-            f"view {view!r} is {image.dtype}{list(image.shape)}, expected uint8 [height, width, 3]"
-        )
-    return image
 
 
 def _device(name: str) -> str:

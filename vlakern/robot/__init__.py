@@ -1,5 +1,22 @@
 """The loop on the robot."""
 
 from vlakern.robot.executor import Executor, ExecutorConfig, Limits, SharedCommands
+from vlakern.robot.loop import ChunkPolicy, Loop
+from vlakern.robot.ports import Rig, Robot, Seen, SimulatedArm, Trouble
+from vlakern.robot.settings import LoopConfig, LoopReport
 
-__all__ = ["Executor", "ExecutorConfig", "Limits", "SharedCommands"]
+__all__ = [
+    "ChunkPolicy",
+    "Executor",
+    "ExecutorConfig",
+    "Limits",
+    "Loop",
+    "LoopConfig",
+    "LoopReport",
+    "Rig",
+    "Robot",
+    "Seen",
+    "SharedCommands",
+    "SimulatedArm",
+    "Trouble",
+]
