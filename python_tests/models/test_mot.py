@@ -233,9 +233,12 @@ def test_each_expert_may_be_alone(network: Network, batch: MakeBatch) -> None:
     assert [layer.k_TGD.shape[0] for layer in made] == [config.chunk] * config.mot.layers
 
 
-def test_gradients_flow_from_actions_into_both_experts(network: Network, batch: MakeBatch) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny-pi0", "tiny-pi05", "tiny-smolvla"])
+def test_gradients_flow_from_actions_into_both_experts(
+    name: str, network: Network, batch: MakeBatch
+) -> None:
     """A loss on the velocity reaches every weight that some action can see through the prefix."""
-    config = preset("tiny")
+    config = preset(name)
     model, given = network(config), batch(config, [("go", 1), ("push", 2)])
     x = torch.randn(2, config.chunk, config.action_dim, generator=generator("gradients"))
     model.velocity(model.prefill(given), x, torch.tensor([0.2, 0.8])).square().sum().backward()
@@ -246,6 +249,7 @@ def test_gradients_flow_from_actions_into_both_experts(network: Network, batch: 
     ]
     last = config.mot.layers - 1
     # Nothing reads the prefix after its last layer's keys and values.
-    parts = ("q_proj", "q_norm", "o_proj", "post_norm", "gate_proj", "up_proj", "down_proj")
+    parts = ["q_proj", "o_proj", "post_norm", "gate_proj", "up_proj", "down_proj"]
+    parts += ["q_norm"] if config.mot.qk_norm else []
     expected = [f"mot.semantic.layers.{last}.{part}.weight" for part in parts]
     assert sorted(unreached) == sorted([*expected, "mot.semantic.norm.weight"])
