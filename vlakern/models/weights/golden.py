@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlakern.errors import CheckpointError
 from vlakern.flow.solver import integrate
-from vlakern.models.sequence import document, pack
+from vlakern.models.sequence import Document, Segment, pack
 from vlakern.models.vla import VLA
 
 __all__ = ["STAGES", "Golden", "compare", "read_golden"]
@@ -32,7 +32,8 @@ class Golden:
     Attributes:
         given: ``images`` uint8 ``[V, S, S, 3]``, ``tokens`` int64, normalised ``state``, ``noise``
             ``[H, A]``, the number of ``steps``, and ``x`` ``[H, A]`` with ``taus`` ``[P]`` for the
-            velocity.
+            velocity; ``parts``: how many words are before the views, and between them and the
+            state.
         found: by stage: ``vision`` ``[V, K, M]``, ``keys`` and ``values`` ``[L, T, G, D]`` of the
             prefix's first T rows, ``velocity`` dx/dτ ``[P, H, A]``, ``chunk`` ``[H, A]``.
         gap: by stage, how far the implementation's own bf16 is from its fp32; empty if unknown.
@@ -60,13 +61,22 @@ def read_golden(path: Path) -> Golden:
         if name not in arrays or arrays[name].ndim != dims:
             shape = list(arrays[name].shape) if name in arrays else "nothing"
             raise CheckpointError(f"{path}: {name!r} is {shape}, expected {dims} dimensions")
+    # Without parts the views come first, the state last.
+    parts = arrays.setdefault("parts", np.array([0, len(arrays["tokens"])]))
+    if (
+        parts.shape != (2,)
+        or parts.dtype.kind != "i"
+        or not 0 <= parts.min() <= parts.sum() <= len(arrays["tokens"])
+    ):
+        raise CheckpointError(f"{path}: 'parts' is not how many words are before views and state")
     found = {stage: arrays[stage].astype(np.float32) for stage in STAGES}
     gap = {
         stage: distance(arrays[f"bf16_{stage}"], found[stage])
         for stage in STAGES
         if f"bf16_{stage}" in arrays
     }
-    return Golden({name: arrays[name] for name in DIMS if name not in STAGES}, found, gap)
+    given = {name: arrays[name] for name in (*DIMS, "parts") if name not in STAGES}
+    return Golden(given, found, gap)
 
 
 @torch.inference_mode()
@@ -85,9 +95,9 @@ def compare(network: VLA, golden: Golden) -> dict[str, float]:
 
     images = given("images").permute(0, 3, 1, 2)
     pixels = (images.float() / 255.0 * 2.0 - 1.0).to(dtype)
-    words = golden.given["tokens"].tolist()
-    said = "" if config.state == "words" else None
-    doc = document(config.prompt, lambda text: [], words, len(images), said)
+    doc = _document(golden.given["tokens"], golden.given["parts"], len(images))
+    if config.state == "words":
+        doc = tuple(segment for segment in doc if segment.kind != "state")
     state = given("state")[None, : config.state_dim]
     state = torch.nn.functional.pad(state, (0, config.state_dim - state.shape[1]))
     batch = pack(config, [doc], pixels, state)
@@ -112,6 +122,14 @@ def compare(network: VLA, golden: Golden) -> dict[str, float]:
     return {
         stage: distance(made[stage].float().cpu().numpy(), golden.found[stage]) for stage in STAGES
     }
+
+
+def _document(tokens: np.ndarray, parts: np.ndarray, views: int) -> Document:
+    """Words, the views, words, the state, words."""
+    before, after, rest = np.split(tokens, np.cumsum(parts))
+    texts = [Segment("text", tuple(one.tolist())) for one in (before, after, rest)]
+    seen = (Segment("view"),) * views
+    return (texts[0], *seen, texts[1], Segment("state"), texts[2])
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
