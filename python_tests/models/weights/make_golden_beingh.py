@@ -2,8 +2,8 @@
 
     git clone https://github.com/BeingBeyond/Being-H SOURCE     (commit 594219e)
     pip install --target LIBS --no-deps transformers==4.55.4 huggingface_hub==0.34.4 \
-        tokenizers==0.21.4 regex pyyaml packaging filelock requests urllib3 charset_normalizer idna \
-        certifi fsspec typing_extensions einops
+        tokenizers==0.21.4 regex pyyaml packaging filelock requests urllib3 charset_normalizer \
+        idna certifi fsspec typing_extensions einops
     python python_tests/models/weights/make_golden_beingh.py LIBS SOURCE
 
 A reduced network with weights from their names, in fp32 and in bf16; and the names and shapes of

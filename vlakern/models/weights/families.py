@@ -7,6 +7,7 @@ import torch
 
 from vlakern.errors import CheckpointError
 from vlakern.models.vla import VLA
+from vlakern.models.weights.beingh_directories import BEINGH
 from vlakern.models.weights.family import Family, Weights, native_shapes, peek
 from vlakern.models.weights.native import (
     WEIGHTS,
@@ -46,7 +47,13 @@ NATIVE = Family(
     lambda directory, config: open_weights(config, directory / WEIGHTS),
 )
 
-FAMILIES: tuple[Family, ...] = (LEROBOT_PI0, LEROBOT_PI05, LEROBOT_SMOLVLA, OPENPI)
+FAMILIES: tuple[Family, ...] = (
+    LEROBOT_PI0,
+    LEROBOT_PI05,
+    LEROBOT_SMOLVLA,
+    BEINGH,
+    OPENPI,
+)
 
 
 def family_of(directory: Path, families: tuple[Family, ...] | None = None) -> Family:
