@@ -62,7 +62,7 @@ def release(libs: Path, source: Path) -> Any:
     stub("timm.layers", DropPath=torch.nn.Identity)
     compiled, torch.compile = torch.compile, lambda function, *_, **__: function
     try:
-        found = importlib.import_module("BeingH.model.beingvla")
+        found: Any = importlib.import_module("BeingH.model.beingvla")
     finally:
         torch.compile = compiled
     found.Beta = lambda *_: None  # draws times in training
@@ -155,7 +155,7 @@ def stages(network: Any) -> dict[str, np.ndarray]:
             network.num_timestep_buckets = buckets
         return chunk, found
 
-    qwen = sys.modules["BeingH.model.llm.qwen3_navit"]
+    qwen: Any = sys.modules["BeingH.model.llm.qwen3_navit"]
     attend, seen = qwen.flex_attention, []
 
     def watched(q: Any, k: Any, v: Any, **rest: Any) -> Any:
