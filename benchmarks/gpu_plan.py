@@ -30,6 +30,7 @@ FILES = (
     "benchmarks/machine/constants.cu",
     "benchmarks/ops/gpu_baselines.py",
     "benchmarks/e2e/bench_engine.py",
+    "python_tests/infer/test_device_loop.py",
     "python_tests/infer/test_graph_engine_triton.py",
 )
 COMMANDS = ("nvidia-smi", "nvcc", "cmake", "compute-sanitizer")

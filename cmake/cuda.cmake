@@ -30,7 +30,10 @@ list(TRANSFORM archs APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-add_library(vlakern_cuda STATIC csrc/ode_step/ode_step_cuda.cu)
+add_library(vlakern_cuda STATIC
+  csrc/ode_loop/ode_loop_cuda.cu
+  csrc/ode_loop/ode_loop_params.cpp
+  csrc/ode_step/ode_step_cuda.cu)
 set_target_properties(vlakern_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
 target_compile_options(vlakern_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false>)
 target_link_libraries(vlakern_cuda PUBLIC vlakern_core)

@@ -154,7 +154,7 @@ class Clock:
 class Ours:
     """The GPU engine with programs of exactly the case's size."""
 
-    def __init__(self, work: Workload, dtype: str, device: str, by: str = "triton") -> None:
+    def __init__(self, work: Workload, dtype: str, device: str, **how: Any) -> None:
         begin, shape, config = time.perf_counter(), work.shape, work.config
         there = torch.device(device)
         model = pack_model(config, lambda name: work.weights(name).to(there), dtype, isa=ROWS)
@@ -167,7 +167,7 @@ class Ours:
             solver=config.solver,
             image_sizes=[CAMERA] * shape.views,
             sizes=Ladders((views,), (tokens - shape.batch,), (rows,)),
-            ops=by,
+            **how,
         )
         self.work, self.built_s = work, time.perf_counter() - begin
         graphs, self.why_eager = self.engine.graphs, self.engine.graphs.why_eager
@@ -323,10 +323,10 @@ def row_of(
 
 
 def contender(work: Workload, name: str, device: str) -> Any:
-    """By a name such as ``vlakern-bf16`` or ``torch-eager-bf16``."""
+    """By a name such as ``vlakern-bf16``, ``vlakern-cuda-bf16`` or ``torch-eager-bf16``."""
     kind, _, dtype = name.rpartition("-")
-    if kind == "vlakern":
-        return Ours(work, dtype, device)
+    if kind.startswith("vlakern"):
+        return Ours(work, dtype, device, loop="cuda" if kind.endswith("-cuda") else "graph")
     return Theirs(work, dtype, device, kind.removeprefix("torch-"))  # type: ignore[arg-type]
 
 

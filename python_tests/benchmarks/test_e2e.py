@@ -23,7 +23,7 @@ def on_cpu(work: Any, name: str) -> Any:
     if name == "vlakern-fp64":
         raise Unsupported("no such dtype")
     if name.startswith("vlakern"):
-        ours = bench_engine.Ours(work, name.removeprefix("vlakern-"), "cpu", by="reference")
+        ours = bench_engine.Ours(work, name.removeprefix("vlakern-"), "cpu", ops="reference")
         if name == "vlakern-fp32":  # the rows below need a wrong one
             ours.engine.model.tensors["action.0.q_norm"].mul_(-3)
         return ours

@@ -98,7 +98,8 @@ def test_a_green_run(machine: Machine) -> None:
     assert ran.of("machine", name="memory_hop")
     assert ran.of("tests", op="engine", status="ok")
     assert ran.of("engine", case="rethink-2b", name="vlakern-bf16")
-    kinds = [line["kind"] for line in ran.lines if line.get("op") != "engine"]
+    assert ran.of("tests", op="loop", status="ok")
+    kinds = [line["kind"] for line in ran.lines if line.get("op") not in ("engine", "loop")]
     assert max(i for i, kind in enumerate(kinds) if kind in ("tests", "sanitizer")) < kinds.index(
         "speed"
     )
@@ -176,6 +177,16 @@ def test_an_engine_that_is_red_is_not_timed(machine: Machine) -> None:
     assert not ran.of("engine")
     assert ran.of("tests", op="engine", status="failed")
     assert {line["op"] for line in ran.of("speed")} == set(timed_ops())
+
+
+def test_a_red_kernel_of_the_integration_stops_itself_alone(machine: Machine) -> None:
+    """The engine is timed without it; green, it is timed beside the engine in a run of its own."""
+    words = ("--only", "build", "engine")
+    ran = machine({"pytest test_device_loop": "fail"}, *words)
+    assert ran.code == 1
+    assert ran.of("tests", op="loop", status="failed")
+    assert len(ran.of("engine")) == 1
+    assert len(machine({}, *words).of("engine")) == 2
 
 
 def test_no_gpu(machine: Machine) -> None:

@@ -95,6 +95,15 @@ def check_flow_loss(*command: str) -> None:
     assert listed.split()[-1] == "scalar"
 
 
+def check_ode_loop(program: Path) -> None:
+    """The integration's device code, its warps as threads, gives what the formulas give; and what
+    forgets a wait, a sync or a meeting of all blocks does not."""
+    assert run_host_test(str(program), "7") == "7 problems\n"
+    for mistake in ("wait", "sync", "meeting"):
+        done = subprocess.run([str(program), "2", mistake], capture_output=True)
+        assert done.returncode != 0, mistake
+
+
 def check_rows(program: Path, *emulator: str) -> None:
     """norm and qkv_prep: values in double, and the scalar bits of values and gradients."""
     for op, said in (("norm", "60 norms\n"), ("qkv_prep", "60 preparations\n")):
@@ -124,6 +133,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_shared_attention(str(program.with_name("vlakern_shared_attention_test")))
     check_flow_loss(str(program.with_name("vlakern_flow_loss_test")))
     assert check_linear(str(program.with_name("vlakern_linear_test")))[-1] == "scalar"
+    check_ode_loop(program.with_name("vlakern_ode_loop_test"))
     check_rows(program)
     check_executor(program)
 
@@ -156,8 +166,8 @@ def test_cuda_compiles_without_spills(source: str, tmp_path: Path) -> None:
     """Every CUDA file compiles for every target, and no kernel uses local memory."""
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
     warnings = ["-Xptxas", "-v", "-Xcompiler", "-Wall", "--Werror", "all-warnings"]
-    options = ["-std=c++17", "-O3", "--fmad=false", "-I", str(ROOT / "csrc"), *warnings]
-    output = ["-c", str(ROOT / source), "-o", str(tmp_path / "object.o")]
+    options = ["-std=c++17", "-O3", "--fmad=false", "--threads", "0", "-I", str(ROOT / "csrc")]
+    output = [*warnings, "-c", str(ROOT / source), "-o", str(tmp_path / "object.o")]
     done = subprocess.run(["nvcc", *options, *targets, *output], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)

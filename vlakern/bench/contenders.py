@@ -38,7 +38,7 @@ class Place:
     """Where and how vlakern's engine runs."""
 
     device: str = "cpu"
-    backend: Literal["auto", "native", "torch", "graph"] = "auto"
+    backend: Literal["auto", "native", "torch", "graph", "cuda"] = "auto"
     threads: int = 1
 
 
@@ -88,7 +88,7 @@ class EngineContender:
 
 def _model(work: Workload, dtype: str, place: Place) -> PackedModel | VLA:
     """Weights as the engine takes them there: packed, or a network for torch."""
-    if place.backend not in ("torch", "graph") and place.device == "cpu":
+    if place.backend not in ("torch", "graph", "cuda") and place.device == "cpu":
         return work.packed(dtype)
     reason = graph_refusal(place.device, dtype) or not_packed(work.config, ROWS)
     if place.backend == "torch" or reason is not None:

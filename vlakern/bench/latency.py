@@ -39,7 +39,7 @@ class BenchConfig:
     candidates: int = 1
     dtype: str = "bf16"
     device: str = "cpu"
-    backend: Literal["auto", "native", "torch", "graph"] = "auto"
+    backend: Literal["auto", "native", "torch", "graph", "cuda"] = "auto"
     runs: int = 100
     threads: int | None = None
     against: tuple[str, ...] = ()

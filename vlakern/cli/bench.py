@@ -43,8 +43,9 @@ class Args:
     """Number format of the large products; fp8 on GPUs of sm_89 and newer."""
     device: str = "auto"
     """Device: auto, cpu, cuda."""
-    backend: Literal["auto", "native", "torch", "graph"] = "auto"
-    """What runs vlakern's stages: the CPU engine, the GPU's (graph), or the network's modules."""
+    backend: Literal["auto", "native", "torch", "graph", "cuda"] = "auto"
+    """What runs vlakern's stages: the CPU engine, the GPU's (graph; cuda integrates in one kernel),
+    or the network's modules."""
     runs: int = 100
     """Calls of each variant that count, after two that do not."""
     threads: int | None = None

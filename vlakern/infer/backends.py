@@ -27,7 +27,7 @@ from vlakern.ops.linear.packed import ROWS
 
 __all__ = ["EngineBackend", "Plan", "Stages", "graph_refusal", "make_stages"]
 
-EngineBackend = Literal["auto", "native", "torch", "graph"]
+EngineBackend = Literal["auto", "native", "torch", "graph", "cuda"]
 
 
 class Stages(Protocol):
@@ -90,8 +90,8 @@ def make_stages(model: PackedModel | VLA, plan: Plan, backend: str) -> Stages:
     chosen = _automatic(model, device) if backend == "auto" else backend
     if chosen == "native":
         return _native_stages(model, plan, device)
-    if chosen == "graph":
-        return _graph_stages(model, plan, device)
+    if chosen in ("graph", "cuda"):
+        return _graph_stages(model, plan, device, "cuda" if chosen == "cuda" else "auto")
     if isinstance(model, PackedModel):
         raise Unsupported("packed weights are for the CPU engine; give the network to torch")
     sizes = {"steps": plan.steps, "solver": plan.solver}
@@ -125,7 +125,9 @@ def _native_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -
     return NativeEngine(model, plan.limits, image=plan.image, **sizes)
 
 
-def _graph_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) -> GraphEngine:
+def _graph_stages(
+    model: PackedModel | VLA, plan: Plan, device: torch.device, loop: str
+) -> GraphEngine:
     reason = graph_refusal(device, model.dtype if isinstance(model, PackedModel) else "bf16")
     reason = reason or not_packed(model.config, ROWS)
     if reason is None and isinstance(model, PackedModel) and model.isa != ROWS:
@@ -141,6 +143,7 @@ def _graph_stages(model: PackedModel | VLA, plan: Plan, device: torch.device) ->
         solver=plan.solver,
         image_sizes=plan.image_sizes,
         image=plan.image,
+        loop=loop,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlakern.flow.solver import SOLVERS
 from vlakern.infer.device_buffers import PARTS, DeviceBuffers, Inbox
 from vlakern.infer.device_calls import Attention, Calls
+from vlakern.infer.device_loop import LoopChoice, bind_loop, chosen_loop
 from vlakern.infer.graph import Run
 from vlakern.infer.packing import position_table, time_table
 from vlakern.models.config import VLAConfig
@@ -57,7 +58,7 @@ class Experts:
         self.calls, self.b = calls, buffers
         self.config: VLAConfig = calls.model.config
         tables = position_table(self.config, positions)
-        self._angles = tuple(one.to(calls.model.device) for one in tables)
+        self.angle_tables = tuple(one.to(calls.model.device) for one in tables)
 
     def stream(self, expert: str, rows: int, first: int, at: Tensor) -> Stream:
         memory = getattr(self.b, expert)
@@ -68,7 +69,7 @@ class Experts:
         """Rows of the rotary tables to the joint rows."""
         to = (self.b.cos, self.b.sin)
         count = len(positions)
-        pairs = zip(self._angles, to, strict=True)
+        pairs = zip(self.angle_tables, to, strict=True)
         return [gather(table, positions, out[:count]) for table, out in pairs]
 
     def norm(self, stream: Stream) -> Run:
@@ -167,11 +168,23 @@ class ActionStage:
     """From noise to actions: every step of the solver, one after the other."""
 
     def __init__(
-        self, experts: Experts, inbox: Inbox, longest: int, steps: int, solver: str
+        self,
+        experts: Experts,
+        inbox: Inbox,
+        longest: int,
+        steps: int,
+        solver: str,
+        loop: LoopChoice = "auto",
     ) -> None:
-        """``longest``: the most prefix tokens that one observation may have."""
+        """Tables.
+
+        Args:
+            longest: the most prefix tokens that one observation may have.
+            loop: whether all steps are one kernel, see ``chosen_loop``.
+        """
         self._e, self._inbox, self._longest = experts, inbox, longest
         self._steps, self._stages = steps, SOLVERS[solver]
+        self._solver, self._loop = solver, loop
         device = experts.calls.model.device
         self._times = time_table(experts.calls.model, steps, solver).to(device)
         most = inbox.device["kv_end"].shape[0]
@@ -182,6 +195,10 @@ class ActionStage:
 
     def program(self, rows: int) -> list[Run]:
         """The calls for so many chunks."""
+        bind = chosen_loop(self._loop, self._e.calls.model, rows)
+        if bind is not None:
+            model = self._e.calls.model
+            return [bind_loop(bind, model, self._inputs(rows), rows, self._steps, self._solver)]
         inbox, b = self._inbox.device, self._e.b
         count = rows * self._e.config.chunk
         start, x, stage_x = inbox["noise"][:rows], b.x[:rows], b.stage_x[:rows]
@@ -200,6 +217,17 @@ class ActionStage:
                 runs.append(self._step(stage, begin, to, i))
                 at, evaluation = stage_x, evaluation + 1
         return runs
+
+    def _inputs(self, rows: int) -> dict[str, Tensor]:
+        """What one kernel reads and writes of the engine's memory."""
+        inbox, count = self._inbox.device, rows * self._e.config.chunk
+        chunks = ("noise", "frozen", "frozen_len", "slot_mask", "prefix_index")
+        found = {name: inbox[name][:rows] for name in chunks}
+        found |= {name: inbox[name][:count] for name in ("kv_end", "positions")}
+        found |= {"times": inbox["times"][:, :count], "cu_prefix": inbox["cu_prefix"]}
+        cos, sin = self._e.angle_tables
+        found |= {"x": self._e.b.x[:rows], "kv": self._e.b.kv, "cos": cos, "sin": sin}
+        return found | {"time_table": self._times}
 
     def _embed(self, x: Tensor, stream: Stream) -> Run:
         matrices, backend = self._e.calls.model.matrices, self._e.calls.backend

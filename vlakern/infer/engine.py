@@ -122,6 +122,7 @@ class Engine:
             steps, solver: of the integration; the model's by default.
             threads: of the CPU engine; torch's number by default.
             backend: ``native`` is the CPU engine, ``graph`` that of NVIDIA GPUs (CUDA graphs; not
+                measured), ``cuda`` the same with the whole integration as one kernel (not
                 measured), ``torch`` runs the network's modules.
             image_sizes: height and width [px] of one observation's camera images, in order: with
                 ``graph``, ``act`` of such images is one launch.

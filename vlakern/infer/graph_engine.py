@@ -19,6 +19,7 @@ from vlakern.infer.device_buffers import chunk_inbox, device_buffers, prefix_inb
 from vlakern.infer.device_calls import calls_for
 from vlakern.infer.device_images import Cameras
 from vlakern.infer.device_inputs import Chunks, fill_chunks, fill_nothing, fill_prefix, on_host
+from vlakern.infer.device_loop import LoopChoice
 from vlakern.infer.device_stages import ActionStage, Experts, PrefixStage
 from vlakern.infer.device_vision import VisionStage
 from vlakern.infer.graph import CudaRecorder, Graphs, Recorder, Run
@@ -56,6 +57,7 @@ class GraphEngine:
         image: ImageRule = DEFAULT_IMAGES,
         sizes: Ladders | None = None,
         ops: str = "triton",
+        loop: LoopChoice = "auto",
         recorder: Recorder | None = None,
     ) -> None:
         """Allocates, binds and records everything.
@@ -67,6 +69,7 @@ class GraphEngine:
             image: how camera images become pixels.
             sizes: that programs are recorded for, up to the limits; ``ladders`` of them by default.
             ops: backend of the kernels.
+            loop: ``cuda`` integrates in one kernel, see ``chosen_loop``.
             recorder: of programs; CUDA graphs on a GPU, none elsewhere by default.
         """
         self.model, self.limits = model, limits
@@ -90,7 +93,7 @@ class GraphEngine:
             self._build(
                 VisionStage(calls, self.buffers),
                 PrefixStage(experts, self._prefix),
-                ActionStage(experts, self._chunk, longest, steps, solver),
+                ActionStage(experts, self._chunk, longest, steps, solver, loop),
             )
 
     def _build(self, vision: VisionStage, prefix: PrefixStage, action: ActionStage) -> None:
