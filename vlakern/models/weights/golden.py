@@ -17,7 +17,7 @@ from vlakern.flow.solver import integrate
 from vlakern.models.sequence import Document, Segment, pack
 from vlakern.models.vla import VLA
 
-__all__ = ["STAGES", "Golden", "compare", "read_golden"]
+__all__ = ["STAGES", "Golden", "compare", "distance", "document_of", "read_golden"]
 
 STAGES = ("vision", "keys", "values", "velocity", "chunk")
 DIMS = {"images": 4, "tokens": 1, "state": 1, "noise": 2, "steps": 0, "x": 2, "taus": 1}
@@ -95,7 +95,7 @@ def compare(network: VLA, golden: Golden) -> dict[str, float]:
 
     images = given("images").permute(0, 3, 1, 2)
     pixels = (images.float() / 255.0 * 2.0 - 1.0).to(dtype)
-    doc = _document(golden.given["tokens"], golden.given["parts"], len(images))
+    doc = document_of(golden.given["tokens"], golden.given["parts"], len(images))
     if config.state == "words":
         doc = tuple(segment for segment in doc if segment.kind != "state")
     state = given("state")[None, : config.state_dim]
@@ -124,7 +124,7 @@ def compare(network: VLA, golden: Golden) -> dict[str, float]:
     }
 
 
-def _document(tokens: np.ndarray, parts: np.ndarray, views: int) -> Document:
+def document_of(tokens: np.ndarray, parts: np.ndarray, views: int) -> Document:
     """Words, the views, words, the state, words."""
     before, after, rest = np.split(tokens, np.cumsum(parts))
     texts = [Segment("text", tuple(one.tolist())) for one in (before, after, rest)]
