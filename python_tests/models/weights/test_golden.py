@@ -9,7 +9,7 @@ import torch
 
 import vlakern
 from vlakern.errors import CheckpointError
-from vlakern.infer.policy import _Clock
+from vlakern.infer._clock import Clock
 from vlakern.models.presets import preset
 from vlakern.models.sequence import pack
 from vlakern.models.vla import VLA
@@ -84,6 +84,6 @@ def test_the_engine_agrees(kind: str, dtype: str, goldens: ModuleType, tmp_path:
     state[0] = torch.from_numpy(given["state"])
     batch = pack(config, [doc], torch.empty(len(given["images"]), 3, 0, 0), state)
     noise = torch.from_numpy(given["noise"])[None]
-    chunk = policy._run(_Clock("cpu"), [list(given["images"])], batch, noise, 1)[0]
+    chunk = policy._run(Clock("cpu"), [list(given["images"])], batch, noise, 1, None)[0]
     most = 1e-4 if dtype == "fp32" else 2 * golden.gap["chunk"]
     assert distance(chunk.float().numpy(), golden.found["chunk"]) < most
