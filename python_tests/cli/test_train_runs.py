@@ -159,6 +159,7 @@ def test_sigterm_saves_and_has_its_own_code(data: Path, tmp_path: Path, workers:
     said, errors = child.communicate(timeout=60)
     assert child.returncode == STOPPED == 75, errors
     assert "stopped by SIGTERM after step" in said
+    assert "utilisation" not in said
     assert not out.exists()
     (found,) = checkpoint.checkpoints(tmp_path / "policy.checkpoints")
     step = checkpoint.facts(found)["step"]
@@ -266,7 +267,11 @@ def test_a_policy_to_start_from(
         (("--data", "a", "--set", "steps.x=1"), "train has no part 'steps'"),
         (("--data", "a", "--set", "drop_view=1.5"), "train.drop_view is 1.5"),
         (("--data", "a", "--resume", "nowhere"), "nowhere is not a checkpoint"),
-        (("--data", "a", "--shard", "fsdp"), "a"),
+        (("--data", "a", "--shard", "fsdp"), "--shard is fsdp, which needs several ranks"),
+        (("--data", "a", "--device", "banana"), "--device is 'banana', expected auto, cpu or cuda"),
+        (("--data", "a", "--memory-gib", "nan"), "--memory-gib is nan, expected 0 or more"),
+        (("--data", "a", "--rename", "a=b"), "--rename is for the tensors of --init"),
+        (("--data", "a", "--init", "b", "--rename", "ab"), "--rename 'ab': expected OLD=NEW"),
     ],
 )
 def test_words_that_make_no_sense_are_one_sentence(
@@ -280,6 +285,15 @@ def test_words_that_make_no_sense_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert run(*words, "--out", "out") == 1
     assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_before_the_first_step_leaves_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So the command with its words put right runs without --overwrite."""
+    assert run("--data", data / "arm", "--out", tmp_path / "p", "--set", "delay=99") == 1
+    assert "train.delay is 99" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

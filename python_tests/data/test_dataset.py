@@ -47,3 +47,5 @@ def test_wrong_words(root: Path):
         open_dataset(root, kind="zarr")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="lerobot dataset takes no option 'speed'"):
         open_dataset(root, speed=3)
+    with pytest.raises(ConfigError, match="option state is 3, expected a name or a list of names"):
+        open_dataset(root, state=3)

@@ -146,6 +146,12 @@ def test_a_dataset_of_weight_0_has_no_share_and_no_size() -> None:
     assert shares(mixture, [900, 50, 50], [900, 50, 50]) == pytest.approx((0, 0.5, 0.5))
 
 
+def test_a_power_beyond_numbers_is_refused() -> None:
+    """Instead of an overflow."""
+    with pytest.raises(ConfigError, match=r"power is 200\.0, which is too much for 356 frames"):
+        shares(Mixture("m", (entry("a"),), power=200.0), [356], [356])
+
+
 def test_one_dataset_is_a_mixture_that_balances_tasks(tmp_path: Path) -> None:
     """What training on a directory always did."""
     found = single(tmp_path / "set", stride=3)

@@ -56,9 +56,12 @@ class Curve:
             self._closing.append(self._events.close)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for close in self._closing:
             close()
+        # Else the same command with its words put right would be refused.
+        if self._first and kind is not None and self._after is None and not self._took:
+            beside(self._args.out, "jsonl").unlink(missing_ok=True)
 
     def on_step(self, step: int, row: dict[str, Any]) -> None:
         """Takes a row of the curve."""
@@ -91,7 +94,8 @@ def report(
     def say(words: str) -> None:
         console().print(words, highlight=False, soft_wrap=True)
 
-    used = utilisation(recipe, corpus, summary, world)
+    # After SIGTERM there may be no time to measure the machine.
+    used = None if summary.stopped else utilisation(recipe, corpus, summary, world)
     say(
         f"{summary.steps} steps, {summary.samples} samples in {summary.seconds:.0f} s"
         f" ({rate:.1f} samples/s), mean loss of the last tenth {summary.loss:.4f}"
@@ -101,7 +105,8 @@ def report(
         f" {summary.peak_memory_bytes / 2**30:.2f} GiB, {summary.skipped} updates skipped,"
         f" {len(summary.quarantine['reasons'])} damaged samples"
     )
-    say(_sentence(used))
+    if used is not None:
+        say(_sentence(used))
     if args.plot is not None:
         rows = curve_rows(beside(args.out, "jsonl"))
         write_curves(args.plot, rows, f"{args.out.name}: {recipe.preset}, {summary.steps} steps")

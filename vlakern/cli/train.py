@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Args:
     """Robot that recorded the data: a name that ships or a TOML file; the dataset's by default."""
     frame: Frame | None = None
     """Parametrisation of the actions; the recipe's by default. `native` predicts the numbers of the
-    robot's own controller, the others poses relative to the hand."""
+    robot's own controller, the others poses in the axes of the base or of the hand."""
     state_norm: Mode | None = None
     """Normalisation of the state; the recipe's by default."""
     action_norm: Mode | None = None
@@ -109,11 +110,20 @@ def run(args: Args) -> int:
     """Trains and writes the policy; returns 0, or 75 after SIGTERM."""
     if (args.data is None) == (args.mixture is None):
         raise ConfigError("name one dataset with --data, or a mixture's file with --mixture")
+    if not 0 <= args.memory_gib < math.inf:
+        raise ConfigError(f"--memory-gib is {args.memory_gib}, expected 0 or more")
+    if args.rename and args.init is None:
+        raise ConfigError("--rename is for the tensors of --init; name its directory")
+    odd = next((one for one in args.rename if not all(one.partition("=")[:2])), None)
+    if odd is not None:
+        raise ConfigError(f"--rename {odd!r}: expected OLD=NEW")
     if args.root is not None and args.mixture is None:
         raise ConfigError("--root is for a mixture; with --data name the dataset's directory")
     from vlakern.train import parallel
 
     with parallel.start(_device(args.device)) as world:
+        if args.shard == "fsdp" and world.size == 1:
+            raise ConfigError("--shard is fsdp, which needs several ranks; start it under torchrun")
         start = _prepare(args, world)
         recipe = _recipe(args)
         corpus = _corpus(args, recipe, world)
@@ -159,7 +169,13 @@ def _prepare(args: Args, world: "World") -> Path | None:
 def _device(name: str) -> str:
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {name!r}, expected auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {name!r}, but torch sees no GPU here; say cpu or auto")
+    return name
 
 
 def _recipe(args: Args) -> "Recipe":

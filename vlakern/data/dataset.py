@@ -104,7 +104,25 @@ def open_dataset(root: str | Path, kind: Kind = "auto", **options: Any) -> Datas
         raise ConfigError(
             f"{root}: a {found} dataset takes no option {unknown[0]!r}; it takes {', '.join(known)}"
         )
+    for name, value in options.items():
+        if not _suits(name, value):
+            expected = _EXPECTED.get(name, "a name or a list of names")
+            raise ConfigError(f"{root}: option {name} is {value!r}, expected {expected}")
     return reader(root, **options)
+
+
+_EXPECTED = {"fps": "a number", "partial": "true or false"}
+
+
+def _suits(name: str, value: Any) -> bool:
+    """Whether a value from a mixture's file has the type that the readers take."""
+    if name == "partial":
+        return isinstance(value, bool)
+    if name == "fps":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(one, str) for one in value)
+    return value is None or isinstance(value, str)
 
 
 def _reader(kind: str) -> Any:

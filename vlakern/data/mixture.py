@@ -224,7 +224,7 @@ def shares(mixture: Mixture, raw: Sequence[int], effective: Sequence[float]) -> 
         raw, effective: frames of each dataset, and start frames that it contributes.
 
     Raises:
-        ConfigError: every weight is 0.
+        ConfigError: every weight is 0, or a power is more than numbers can hold.
     """
     entries = mixture.datasets
     inside: dict[str, list[int]] = {}
@@ -259,7 +259,13 @@ def shares(mixture: Mixture, raw: Sequence[int], effective: Sequence[float]) -> 
 def _share(weight: float, how: Weights, power: float, raw: float, effective: float) -> float:
     if how == "explicit":
         return weight
-    return weight * float(raw if how == "size" else effective) ** power
+    frames = float(raw if how == "size" else effective)
+    try:
+        return weight * frames**power
+    except OverflowError:
+        raise ConfigError(
+            f"power is {power}, which is too much for {frames:g} frames; 1 draws by size, 0 equally"
+        ) from None
 
 
 def _check_text(value: str, what: str) -> None:
