@@ -3,6 +3,7 @@
 What needs robosuite carries its marker; the refusals run everywhere.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,11 @@ def test_a_dataset_for_each_arm_and_a_mixture_of_them(tmp_path: Path) -> None:
 def test_a_demonstration_replayed_through_a_frame_stacks(arm: str, frame: Frame) -> None:
     """Encoded in chunks of 8 into the map of six-number rotations, decoded and commanded."""
     env = RobosuiteEnv("Stack", arm)
-    calm = RECIPE.__class__(noise=0.0, drift=0.0, tail=RECIPE.tail, limit=RECIPE.limit)
+    calm = replace(RECIPE, noise=0.0, drift=0.0)
     shown = demonstrate(env, calm, 5)
     assert shown is not None
-    robot, slots = embodiment(robot_name(arm)), slot_map("unified-200-6d")
+    slots = slot_map("unified-200-6d")
+    robot = replace(embodiment(robot_name(arm)), slot_map=slots.name)
     units = VectorStats.units(slots.names())
     plain = Normalizer("state", "none", units), Normalizer("action", "none", units)
     space, control = ActionSpace(robot, slots, slots, frame, *plain), NativeControl(robot, slots)
