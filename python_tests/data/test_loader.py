@@ -265,8 +265,14 @@ def test_what_cannot_be_divided_or_counted_is_refused(corpus: Corpus) -> None:
     """Naming the numbers."""
     with pytest.raises(ConfigError, match="batch size 6 is not divisible by 2 ranks times 2 parts"):
         loader(corpus, world=2, parts=2)
-    for wrong in ({"batch_size": 0}, {"workers": -1}, {"rank": 1}, {"seed": -1}):
-        with pytest.raises(ConfigError, match="expected counts of at least 1"):
+    for wrong, said in (
+        ({"batch_size": 0}, "the batch size is 0, expected at least 1"),
+        ({"workers": -1}, "the number of workers is -1"),
+        ({"parts": 0}, "the number of micro-batches is 0"),
+        ({"rank": 1}, "rank 1 of 1"),
+        ({"seed": -1}, "the seed is -1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
             loader(corpus, **wrong)
     with pytest.raises(InputError, match="step -1, part 0"):
         loader(corpus).batch(-1)

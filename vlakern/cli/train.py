@@ -126,6 +126,7 @@ def run(args: Args) -> int:
             raise ConfigError("--shard is fsdp, which needs several ranks; start it under torchrun")
         start = _prepare(args, world)
         recipe = _recipe(args)
+        _check_run(args, recipe, world)
         corpus = _corpus(args, recipe, world)
         return _train(args, recipe, corpus, start, world)
 
@@ -164,6 +165,21 @@ def _prepare(args: Args, world: "World") -> Path | None:
 
     found = world.on_first(check, None)
     return None if found is None else Path(found)
+
+
+def _check_run(args: Args, recipe: "Recipe", world: "World") -> None:
+    """Refuses before the data is read, which may take hours, what would be refused after it."""
+    from vlakern.data.loader import check_batches
+    from vlakern.models import preset
+    from vlakern.train.loop import RunConfig
+    from vlakern.train.step import check_model
+
+    RunConfig(args.save_every, args.keep, args.accumulate, args.shard)
+    size = recipe.train.batch_size
+    check_batches(args.seed, size, args.workers, world.size, args.accumulate)
+    check_model(preset(recipe.preset), recipe.train)
+    if args.init is not None and not args.init.is_dir():
+        raise ConfigError(f"--init {args.init} is not a directory; expected a policy directory")
 
 
 def _device(name: str) -> str:

@@ -28,7 +28,7 @@ from vlakern.data.quarantine import Damage, Quarantine
 from vlakern.data.sampler import Sampler
 from vlakern.errors import ConfigError, DatasetError, InputError, VlakernError
 
-__all__ = ["Loader", "Made", "make"]
+__all__ = ["Loader", "Made", "check_batches", "make"]
 
 # Draws for one sample before the dataset is given up.
 MOST_DAMAGED = 100
@@ -67,6 +67,26 @@ def make(corpus: Corpus, sampler: Sampler, seed: int, numbers: range, augment: A
         clips = [draw.checked(clip, damages) for draw, clip in zip(drawn, clips, strict=True)]
         batch = collate_clips(corpus.config, corpus.tokenizer, clips, augment)
     return Made(batch, len(numbers) + len(damages), tuple(damages))
+
+
+def check_batches(seed: int, batch_size: int, workers: int, world: int, parts: int) -> None:
+    """Refuses what a :class:`Loader` cannot be made of.
+
+    Raises:
+        ConfigError: a number below its least, or a batch that cannot be divided.
+    """
+    numbers = {"seed": (seed, 0), "batch size": (batch_size, 1), "number of workers": (workers, 0)}
+    numbers |= {"number of ranks": (world, 1), "number of micro-batches": (parts, 1)}
+    for name, (number, least) in numbers.items():
+        if number < least:
+            raise ConfigError(f"the {name} is {number}, expected at least {least}")
+    if batch_size % (world * parts):
+        raise ConfigError(
+            f"batch size {batch_size} is not divisible by {world} ranks times {parts} parts"
+            f" (micro-batches of gradient accumulation); use a multiple of {world * parts}"
+        )
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise ConfigError("worker processes need a system that can fork; use 0 workers")
 
 
 class _Draw:
@@ -170,19 +190,9 @@ class Loader:
         parts: int = 1,
         augment: Augment | None = None,
     ) -> None:
-        if min(batch_size, world, parts) < 1 or workers < 0 or not 0 <= rank < world or seed < 0:
-            raise ConfigError(
-                f"batch size {batch_size}, {workers} workers, rank {rank} of {world}, {parts} parts"
-                f" and seed {seed}: expected counts of at least 1, workers and seed of at least 0,"
-                " and a rank below the number of ranks"
-            )
-        if batch_size % (world * parts):
-            raise ConfigError(
-                f"batch size {batch_size} is not divisible by {world} ranks times {parts} parts"
-                f" (micro-batches of gradient accumulation); use a multiple of {world * parts}"
-            )
-        if workers and "fork" not in multiprocessing.get_all_start_methods():
-            raise ConfigError("worker processes need a system that can fork; use 0 workers")
+        check_batches(seed, batch_size, workers, world, parts)
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank {rank} of {world}: expected one below the number of ranks")
         self.waited = 0.0
         self.quarantine = Quarantine()
         self._corpus, self._sampler, self._augment = corpus, sampler, augment or Augment()

@@ -27,7 +27,15 @@ from vlakern.models.vla import VLA, Prefix
 from vlakern.train.config import TrainConfig
 from vlakern.train.lora import add_lora
 
-__all__ = ["Draws", "Foresight", "Objective", "counts", "instruction_targets", "losses"]
+__all__ = [
+    "Draws",
+    "Foresight",
+    "Objective",
+    "check_model",
+    "counts",
+    "instruction_targets",
+    "losses",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,35 @@ class Objective(nn.Module):
 
     def forward(self, batch: TrainBatch, draws: Draws, totals: Tensor) -> dict[str, Tensor]:
         return losses(self.model, batch, self.config, draws, totals, self.foresight)
+
+
+def check_model(model: VLAConfig, config: TrainConfig) -> None:
+    """Refuses a run that the first step would refuse.
+
+    Raises:
+        ConfigError: delays that leave no action to predict, or a language loss on tokens that see
+            what they predict.
+    """
+    _check_delay(model.chunk, config)
+    if config.language:
+        _check_language(model, config)
+
+
+def _check_delay(chunk: int, config: TrainConfig) -> None:
+    if config.delay > chunk:
+        raise ConfigError(
+            f"train.delay is {config.delay}, expected at most the chunk's {chunk} actions: the"
+            f" largest delay, {config.delay - 1}, must leave one to predict"
+        )
+
+
+def _check_language(model: VLAConfig, config: TrainConfig) -> None:
+    if model.mask.prefix != "causal":
+        raise ConfigError(
+            f"train.language is {config.language}, but the model's mask.prefix is"
+            f" {model.mask.prefix!r}: every token sees the words that it would predict; set it to 0"
+            " or take a causal prefix"
+        )
 
 
 def counts(batch: TrainBatch, config: TrainConfig, draws: Draws, robots: int = 1) -> Tensor:
@@ -199,12 +236,7 @@ def _prefill(
             return model.prefill(batch, views_VKM), None
         with torch.no_grad():
             return model.prefill(batch, views_VKM), None
-    if model.config.mask.prefix != "causal":
-        raise ConfigError(
-            f"train.language is {config.language}, but the model's mask.prefix is"
-            f" {model.config.mask.prefix!r}: every token sees the words that it would predict; set"
-            " it to 0 or take a causal prefix"
-        )
+    _check_language(model.config, config)
     prefix, words_EM = model.prefill_rows(batch, views_VKM)
     if config.detach:
         layers = tuple(KeyValues(kv.k_TGD.detach(), kv.v_TGD.detach()) for kv in prefix.layers)
@@ -220,11 +252,7 @@ def _rows(batch: TrainBatch, config: TrainConfig, draws: Draws) -> Rows:
     parts = (batch.action_BHA, batch.mask_BHA, batch.slots_BA, robots_B)
     if not config.delay:
         return Rows(*parts, rows_R, count)
-    if config.delay > chunk:
-        raise ConfigError(
-            f"train.delay is {config.delay}, expected at most the chunk's {chunk} actions: the"
-            f" largest delay, {config.delay - 1}, must leave one to predict"
-        )
+    _check_delay(chunk, config)
     action, mask, slots, robots = (part.repeat_interleave(count, 0) for part in parts)
     delay_R = delays_at(rows_R, config.delay, draws.seed)
     late_RH = torch.arange(chunk, device=device) >= delay_R[:, None]
