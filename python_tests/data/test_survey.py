@@ -80,3 +80,19 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     entry = DatasetEntry("gone", str(tmp_path / "gone"))
     with pytest.raises(DatasetError, match="mixture 'm', dataset 'gone'"):
         survey(Mixture("m", (entry,)), "native", 8, 0)
+
+
+def test_a_video_that_ends_early_is_flagged(tmp_path: Path, collect: Callable[..., Path]) -> None:
+    """Before a training refuses its frames one by one."""
+    root = collect(tmp_path / "a", lengths=[40, 40])
+    entry = DatasetEntry("a", str(root))
+    assert not any(
+        "cannot be read" in f for f in survey(Mixture("m", (entry,)), "native", 8, 0).flags
+    )
+    video = next(iter(sorted(root.rglob("*.mp4"))))
+    video.write_bytes(video.read_bytes()[:3000])
+    flags = survey(Mixture("m", (entry,)), "native", 8, 0).flags
+    said = [flag for flag in flags if "cannot be read" in flag]
+    assert len(said) == 1
+    assert said[0].startswith("a: view ")
+    assert video.name in said[0]

@@ -7,9 +7,11 @@ from typing import Any
 from vlakern.data.measure import Count, measure
 from vlakern.data.mixture import Mixture, shares
 from vlakern.data.motion import motion_flags
+from vlakern.data.recording import Recording
 from vlakern.data.stats import SlotStats
 from vlakern.data.stride import effective_frames
 from vlakern.data.unify import open_recordings
+from vlakern.errors import DatasetError
 from vlakern.space.action_space import ActionFrame
 
 __all__ = ["Row", "Survey", "survey"]
@@ -142,6 +144,7 @@ def survey(
     flags: list[str] = []
     for one in recordings:
         flags += motion_flags(one, chunk)
+        flags += _unreadable(one)
         robot = one.body.robot.name
         if robot not in ranges:
             ranges[robot] = {
@@ -169,6 +172,20 @@ def survey(
         {damage.name: damage.reason for damage in measured.damaged},
         tuple(measured.sampled),
     )
+
+
+def _unreadable(recording: Recording) -> list[str]:
+    """Views whose last picture cannot be read in the first, middle or last episode."""
+    last = len(recording.lengths) - 1
+    found = []
+    for view, recorded in recording.views.items():
+        for i in sorted({0, last // 2, last}):
+            try:
+                recording.dataset.picture(i, recorded, recording.lengths[i] - 1)
+            except DatasetError as error:
+                found.append(f"{recording.name}: view {view} cannot be read: {error}")
+                break
+    return found
 
 
 def _ranges(stats: SlotStats) -> dict[str, dict[str, float]]:
