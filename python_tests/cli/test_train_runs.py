@@ -176,7 +176,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_sentence(data: Path, tmp_path: P
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 1
-    # Torch says it where the run waits for a batch, or in the middle of anything else.
+    # Where the run asks for a batch, not where a signal happens to meet it.
     assert errors.splitlines()[-1].startswith("vlakern: ")
     assert "failed (DataLoader worker" in errors.splitlines()[-1]
     assert "Traceback" not in errors

@@ -302,7 +302,7 @@ def test_a_refused_call_leaves_no_trace(engine: Engine, scene: Scene, case: str)
         ({"steps": 0}, "steps = 0 and solver = 'euler'; expected at least one step"),
         ({"steps": 10**12}, "steps = 1000000000000 .* at most 65536"),
         ({"threads": 0}, "an engine of 0 threads; expected at least 1"),
-        ({"backend": "cuda"}, "backend 'cuda' of an engine is not known; use auto, native, torch"),
+        ({"backend": "gpu"}, "backend 'gpu' of an engine is not known; use auto, native, torch"),
         ({"solver": "rk4"}, "solver = 'rk4'; expected .* euler, midpoint, heun"),
         ({"backend": "torch"}, "packed weights are for the CPU engine; give the network to torch"),
     ],

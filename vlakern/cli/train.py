@@ -4,15 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlakern.cli._common import Progress, check_json, check_writable, console
 from vlakern.cli._curve import Curve, beside, report
-from vlakern.errors import ConfigError, DatasetError
+from vlakern.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlakern.data.corpus import Corpus
@@ -323,7 +321,7 @@ def _train(
         augment=augment,
     )
     curve = Curve(args, recipe, world, after)
-    with loader, curve, _one_sentence():
+    with loader, curve:
         summary = loop.train(
             model,
             train,
@@ -339,20 +337,6 @@ def _train(
     if world.first:
         report(args, recipe, corpus, summary, world)
     return STOPPED if summary.stopped else 0
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Says what torch says about worker processes that died or hang, wherever it says it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise DatasetError(
-            f"a process that prepares batches failed ({str(error).strip()}); the run goes on from"
-            " its last checkpoint with --resume auto, with fewer --workers if memory ran out"
-        ) from error
 
 
 def _model(args: Args, corpus: "Corpus", world: "World") -> "VLA":

@@ -11,9 +11,11 @@ process 8 ms, and 17 ms as bytes that it normalised and recoloured itself.
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -34,7 +36,7 @@ __all__ = ["Loader", "Made", "check_batches", "make"]
 MOST_DAMAGED = 100
 # For the next batch [s]; workers that take longer hang, and torch raises RuntimeError. In so many
 # waits, of which a pause of the whole machine uses up one.
-PATIENCE, WAITS = 600, 10
+PATIENCE, WAITS = 600, 120
 # Batches that each worker makes ahead.
 AHEAD = 2
 
@@ -260,7 +262,8 @@ class Loader:
                 generator=torch.Generator(),  # the shared one stays as it is without workers
             )
             before = multiprocessing.active_children()
-            found = iter(batches)
+            with _no_errors_from_signals():
+                found = iter(batches)
             self._processes = [p for p in multiprocessing.active_children() if p not in before]
             return found
 
@@ -307,7 +310,23 @@ def _patiently(stream: Iterator[Made | VlakernError]) -> Made | VlakernError:
                 raise
             if wait + 1 == WAITS:
                 raise RuntimeError(f"no batch for {PATIENCE} s") from error
+        except (OSError, EOFError) as error:
+            raise RuntimeError(f"DataLoader worker gone with a batch: {error}") from error
     raise AssertionError
+
+
+@contextmanager
+def _no_errors_from_signals() -> Iterator[None]:
+    """Undoes what torch does about SIGCHLD: it would raise wherever the run is when a worker dies.
+
+    Between two waits of ``_patiently`` torch looks for dead workers, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers are the main thread's, and torch sets none in others
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _stay(_: int) -> None:
