@@ -9,7 +9,7 @@ import torch
 from vlakern import env, ops
 from vlakern.errors import InputError, Unsupported
 from vlakern.ops.linear import pack_linear
-from vlakern.ops.linear.with_norm import linear_norm_out
+from vlakern.ops.linear.with_norm import Adaptive, linear_norm_out
 from vlakern.testing import generator, poison
 from vlakern.testing.aot import ARCHS, compile_for
 
@@ -32,33 +32,59 @@ def made(kind: str, rows: int, device: str = "cpu") -> dict[str, Any]:
             "stream": stream}  # fmt: skip
 
 
-def check(kind: str, rows: int, backend: str, device: str = "cpu") -> None:
+def modulated(given: dict[str, Any]) -> Adaptive:
+    """Five groups in a table in which each has more than this norm's; rows of them in any order."""
+    stream, rng = given["stream"], generator("modulation")
+    table = torch.randn(5, 2, 3, 37, generator=rng).to(stream.device)
+    group = torch.randint(0, 5, (len(stream),), generator=rng, dtype=torch.int32)
+    vectors = (table[:, 1, 0], table[:, 1, 1], table[:, 0, 2])
+    return Adaptive(*vectors, group.to(stream.device), poison(torch.empty_like(stream)))
+
+
+def two_calls(given: dict[str, Any], adaptive: Adaptive | None, backend: str) -> Any:
+    """The stream and its norm."""
+    x, weight, stream = given["x"], given["weight"], given["stream"].clone()
+    normed = poison(torch.empty_like(stream))
+    if adaptive is None:
+        ops.linear_out(x, weight, out=stream, residual=stream, backend=backend)
+        ops.norm_out(stream, y_out=normed, eps=1e-5, backend=backend)
+        return stream, normed
+    scale, shift, gate, group, _ = adaptive
+    added = torch.empty_like(stream)
+    ops.linear_out(x, weight, out=added, backend=backend)
+    rest = {"scale": scale, "shift": shift, "gate": gate, "row_group": group}
+    y, h = ops.norm(stream, residual=added, eps=1e-5, backend=backend, **rest)
+    return h, y
+
+
+def check(
+    kind: str, rows: int, backend: str, device: str = "cpu", adaptive: bool = False
+) -> None:
     given = made(kind, rows, device)
-    x, weight, stream = given["x"], given["weight"], given["stream"]
-    expected = stream.clone()
-    ops.linear_out(x, weight, out=expected, residual=expected, backend=backend)
-    normed = poison(torch.empty_like(expected))
-    ops.norm_out(expected, y_out=normed, eps=1e-5, backend=backend)
+    stream, how = given["stream"], modulated(given) if adaptive else None
+    expected, normed = two_calls(given, how, backend)
     before, found = stream.clone(), poison(torch.empty(rows, 48, dtype=stream.dtype, device=device))
     out = found[:, :37]
-    bound = linear_norm_out(**given, normed=out, eps=1e-5, backend=backend)
-    assert torch.equal(stream, expected)
+    bound = linear_norm_out(**given, normed=out, eps=1e-5, backend=backend, adaptive=how)
     # Triton's interpreter truncates where ``norm`` stores 16 bits.
-    loose = env.triton_interpret() and stream.dtype == BF16
-    torch.testing.assert_close(out, normed, rtol=2**-7 if loose else 0, atol=0)
+    loose = 2**-7 if env.triton_interpret() and stream.dtype == BF16 else 0.0
+    torch.testing.assert_close(stream, expected, rtol=loose if adaptive else 0, atol=0)
+    # Rows that an adaptive norm shifts end near 0.
+    torch.testing.assert_close(out, normed, rtol=loose, atol=2 * loose if adaptive else 0)
     assert bool(found[:, 37:].isnan().all())
     stream.copy_(before)
     poison(out)
     bound()
-    assert torch.equal(stream, expected)
+    torch.testing.assert_close(stream, expected, rtol=loose if adaptive else 0, atol=0)
     assert bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_reference(kind: str, rows: int) -> None:
+def test_reference(kind: str, rows: int, adaptive: bool) -> None:
     """Two calls."""
-    check(kind, rows, "reference")
+    check(kind, rows, "reference", adaptive=adaptive)
 
 
 def test_in_interpreter(run_interpreted: Callable[[str], int]) -> None:
@@ -72,6 +98,13 @@ def test_in_interpreter(run_interpreted: Callable[[str], int]) -> None:
 def test_triton(kind: str, rows: int, processors: int) -> None:
     """Split over K as on a large GPU, and not."""
     check(kind, rows, "triton")
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_triton_adaptive(kind: str, processors: int) -> None:
+    """A gate, a scale and a shift for each group of rows."""
+    check(kind, 5, "triton", adaptive=True)
 
 
 @interpreted
@@ -98,6 +131,15 @@ def test_what_is_refused() -> None:
     if not env.triton_interpret():
         with pytest.raises(Unsupported, match="needs an NVIDIA GPU"):
             linear_norm_out(**given, normed=given["stream"], eps=0.0, backend="triton")
+    adaptive = modulated(given)
+    for change, words in (
+        ({"gate": adaptive.gate.double()}, r"gate must be fp32 \[B, N\] = \[5, 37\]"),
+        ({"row_group": torch.zeros(2).int()}, r"row_group must be contiguous int32 \[M\] = \[3\]"),
+        ({"added": adaptive.added.float()}, r"added must be torch.bfloat16 \[3, 37\]"),
+    ):
+        how = {"normed": given["stream"], "eps": 0.0, "backend": "reference"}
+        with pytest.raises(InputError, match=words):
+            linear_norm_out(**given, **how, adaptive=adaptive._replace(**change))
     wrong = given | {"x": given["x"][:, 1:]}
     with pytest.raises(InputError, match=r"x must be \[M, K\] with K = 2100"):
         linear_norm_out(**wrong, normed=given["stream"], eps=0.0, backend="triton")
@@ -105,21 +147,22 @@ def test_what_is_refused() -> None:
 
 @compiled
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("width", [1024, 2048])
-def test_machine_code(arch: int, width: int) -> None:
-    """Rows of experts and trunks live in registers on every GPU."""
+@pytest.mark.parametrize(("width", "adaptive"), [(1024, False), (2048, False), (1024, True)])
+def test_machine_code(arch: int, width: int, adaptive: bool) -> None:
+    """Rows of experts and trunks live in registers on every GPU, with adaptive norms, too."""
     from vlakern.ops.linear.triton_norm import add_norm_kernel
     from vlakern.ops.norm._triton_launch import options
 
     pointers = {"sums": "*fp32", "x_scale": "*fp32", "w_scale": "*fp32", "bias": "*fp32"}
-    pointers |= {"stream": "*bf16", "normed": "*bf16"}
-    sizes = dict.fromkeys(
-        ("width", "splits", "split_stride", "stream_stride", "normed_stride"), "i32"
-    )
+    pointers |= {"stream": "*bf16", "normed": "*bf16", "row_group": "*i32"}
+    vectors = ("scale", "shift", "gate")
+    pointers |= dict.fromkeys(vectors, "*fp32")
+    strides = tuple(f"{name}_stride" for name in ("split", "stream", "normed", *vectors))
+    sizes = dict.fromkeys(("width", "splits", *strides), "i32")
     settings = options(width)
-    constants = {"BLOCK": settings.pop("BLOCK"), "WIDEN": False}
+    constants = {"BLOCK": settings.pop("BLOCK"), "WIDEN": False, "ADAPTIVE": adaptive}
     constants |= dict.fromkeys(("X_SCALED", "W_SCALED", "BIAS"), True)
-    aligned = [*pointers, "width", "split_stride", "stream_stride", "normed_stride"]
+    aligned = [*pointers, "width", *strides]
     signature = pointers | sizes | {"eps": "fp32"}
     used = compile_for(add_norm_kernel, arch, signature, constants, settings, aligned)
     assert (used.stack, used.local) == (0, 0)
@@ -132,4 +175,5 @@ def test_gpu(kind: str, rows: int) -> None:
     """The bits of the two calls on a GPU, too."""
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("fp8 needs sm_89")
-    check(kind, rows, "triton", "cuda")
+    for adaptive in (False, True):
+        check(kind, rows, "triton", "cuda", adaptive)

@@ -10,7 +10,17 @@ from vlakern.ops._dispatch import Key
 from vlakern.ops.linear.packed import ISA, ISAS, LAYOUT, ROWS, PackedLinear
 from vlakern.ops.linear.reference import ACTIVATIONS, GATED
 
-__all__ = ["FLOATS", "Tensors", "check", "check_weights", "facts_of", "needs_panels", "needs_rows"]
+__all__ = [
+    "FLOATS",
+    "Adaptive",
+    "Tensors",
+    "check",
+    "check_adaptive",
+    "check_weights",
+    "facts_of",
+    "needs_panels",
+    "needs_rows",
+]
 
 FLOATS = (torch.float32, torch.bfloat16)
 
@@ -61,6 +71,19 @@ def check_weights(op: str, weights: PackedLinear, activation: str) -> None:
         _fail(op, "weights", wants, found)
 
 
+class Adaptive(NamedTuple):
+    """An adaptive norm after a gated product (arXiv 2212.09748), by groups of rows.
+
+    Letters: M rows, N columns, B groups.
+    """
+
+    scale: Tensor  # [B, N] fp32
+    shift: Tensor  # [B, N] fp32
+    gate: Tensor  # [B, N] fp32
+    row_group: Tensor  # [M] int32, the group of every row
+    added: Tensor  # [M, N] in the stream's dtype, room for the product on its way to the stream
+
+
 def check(t: Tensors, activation: str) -> None:
     """Raises InputError for the first argument that does not fit the others."""
     check_weights("linear", t.weights, activation)
@@ -85,6 +108,29 @@ def check(t: Tensors, activation: str) -> None:
     for name, tensor in (given | {"row_scale": t.row_scale, "out": t.out}).items():
         if tensor is not None and tensor.device != t.x.device:
             _fail("linear", name, f"on x's device {t.x.device}", f"one on {tensor.device}")
+
+
+def check_adaptive(adaptive: Adaptive, stream: Tensor) -> None:
+    """Raises InputError for the first that does not fit the stream ``[M, N]``."""
+    rows, width = stream.shape
+    groups = len(adaptive.scale)
+    for name, one in zip(Adaptive._fields[:3], adaptive, strict=False):
+        if one.dtype != torch.float32 or tuple(one.shape) != (groups, width) or one.stride(1) != 1:
+            raise InputError(
+                f"linear_norm: {name} must be fp32 [B, N] = {[groups, width]} with adjacent"
+                f" columns, got {one.dtype} {list(one.shape)}"
+            )
+    index, added = adaptive.row_group, adaptive.added
+    if index.dtype != torch.int32 or tuple(index.shape) != (rows,) or not index.is_contiguous():
+        raise InputError(
+            f"linear_norm: row_group must be contiguous int32 [M] = {[rows]}, got {index.dtype}"
+            f" {list(index.shape)}"
+        )
+    if added.dtype != stream.dtype or added.shape != stream.shape:
+        raise InputError(
+            f"linear_norm: added must be {stream.dtype} {list(stream.shape)} as the stream, got"
+            f" {added.dtype} {list(added.shape)}"
+        )
 
 
 def _fail(op: str, name: str, expected: str, found: object) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 from vlakern.ops._dispatch import resolve
 from vlakern.ops._torch import key_for
 from vlakern.ops.linear import linear_out
-from vlakern.ops.linear._check import Tensors, check, facts_of
+from vlakern.ops.linear._check import Adaptive, Tensors, check, check_adaptive, facts_of
 from vlakern.ops.linear.packed import PackedLinear
 from vlakern.ops.norm import norm_out
 
-__all__ = ["BoundLinearNorm", "linear_norm_out"]
+__all__ = ["Adaptive", "BoundLinearNorm", "linear_norm_out"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class BoundLinearNorm:
 
     tensors: Tensors
     normed: Tensor
+    adaptive: Adaptive | None
     run: Callable[[], object]
 
     def __call__(self) -> None:
@@ -36,9 +37,13 @@ def linear_norm_out(
     eps: float,
     backend: str,
     workspace: Tensor | None = None,
+    adaptive: Adaptive | None = None,
 ) -> BoundLinearNorm:
     """``stream += x Wᵀ + b`` and ``normed = stream / rms(stream)``: to the bit what ``linear_out``
     with the stream as residual and ``norm_out`` make, by one kernel less where ``triton`` splits K.
+
+    With ``adaptive`` it is ``stream += gate · (x Wᵀ + b)`` and ``normed = stream / rms(stream) ·
+    (1 + scale) + shift``: what ``linear_out`` and a ``norm_out`` with its output as residual make.
 
     Letters: M rows, K inputs, N columns.
 
@@ -50,18 +55,18 @@ def linear_norm_out(
         eps: added to the mean square.
         backend: the name of one.
         workspace: as ``linear_out`` takes it.
+        adaptive: gate, scale and shift of groups of rows.
 
     Raises:
         InputError: a shape, dtype or device does not fit.
         Unsupported: the backend refuses the case.
     """
     tensors = Tensors(x, weight, None, stream, None, stream)
+    if adaptive is not None:
+        check_adaptive(adaptive, stream)
     if backend != "triton":
-        added = linear_out(
-            x, weight, out=stream, residual=stream, workspace=workspace, backend=backend
-        )
-        norm = norm_out(stream, y_out=normed, eps=eps, backend=backend)
-        return BoundLinearNorm(tensors, normed, lambda: (added(), norm()))
+        run = _two_calls(tensors, normed, eps, backend, workspace, adaptive)
+        return BoundLinearNorm(tensors, normed, adaptive, run)
     check(tensors, "none")
     key = key_for(x.device, (x.dtype, stream.dtype), flags=facts_of(weight))
     resolve("linear", key, backend)  # refuses what it cannot serve
@@ -69,6 +74,29 @@ def linear_norm_out(
     from vlakern.ops.linear.triton_norm import bind
 
     product = Product(x, weight, stream, residual=stream)
-    bound = BoundLinearNorm(tensors, normed, bind(product, normed, eps, workspace))
+    run = bind(product, normed, eps, workspace, adaptive)
+    bound = BoundLinearNorm(tensors, normed, adaptive, run)
     bound()
     return bound
+
+
+def _two_calls(
+    t: Tensors,
+    normed: Tensor,
+    eps: float,
+    backend: str,
+    workspace: Tensor | None,
+    adaptive: Adaptive | None,
+) -> Callable[[], object]:
+    """Both were made once."""
+    stream, how = t.out, {"backend": backend}
+    if adaptive is None:
+        added = linear_out(t.x, t.weights, out=stream, residual=stream, workspace=workspace, **how)
+        norm = norm_out(stream, y_out=normed, eps=eps, **how)
+    else:
+        *vectors, row_group, to = adaptive
+        named = dict(zip(("scale", "shift", "gate"), vectors, strict=True))
+        added = linear_out(t.x, t.weights, out=to, workspace=workspace, **how)
+        rest = {"residual": to, "row_group": row_group, "eps": eps, **named, **how}
+        norm = norm_out(stream, y_out=normed, h_out=stream, **rest)
+    return lambda: (added(), norm())
