@@ -65,12 +65,24 @@ def _least() -> VLAConfig:
     return _tiny(vision=vision, prompt=prompt, chunk=3, steps=1)
 
 
+def _least_of(name: str) -> VLAConfig:
+    """The same of another kind: two layers, of which SmolVLA's second crosses."""
+    whole = preset(name)
+    vision = dataclasses.replace(whole.vision, image_size=14, layers=1, pixel_shuffle=2)
+    mot = dataclasses.replace(whole.mot, layers=2)
+    prompt = PromptConfig(("{views}", "{instruction}", "{state}"))
+    return dataclasses.replace(whole, vision=vision, mot=mot, prompt=prompt, chunk=3, steps=1)
+
+
 CONFIGS = {
     "tiny": lambda: preset("tiny"),
     "tiny, scales and full masks": _scaled_tiny,
     "tiny, state block last": _block_tiny,
     "metaworld-small": lambda: preset("metaworld-small"),
     "least": _least,
+    "least pi0": lambda: _least_of("tiny-pi0"),
+    "least pi05": lambda: _least_of("tiny-pi05"),
+    "least smolvla": lambda: _least_of("tiny-smolvla"),
     "tiny-pi0": lambda: preset("tiny-pi0"),
     "tiny-pi05": lambda: preset("tiny-pi05"),
     "tiny-smolvla": lambda: preset("tiny-smolvla"),

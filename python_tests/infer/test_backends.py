@@ -1,5 +1,7 @@
 """Which code runs an engine's stages."""
 
+import dataclasses
+import warnings
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -95,12 +97,27 @@ def test_weights_go_with_their_engine(lab: ModuleType, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["tiny-pi0", "tiny-pi05", "tiny-smolvla"])
-def test_models_that_the_gpu_engine_lacks_run_through_torch(
-    lab: ModuleType, on_a_gpu: list[int], name: str
+def test_networks_of_other_kinds_take_the_gpu_engine(
+    lab: ModuleType, on_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """By itself; asked for by name the engine says what it lacks."""
+    """By itself, and nothing is said."""
+    monkeypatch.setattr(backends, "_packed", lambda model, isa: f"packed for {isa}")
     network: Any = OnGpu(lab.network(name))
-    with pytest.warns(RuntimeWarning, match="through torch.*are not in the GPU engine yet"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_stages(network, PLAN, "auto") == "GraphEngine"
+
+
+def test_what_the_gpu_engine_lacks_runs_through_torch(lab: ModuleType, on_a_gpu: list[int]) -> None:
+    """With one sentence; asked for by name the engine refuses with it."""
+    tiny = lab.network("tiny")
+    vision = dataclasses.replace(tiny.config.vision, final_norm=True)
+    network: Any = OnGpu(tiny)
+    network.config = dataclasses.replace(tiny.config, vision=vision)
+    words = "vision.final_norm before a connector with a norm is not in the GPU engine"
+    with pytest.warns(RuntimeWarning, match=f"through torch, .*: {words}"):
         assert make_stages(network, PLAN, "auto") == "TorchEngine"
-    with pytest.raises(Unsupported, match=r"cannot run: this model's vision.activation, .* GPU"):
+    with pytest.raises(Unsupported, match=f"the GPU engine cannot run: {words}"):
         make_stages(network, PLAN, "graph")
+    with pytest.raises(Unsupported, match=f"cannot run: {words}"):
+        make_stages(network, PLAN, "cuda")

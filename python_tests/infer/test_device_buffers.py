@@ -78,3 +78,18 @@ def test_inboxes_hold_the_largest_call() -> None:
         "cu_prefix": (3,),
         "times": (8, 36),
     }
+
+
+def test_other_kinds_have_what_they_need_and_no_more() -> None:
+    """Modulations and crossing layers have memory of their own; states rows where they belong."""
+    limits = Limits(2, 4, 80, 6)
+    made = {
+        name: device_buffers(preset(name), limits, 4, torch.float32, CPU)
+        for name in ("tiny-pi0", "tiny-pi05", "tiny-smolvla")
+    }
+    rows = {name: (len(b.group), len(b.added), b.cross.shape[1]) for name, b in made.items()}
+    assert rows == {"tiny-pi0": (0, 0, 0), "tiny-pi05": (36, 36, 0), "tiny-smolvla": (0, 0, 80)}
+    assert [b.kv.shape[2] for b in made.values()] == [82, 80, 80]
+    assert [len(b.sources) - len(b.joined) - 80 for b in made.values()] == [0, 0, 2]
+    ends = {name: chunk_inbox(preset(name), limits, 8, CPU).host for name in made}
+    assert ["prefix_end" in one for one in ends.values()] == [False, False, True]

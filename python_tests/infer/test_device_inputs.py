@@ -11,7 +11,14 @@ from vlakern.errors import InputError
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits
 from vlakern.infer.device_buffers import chunk_inbox, prefix_inbox
-from vlakern.infer.device_inputs import Chunks, fill_chunks, fill_nothing, fill_prefix, on_host
+from vlakern.infer.device_inputs import (
+    Chunks,
+    Sources,
+    fill_chunks,
+    fill_nothing,
+    fill_prefix,
+    on_host,
+)
 
 CPU = torch.device("cpu")
 TOKENS, MOST, IMAGES = 96, 5, 40  # of the program; rows of image tokens in the sources
@@ -25,7 +32,8 @@ def filled(lab: ModuleType) -> tuple[Any, dict[str, torch.Tensor]]:
     inbox = prefix_inbox(config, Limits(MOST, 9, TOKENS + 8, 4), CPU)
     for one in inbox.host.values():
         one.fill_(77)
-    fill_prefix(inbox, batch, TOKENS, IMAGES, scene.views * config.vision.tokens, 512)
+    sources = Sources(IMAGES, TOKENS + 8, 512, config.state)
+    fill_prefix(inbox, batch, TOKENS, sources, scene.views * config.vision.tokens)
     return batch, inbox.device
 
 
@@ -144,7 +152,25 @@ def test_rows_that_are_no_permutation_are_refused(lab: ModuleType) -> None:
     ]
     for one, message in bad:
         with pytest.raises(InputError, match=message):
-            fill_prefix(inbox, one, TOKENS, IMAGES, 4, 512)
+            fill_prefix(inbox, one, TOKENS, Sources(IMAGES, TOKENS, 512, config.state), 4)
+
+
+def test_states_of_the_semantic_expert_are_sources_after_the_words(lab: ModuleType) -> None:
+    """Of rows of their own there are none, and no state after the last."""
+    scene = lab.Scene("tiny-smolvla").only(3, 0)
+    config, batch = scene.config, scene.batch()
+    inbox = prefix_inbox(config, Limits(MOST, 9, TOKENS, 4), CPU)
+    sources = Sources(IMAGES, TOKENS, 512, config.state)
+    seen = scene.views * config.vision.tokens
+    fill_prefix(inbox, batch, TOKENS, sources, seen)
+    found, first = inbox.device, len(batch.tokens_L) + seen
+    assert len(found["action_rows"]) == 0
+    order, given = found["order"][: len(batch.semantic_order)], batch.semantic_order
+    assert order[given >= first].tolist() == [IMAGES + TOKENS, IMAGES + TOKENS + 1]
+    assert order[given < first].max() < IMAGES + len(batch.tokens_L)
+    bad = dataclasses.replace(batch, semantic_order=given + 1)
+    with pytest.raises(InputError, match="words, 8 image tokens and 2 states"):
+        fill_prefix(inbox, bad, TOKENS, sources, seen)
 
 
 def test_a_batch_elsewhere_is_brought_whole(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlakern.infer import device_calls, device_images, device_stages, packing
+from vlakern.infer import device_calls, device_experts, device_images, device_stages, packing
 from vlakern.infer.buffers import Limits
 from vlakern.infer.graph import run_all
 from vlakern.infer.graph_engine import GraphEngine
@@ -19,9 +19,12 @@ from vlakern.ops.shared_attention import KvEnd
 
 OPS = {
     device_calls: ("linear_out", "norm_out", "gated_mlp_out", "linear_norm_out"),
-    device_stages: ("qkv_prep_out", "action_embed_out", "action_unembed_out", "ode_step_out"),
+    device_experts: ("qkv_prep_out",),
+    device_stages: ("action_embed_out", "action_unembed_out", "ode_step_out"),
     device_images: ("image_prep_out",),
 }
+
+FAMILIES = ("tiny-pi0", "tiny-pi05", "tiny-smolvla")
 
 
 def places(value: Any) -> set[str]:
@@ -50,7 +53,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
-@pytest.mark.parametrize("name", ["tiny", "metaworld-small"])
+@pytest.mark.parametrize("name", ["tiny", "metaworld-small", *FAMILIES])
 def test_everything_is_on_the_device(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: str
 ) -> None:

@@ -4,9 +4,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
-from vlakern.infer.device_stages import gather
 from vlakern.ops.action_embed import BoundEmbed
 from vlakern.ops.linear import BoundLinear
 from vlakern.ops.linear.with_norm import BoundLinearNorm
@@ -16,16 +14,6 @@ from vlakern.ops.qkv_prep import BoundPrep
 from vlakern.ops.shared_attention import BoundAttention
 
 LAYER = (BoundLinear, BoundPrep, BoundAttention, BoundLinearNorm, BoundLinear, BoundLinearNorm)
-
-
-def test_gathered_rows() -> None:
-    """``out[i] = table[rows[i]]``, again after the rows have changed."""
-    table, rows, out = torch.arange(12.0).view(4, 3), torch.tensor([2, 0]).int(), torch.empty(2, 3)
-    run = gather(table, rows, out)
-    assert torch.equal(out, table[[2, 0]])
-    rows.copy_(torch.tensor([3, 3]))
-    run()
-    assert torch.equal(out, table[[3, 3]])
 
 
 def program(engine: Any, name: tuple[str, int]) -> list[Any]:

@@ -9,7 +9,9 @@ from vlakern.testing import assert_accurate
 from vlakern.testing.compare import largest_error
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny, scales and full masks", "metaworld-small"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "tiny, scales and full masks", "metaworld-small", "tiny-pi0", "tiny-smolvla"]
+)
 def test_the_first_views(lab: ModuleType, device_lab: ModuleType, name: str) -> None:
     """Image tokens of each number of views obey the 2x rule; those behind them stay NaN."""
     scene = lab.Scene(name)

@@ -17,6 +17,7 @@ from vlakern.infer.graph import run_all
 from vlakern.testing import assert_accurate
 
 LOW = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FAMILIES = ("tiny-pi0", "tiny-pi05", "tiny-smolvla")
 CONFIGS = ("tiny", "tiny, scales and full masks", "tiny, state block last", "metaworld-small")
 F64 = torch.float64
 SIZE = (37, 42)  # of the scenes' camera images of "tiny" [px]
@@ -37,7 +38,7 @@ def assert_same_bits(lab: Any, one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("restricted", [False, True], ids=["free", "frozen and masked"])
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *FAMILIES])
 def test_every_stage_is_as_accurate_as_torch(
     lab: ModuleType, device_lab: ModuleType, name: str, dtype: str, restricted: bool
 ) -> None:

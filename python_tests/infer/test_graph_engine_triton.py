@@ -57,6 +57,20 @@ def test_triton_programs_are_as_accurate_as_torch(
     assert_same(device_lab, device_lab.run_device(engine, scene, 1, True), found)
 
 
+@interpreted
+@pytest.mark.parametrize("name", ["least pi0", "least pi05", "least smolvla"])
+def test_triton_programs_of_other_kinds_are_as_accurate_as_torch(
+    lab: ModuleType, device_lab: ModuleType, like_a_gpu: None, name: str
+) -> None:
+    """The 2x rule in bf16, with frozen positions and masked slots, in memory that was NaN."""
+    scene = lab.Scene(name).only(3)
+    found = device_lab.run_device(
+        device_lab.device_engine(scene, "bf16", ops="triton"), scene, 1, True
+    )
+    plain = lab.run_network(scene, torch.bfloat16, 1, True)
+    check(device_lab, found, lab.run_network(scene, torch.float64, 1, True), plain)
+
+
 def assert_same(device_lab: Any, one: Any, other: Any) -> None:
     for part in device_lab.PARTS:
         assert torch.equal(getattr(one, part), getattr(other, part)), part
@@ -156,7 +170,9 @@ def on_gpu(lab: ModuleType, device_lab: ModuleType) -> Callable[..., Any]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["tiny", "metaworld-small"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "metaworld-small", "tiny-pi0", "tiny-pi05", "tiny-smolvla"]
+)
 @pytest.mark.parametrize("dtype", LOW)
 def test_gpu_replays_are_eager_to_the_bit_and_accurate(
     lab: ModuleType, device_lab: ModuleType, on_gpu: Any, name: str, dtype: str

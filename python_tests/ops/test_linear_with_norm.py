@@ -57,9 +57,7 @@ def two_calls(given: dict[str, Any], adaptive: Adaptive | None, backend: str) ->
     return h, y
 
 
-def check(
-    kind: str, rows: int, backend: str, device: str = "cpu", adaptive: bool = False
-) -> None:
+def check(kind: str, rows: int, backend: str, device: str = "cpu", adaptive: bool = False) -> None:
     given = made(kind, rows, device)
     stream, how = given["stream"], modulated(given) if adaptive else None
     expected, normed = two_calls(given, how, backend)

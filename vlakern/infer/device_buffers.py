@@ -68,12 +68,17 @@ class DeviceBuffers:
         vision_hidden: ``[V, X, mlp]`` act.
         joined, joined_normed: ``[V · K, W s²]`` act, squares of patches.
         connected: ``[V · K, semantic]`` act.
-        sources: ``[V · K + E, semantic]`` act, image tokens and then embedded text.
+        sources: ``[V · K + E, semantic]`` act, image tokens and then embedded text; then ``R``
+            states where they are the semantic expert's.
         kv: ``[layers, 2, J, G · D]`` act, keys and values of the prefixes.
         semantic: of the semantic expert, by what it is: ``x``, ``normed``, ``qkv`` and ``hidden``;
             ``[E, ·]`` act.
         action: likewise of the action expert, ``[max(R, M), ·]``.
-        state: ``[R, action]`` act, the state encoder's hidden layer.
+        state: ``[R, width]`` act, the state encoder's hidden layer.
+        cross: ``[2, J, G · D]`` act, keys and values before the action expert projects them once
+            more; no rows where no layer crosses.
+        added: ``[M, action]`` act, what adaptive norms add to the stream; else no rows.
+        group: int32 ``[M]``, the row of the modulations for each position; else no rows.
         q, out: ``[max(J, M), heads, D]`` act.
         own_k, own_v: ``[M, G, D]`` act.
         cos, sin: ``[max(J, M), D / 2]`` fp32, of each joint row.
@@ -98,6 +103,9 @@ class DeviceBuffers:
     semantic: dict[str, Tensor]
     action: dict[str, Tensor]
     state: Tensor
+    cross: Tensor
+    added: Tensor
+    group: Tensor
     q: Tensor
     out: Tensor
     own_k: Tensor
@@ -127,7 +135,7 @@ class DeviceBuffers:
 def device_buffers(
     config: VLAConfig, limits: Limits, steps: int, act: torch.dtype, device: torch.device
 ) -> DeviceBuffers:
-    """Allocates; only ``dtau`` has a content.
+    """Allocates; only ``dtau``, ``tau`` and ``group`` have a content.
 
     Raises:
         InputError: the memory is not there.
@@ -135,6 +143,7 @@ def device_buffers(
     sizes = _sizes(config, limits)
     shapes = {name: (shape, act) for name, shape in sizes.items()}
     shapes |= {name: (shape, F32) for name, shape in _wide_sizes(config, limits).items()}
+    shapes["group"] = (shapes["added"][0][:1], I32)
     size = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes.values())
     with room(size, "what its stages pass on"):
         made = {
@@ -143,10 +152,16 @@ def device_buffers(
         }
         made["dtau"].fill_(1.0 / steps)
         made["tau"].zero_()
+        made["group"].zero_()  # calls that are bound run once, and follow it
     semantic, action = (
         {part: made.pop(f"{expert}.{part}") for part in PARTS} for expert in ("semantic", "action")
     )
     return DeviceBuffers(**made, semantic=semantic, action=action)
+
+
+def joint_rows(config: VLAConfig, tokens: int, limits: Limits) -> int:
+    """Rows of a prefill of ``tokens`` semantic rows: the action expert has those of its states."""
+    return tokens + (limits.observations if config.state == "action" else 0)
 
 
 def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
@@ -154,11 +169,12 @@ def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
     rows = vision.grid**2 + int(vision.class_token)
     side = 1 if vision.stem else vision.patch_size
     joined = (views * vision.tokens, vision.hidden * vision.pixel_shuffle**2)
-    chunks, joint = limits.rows * config.chunk, limits.tokens + limits.observations
+    chunks, joint = limits.rows * config.chunk, joint_rows(config, limits.tokens, limits)
     q_width, kv_width = mot.q_heads * mot.head_dim, mot.kv_heads * mot.head_dim
     heads = (max(joint, chunks), mot.q_heads, mot.head_dim)
     own = (chunks, mot.kv_heads, mot.head_dim)
     semantic = mot.semantic.hidden
+    inline = limits.observations if config.state == "semantic" else 0
     found: dict[str, tuple[int, ...]] = {
         "pixels": (views, (vision.image_size // side) ** 2, 3 * side * side),
         "vision_x": (views, rows, vision.hidden),
@@ -169,9 +185,11 @@ def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
         "joined": joined,
         "joined_normed": joined,
         "connected": (joined[0], semantic),
-        "sources": (joined[0] + limits.tokens, semantic),
+        "sources": (joined[0] + limits.tokens + inline, semantic),
         "kv": (mot.layers, 2, joint, kv_width),
-        "state": (limits.observations, mot.action.hidden),
+        "state": (limits.observations, semantic if inline else mot.action.hidden),
+        "cross": (2, joint if mot.cross_every else 0, kv_width),
+        "added": (chunks if mot.action.adaptive else 0, mot.action.hidden),
         "q": heads,
         "out": heads,
         "own_k": own,
@@ -188,7 +206,7 @@ def _sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
 
 def _wide_sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]:
     vision, mot = config.vision, config.mot
-    chunks, joint = limits.rows * config.chunk, limits.tokens + limits.observations
+    chunks, joint = limits.rows * config.chunk, joint_rows(config, limits.tokens, limits)
     tower = limits.views * (vision.grid**2 + int(vision.class_token)) * vision.heads
     x = (limits.rows, config.chunk, config.action_dim)
     return {
@@ -208,12 +226,12 @@ def _wide_sizes(config: VLAConfig, limits: Limits) -> dict[str, tuple[int, ...]]
 def prefix_inbox(config: VLAConfig, limits: Limits, device: torch.device) -> Inbox:
     """What one prefill brings besides images; J joint rows are E semantic rows, then R states."""
     tokens, most = limits.tokens, limits.observations
-    joint = tokens + most
+    joint = joint_rows(config, tokens, limits)
     fields: Fields = {
         "tokens": ((tokens,), I32),
         "order": ((tokens,), I32),  # row of image tokens and text for each semantic row
         "semantic_rows": ((tokens,), I32),
-        "action_rows": ((most,), I32),
+        "action_rows": ((joint - tokens,), I32),  # none where states are not the action expert's
         "joint_order": ((joint,), I32),  # row of [semantic | states] for each joint row
         "positions": ((joint,), I32),
         "kv_end": ((joint,), I32),
@@ -236,6 +254,8 @@ def chunk_inbox(config: VLAConfig, limits: Limits, evaluations: int, device: tor
         "cu_prefix": ((limits.observations + 1,), I32),
         "kv_end": ((count,), I32),
         "positions": ((count,), I32),
-        "times": ((evaluations, count), I32),  # row of the time table
+        "times": ((evaluations, count), I32),  # row of the time table or of the modulations
     }
+    if config.mot.cross_every:
+        fields = {**fields, "prefix_end": ((count,), I32)}
     return Inbox(fields, device)

@@ -1,6 +1,6 @@
 """Ops bound to packed weights and fixed memory: what the programs of a device engine consist of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,13 +13,16 @@ from vlakern.infer.packing import PackedModel
 from vlakern.ops.gated_mlp import gated_mlp_out, mlp_workspace_bytes
 from vlakern.ops.linear import linear_out, workspace_bytes
 from vlakern.ops.linear.reference import quantises
-from vlakern.ops.linear.with_norm import linear_norm_out
+from vlakern.ops.linear.with_norm import Adaptive, linear_norm_out
 from vlakern.ops.norm import norm_out
 from vlakern.ops.shared_attention import KvEnd, attention_workspace_bytes, shared_attention_out
 
 __all__ = ["Attention", "Calls", "calls_for"]
 
 LEAST_WORKSPACE = 256
+# A config's activations as the products call them.
+GATES = {"silu": "silu_gate", "gelu_tanh": "gelu_tanh_gate"}
+VISION = {"gelu": "gelu_erf", "gelu_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ class Calls:
     lse: Tensor
     parts: list[Tensor] = field(default_factory=list)
 
+    @property
+    def gate(self) -> str:
+        """The activation of the experts' gated MLPs."""
+        return GATES[self.model.config.mot.activation]
+
+    @property
+    def vision_activation(self) -> str:
+        """That of the tower's MLPs."""
+        return VISION[self.model.config.vision.activation]
+
     def linear(
         self,
         name: str,
@@ -73,8 +86,10 @@ class Calls:
             backend=self.backend,
         )
 
-    def added(self, name: str, x: Tensor, stream: Tensor, normed: Tensor) -> Run:
-        """``stream += x Wᵀ``, and its RMS norm."""
+    def added(
+        self, name: str, x: Tensor, stream: Tensor, normed: Tensor, adaptive: Adaptive | None = None
+    ) -> Run:
+        """``stream += x Wᵀ``, and its RMS norm; both modulated if ``adaptive``."""
         return linear_norm_out(
             x,
             self.model.matrices[name],
@@ -83,30 +98,58 @@ class Calls:
             eps=self.model.config.mot.norm_eps,
             workspace=self.workspace,
             backend=self.backend,
+            adaptive=adaptive,
         )
 
-    def mlp(self, name: str, stream: Tensor, normed: Tensor, hidden: Tensor) -> list[Run]:
+    def mlp(
+        self,
+        name: str,
+        stream: Tensor,
+        normed: Tensor,
+        hidden: Tensor,
+        adaptive: Adaptive | None = None,
+    ) -> list[Run]:
         """``stream += mlp(normed)`` of an expert's layer, and its RMS norm."""
         gate_up, down = (self.model.matrices[f"{name}.{one}"] for one in ("gate_up", "down"))
         if not quantises(down.kind, len(stream)):
-            first = self.linear(f"{name}.gate_up", normed, hidden, "silu_gate")
-            return [first, self.added(f"{name}.down", hidden, stream, normed)]
+            first = self.linear(f"{name}.gate_up", normed, hidden, self.gate)
+            return [first, self.added(f"{name}.down", hidden, stream, normed, adaptive)]
         # The op quantises the hidden layer where it makes it.
         both = gated_mlp_out(
             normed,
             gate_up,
             down,
-            activation="silu_gate",
-            out=stream,
-            residual=stream,
+            activation=self.gate,
+            out=stream if adaptive is None else adaptive.added,
+            residual=stream if adaptive is None else None,
             workspace=self.workspace,
             backend=self.backend,
         )
-        return [both, self.norm(stream, normed, "rms", self.model.config.mot.norm_eps)]
+        eps = self.model.config.mot.norm_eps
+        if adaptive is None:
+            return [both, self.norm(stream, normed, "rms", eps)]
+        return [both, self.adapted(stream, normed, eps, adaptive)]
 
     def norm(self, x: Tensor, out: Tensor, kind: str, eps: float) -> Run:
         """A norm whose weights are in the product that follows."""
         return norm_out(x, y_out=out, kind=kind, eps=eps, backend=self.backend)
+
+    def adapted(
+        self, x: Tensor, out: Tensor, eps: float, adaptive: Adaptive, first: bool = False
+    ) -> Run:
+        """An adaptive norm after ``x += gate · added``; of x as it is if it is the first."""
+        return norm_out(
+            x,
+            y_out=out,
+            h_out=None if first else x,
+            scale=adaptive.scale,
+            shift=adaptive.shift,
+            residual=None if first else adaptive.added,
+            gate=None if first else adaptive.gate,
+            row_group=adaptive.row_group,
+            eps=eps,
+            backend=self.backend,
+        )
 
     def attend(self, a: Attention) -> Run:
         lse = self.lse[: a.q.shape[0] * a.q.shape[1]].view(a.q.shape[:2])
@@ -155,29 +198,49 @@ def calls_for(
 
 def _needs(model: PackedModel, limits: Limits, sizes: Ladders) -> Iterator[int]:
     """Bytes for each product and number of rows; the layers of a tower are alike."""
-    matrices, config = model.matrices, model.config
-    vision = config.vision
+    config = model.config
+    yield from _vision_needs(model, sizes)
+    for name, activation in (("state.0", "relu"), ("state.1", "none")):
+        if name in model.matrices:  # of states with tokens, in one product or two
+            yield workspace_bytes(limits.observations, model.matrices[name], activation)
+    states = [limits.observations] if config.state == "action" else []
+    chunks = [n * config.chunk for n in sizes.rows]
+    for count in chunks:
+        for name in ("action_in.first", "action_out.last"):
+            yield workspace_bytes(count, model.matrices[name], "none")
+    yield from _expert_needs(model, "semantic", sizes.tokens)
+    yield from _expert_needs(model, "action", [*states, *chunks])
+
+
+def _vision_needs(model: PackedModel, sizes: Ladders) -> Iterator[int]:
+    matrices, vision = model.matrices, model.config.vision
     rows = vision.grid**2 + int(vision.class_token)
     for views in sizes.views:
         for name in ("qkv", "proj", "fc2"):
             yield workspace_bytes(views * rows, matrices[f"vision.0.{name}"], "none")
-        yield workspace_bytes(views * rows, matrices["vision.0.fc1"], "gelu_erf")
+        activation = VISION[vision.activation]
+        yield workspace_bytes(views * rows, matrices["vision.0.fc1"], activation)
         yield workspace_bytes(views * vision.tokens, matrices["connector.0"], "gelu_erf")
-        yield workspace_bytes(views * vision.tokens, matrices["connector.1"], "none")
+        if vision.connector == "mlp":
+            yield workspace_bytes(views * vision.tokens, matrices["connector.1"], "none")
         for i in range(len(vision.stem)):
             side = vision.image_size >> (i + 1)
             yield workspace_bytes(views * side**2, matrices[f"vision.stem.{i}"], "relu")
     yield workspace_bytes(vision.grid**2, matrices["vision.patch"], "none")
-    for i, activation in enumerate(("relu", "none")):
-        yield workspace_bytes(limits.observations, matrices[f"state.{i}"], activation)
-    last = config.mot.layers - 1
-    chunks = [limits.observations, *(n * config.chunk for n in sizes.rows)]
-    for expert, counts in (("semantic", sizes.tokens), ("action", chunks)):
-        for count in counts:
-            yield workspace_bytes(count, matrices[f"{expert}.{last}.kv"], "none")
-            if f"{expert}.0.qkv" not in matrices:
-                continue  # of one layer alone, which has no queries
-            yield workspace_bytes(count, matrices[f"{expert}.0.qkv"], "none")
-            yield workspace_bytes(count, matrices[f"{expert}.0.o"], "none")
+
+
+def _expert_needs(model: PackedModel, expert: str, counts: Sequence[int]) -> Iterator[int]:
+    """Of its first layers, which stand for all; what crosses sees as many rows as the prefix."""
+    matrices, mot = model.matrices, model.config.mot
+    seen = range(min(mot.layers, max(mot.cross_every, 1)))
+    parts = [f"{expert}.{i}.{part}" for i in seen for part in ("qkv", "q", "o")]
+    parts.append(f"{expert}.{mot.layers - 1}.kv")
+    if expert == "semantic":
+        parts += [f"action.{i}.cross_{one}" for i in seen for one in "kv"]
+    for count in counts:
+        for name in parts:
+            if name in matrices:
+                yield workspace_bytes(count, matrices[name], "none")
+        if f"{expert}.0.down" in matrices:  # not of one layer alone, which has no queries
             both = (matrices[f"{expert}.0.gate_up"], matrices[f"{expert}.0.down"])
-            yield mlp_workspace_bytes(count, *both, "silu_gate")
+            yield mlp_workspace_bytes(count, *both, GATES[mot.activation])

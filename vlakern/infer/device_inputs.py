@@ -14,7 +14,7 @@ from vlakern.flow.solver import Frozen
 from vlakern.infer.device_buffers import Inbox
 from vlakern.models.sequence import Batch
 
-__all__ = ["Chunks", "fill_chunks", "fill_nothing", "fill_prefix", "on_host"]
+__all__ = ["Chunks", "Sources", "fill_chunks", "fill_nothing", "fill_prefix", "on_host"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def on_host(batch: Batch) -> Batch:
 def fill_nothing(inbox: Inbox, tokens: int) -> None:
     """No observation at all: every row of a prefill of ``tokens`` semantic rows is filled up."""
     host = inbox.open()
-    joint = tokens + len(host["state"])
+    joint = tokens + len(host["action_rows"])
     for one in host.values():
         one.zero_()
     host["semantic_rows"][:tokens] = torch.arange(tokens)
@@ -68,17 +68,29 @@ def fill_nothing(inbox: Inbox, tokens: int) -> None:
     inbox.send()
 
 
-def fill_prefix(
-    inbox: Inbox, batch: Batch, tokens: int, images: int, image_rows: int, vocabulary: int
-) -> None:
+@dataclass(frozen=True)
+class Sources:
+    """What semantic rows are made of, in the order of ``DeviceBuffers.sources``.
+
+    Attributes:
+        images, words: rows that there is room for; states follow.
+        vocabulary: rows of the embedding.
+        state: whose token the state is, as in a config.
+    """
+
+    images: int
+    words: int
+    vocabulary: int
+    state: str
+
+
+def fill_prefix(inbox: Inbox, batch: Batch, tokens: int, sources: Sources, image_rows: int) -> None:
     """A batch in a prefill of ``tokens`` semantic rows.
 
     Rows that fill it up belong to a document after all others, of which nobody sees a key.
 
     Args:
-        images: rows that image tokens have in ``DeviceBuffers.sources``, before those of text.
-        image_rows: how many of them are this batch's.
-        vocabulary: rows of the embedding.
+        image_rows: rows of this batch's image tokens.
 
     Raises:
         InputError: the batch does not fit itself or the model.
@@ -86,16 +98,14 @@ def fill_prefix(
     layout, words = batch.layout, batch.tokens_L
     semantic, states = layout.semantic_rows, layout.action_rows
     order, cu = batch.semantic_order, layout.who.cu_q
-    _check(batch, image_rows, vocabulary)
+    _check(batch, image_rows, sources)
     host = inbox.open()
-    most, count = len(host["state"]), len(states)
+    most, count = len(host["action_rows"]), len(states)
     used, joint = len(semantic) + count, tokens + most
     spare = tokens - len(semantic)
     _put(host["tokens"], words, tokens)
-    # The batch counts text before images, the buffer the other way round.
-    is_text = order < len(words)
-    _put(host["order"], torch.where(is_text, order + images, order - len(words)), tokens)
-    _put(host["state"], batch.state_RS, most)
+    _put(host["order"], _in_sources(order, len(words), image_rows, sources), tokens)
+    _put(host["state"], batch.state_RS, len(host["state"]))
     rows, more = host["semantic_rows"][:tokens], host["action_rows"]
     rows[: len(semantic)], more[:count] = semantic, states
     rows[len(semantic) :] = torch.arange(used, used + spare)
@@ -109,27 +119,42 @@ def fill_prefix(
     inbox.send()
 
 
+def _in_sources(order: Tensor, words: int, image_rows: int, sources: Sources) -> Tensor:
+    """The batch counts text, images and states; the buffer images, text and states, with room."""
+    first_state = words + image_rows
+    states = order - first_state + sources.images + sources.words
+    found = torch.where(order < words, order + sources.images, order - words)
+    return torch.where(order < first_state, found, states)
+
+
 def _put(to: Tensor, values: Tensor, count: int) -> None:
     """Values, and zeros up to ``count``."""
     to[: len(values)] = values
     to[len(values) : count] = 0
 
 
-def _check(batch: Batch, image_rows: int, vocabulary: int) -> None:
+def _check(batch: Batch, image_rows: int, sources: Sources) -> None:
     words, order, layout = batch.tokens_L, batch.semantic_order, batch.layout
+    vocabulary, states = sources.vocabulary, len(batch.state_RS)
     if len(words) and not 0 <= int(words.min()) <= int(words.max()) < vocabulary:
         raise InputError(
             f"engine: tokens must be in [0, {vocabulary}), got {int(words.min())} to"
             f" {int(words.max())}"
         )
-    sources = len(words) + image_rows
-    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < sources:
+    inline = states if sources.state == "semantic" else 0
+    most = len(words) + image_rows + inline
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < most:
+        more = (
+            f", {image_rows} image tokens and {inline} states"
+            if inline
+            else (f" and {image_rows} image tokens")
+        )
         raise InputError(
-            f"engine: semantic_order must be in [0, {sources}), of {len(words)} words and"
-            f" {image_rows} image tokens"
+            f"engine: semantic_order must be in [0, {most}), of {len(words)} words{more}"
         )
     joint = torch.cat([layout.semantic_rows, layout.action_rows])
-    if len(order) != len(layout.semantic_rows) or len(batch.state_RS) != len(layout.action_rows):
+    own = states if sources.state == "action" else 0
+    if len(order) != len(layout.semantic_rows) or own != len(layout.action_rows):
         raise InputError("engine: semantic_order and states must be as many as their rows")
     if not torch.equal(joint.sort().values, torch.arange(len(layout.positions))):
         raise InputError("engine: the experts' rows must be together a permutation of all rows")
@@ -158,6 +183,8 @@ def fill_chunks(inbox: Inbox, given: Chunks, rows: int, causal: bool) -> None:
     _put(host["positions"], (begin_N1 + step).flatten(), rows * chunk)
     seen = step + 1 if causal else torch.full_like(step, chunk)
     _put(host["kv_end"], (begin_N1 + seen).flatten(), rows * chunk)
+    if "prefix_end" in host:  # of layers in which actions see the prefix alone
+        _put(host["prefix_end"], begin_N1.expand(-1, chunk).flatten(), rows * chunk)
     _put(host["prefix_index"], index, rows)
     _put(host["cu_prefix"], cu, len(cu))
     host["cu_prefix"][len(cu) :] = cu[-1]
@@ -174,6 +201,6 @@ def fill_chunks(inbox: Inbox, given: Chunks, rows: int, causal: bool) -> None:
         host["frozen"][:count] = action
         host["frozen_len"][:count] = length
         host["noise"][:count] = torch.where(done[..., None], host["frozen"][:count], noise.cpu())
-        # Decided positions are actions: their flow time is 1 throughout, the table's last row.
+        # Decided positions are actions: their flow time is 1 throughout, a table's last row.
         times[:, :count] = torch.where(done, len(times), times[:, :count])
     inbox.send()

@@ -4,108 +4,25 @@ Dimension letters: E rows of the semantic expert, R observations, J = E + R join
 positions of a chunk, M = N · H, A slots, G key-value heads, D head dim.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from vlakern.flow.solver import SOLVERS
-from vlakern.infer.device_buffers import PARTS, DeviceBuffers, Inbox
-from vlakern.infer.device_calls import Attention, Calls
+from vlakern.infer.device_buffers import Inbox
+from vlakern.infer.device_calls import Attention
+from vlakern.infer.device_experts import Experts, Modulations, Stream, gather
 from vlakern.infer.device_loop import LoopChoice, bind_loop, chosen_loop
 from vlakern.infer.graph import Run
-from vlakern.infer.packing import position_table, time_table
-from vlakern.models.config import VLAConfig
+from vlakern.infer.packing import modulation_table, time_table
 from vlakern.ops.action_embed import action_embed_out
 from vlakern.ops.action_unembed import action_unembed_out
 from vlakern.ops.ode_step import ode_step_out
-from vlakern.ops.qkv_prep import qkv_prep_out
 from vlakern.ops.shared_attention import KvEnd
 
-__all__ = ["ActionStage", "Experts", "PrefixStage", "gather"]
-
-
-def gather(table: Tensor, rows: Tensor, out: Tensor) -> Run:
-    """``out[i] = table[rows[i]]``."""
-    run = partial(torch.index_select, table, 0, rows, out=out)
-    run()
-    return run
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One expert's rows of one call.
-
-    Attributes:
-        first: its first row of q and out, where the experts' rows lie end to end.
-        at: int32 ``[rows]``, the joint row of each.
-    """
-
-    expert: str
-    x: Tensor
-    normed: Tensor
-    qkv: Tensor
-    hidden: Tensor
-    first: int
-    at: Tensor
-
-
-class Experts:
-    """The layers, for streams of one or of both experts."""
-
-    def __init__(self, calls: Calls, buffers: DeviceBuffers, positions: int) -> None:
-        self.calls, self.b = calls, buffers
-        self.config: VLAConfig = calls.model.config
-        tables = position_table(self.config, positions)
-        self.angle_tables = tuple(one.to(calls.model.device) for one in tables)
-
-    def stream(self, expert: str, rows: int, first: int, at: Tensor) -> Stream:
-        memory = getattr(self.b, expert)
-        x, normed, qkv, hidden = (memory[part][:rows] for part in PARTS)
-        return Stream(expert, x, normed, qkv, hidden, first, at[:rows])
-
-    def angles(self, positions: Tensor) -> list[Run]:
-        """Rows of the rotary tables to the joint rows."""
-        to = (self.b.cos, self.b.sin)
-        count = len(positions)
-        pairs = zip(self.angle_tables, to, strict=True)
-        return [gather(table, positions, out[:count]) for table, out in pairs]
-
-    def norm(self, stream: Stream) -> Run:
-        return self.calls.norm(stream.x, stream.normed, "rms", self.config.mot.norm_eps)
-
-    def qkv(self, layer: int, stream: Stream, k: Tensor, v: Tensor, kv_only: bool) -> list[Run]:
-        """The projections of normed rows, q to its rows, k and v to their joint ones."""
-        mot, name = self.config.mot, f"{stream.expert}.{layer}"
-        tensors, rows = self.calls.model.tensors, len(stream.x)
-        q_width = mot.q_heads * mot.head_dim
-        # Without queries the columns before hold what they held; nobody reads what becomes of it.
-        part = ("kv", stream.qkv[:, q_width:]) if kv_only else ("qkv", stream.qkv)
-        product = self.calls.linear(f"{name}.{part[0]}", stream.normed, part[1])
-        prepared = qkv_prep_out(
-            [stream.qkv],
-            tensors[f"{name}.q_norm"],
-            tensors[f"{name}.k_norm"],
-            self.b.cos[: len(k)],
-            self.b.sin[: len(k)],
-            stream.at,
-            q_out=self.b.q[stream.first : stream.first + rows],
-            k_out=k,
-            v_out=v,
-            heads=mot.q_heads,
-            groups=mot.kv_heads,
-            eps=mot.norm_eps,
-            backend=self.calls.backend,
-        )
-        return [product, prepared]
-
-    def rest(self, layer: int, stream: Stream) -> list[Run]:
-        """Output projection and MLP, added to the stream, which ends normed for what follows."""
-        name, s = f"{stream.expert}.{layer}", stream
-        out = self.b.out[s.first : s.first + len(s.x)].flatten(1)
-        added = self.calls.added(f"{name}.o", out, s.x, s.normed)
-        return [added, *self.calls.mlp(name, s.x, s.normed, s.hidden)]
+__all__ = ["ActionStage", "PrefixStage"]
 
 
 class PrefixStage:
@@ -117,35 +34,50 @@ class PrefixStage:
     def program(self, tokens: int) -> list[Run]:
         """The calls for ``tokens`` semantic rows and the states of all observations."""
         e, inbox = self._e, self._inbox.device
-        b, calls, mot = e.b, e.calls, e.config.mot
-        states = len(inbox["state"])
+        b, layers = e.b, e.config.mot.layers
+        states = len(inbox["action_rows"])
         joint = tokens + states
-        images = len(b.sources) - len(b.semantic["x"])
-        table = calls.model.tensors["embed"]
-        semantic = e.stream("semantic", tokens, 0, inbox["semantic_rows"])
-        action = e.stream("action", states, tokens, inbox["action_rows"])
-        runs = [
-            gather(table, inbox["tokens"][:tokens], b.sources[images : images + tokens]),
-            gather(b.sources, inbox["order"][:tokens], semantic.x),
-            calls.linear("state.0", inbox["state"], b.state, "relu"),
-            calls.linear("state.1", b.state, action.x),
-            *e.angles(inbox["positions"][:joint]),
-        ]
-        streams = (semantic, action)
+        streams = [e.stream("semantic", tokens, 0, inbox["semantic_rows"], joint)]
+        if states:
+            streams.append(e.stream("action", states, tokens, inbox["action_rows"], joint))
+        runs = [*self._rows(streams), *e.angles(inbox["positions"][:joint])]
         runs += [e.norm(stream) for stream in streams]
         who = self._who(joint)
-        for i in range(mot.layers):
-            last = i == mot.layers - 1
-            k, v = (b.kv[i, j, :joint].unflatten(1, (mot.kv_heads, mot.head_dim)) for j in (0, 1))
+        for i in range(layers):
+            crosses, last = e.config.mot.crosses(i), i == layers - 1
+            k, v = e.heads(b.cross if crosses else b.kv[i], joint)
             for stream in streams:
-                runs += e.qkv(i, stream, k, v, kv_only=last)
+                runs += e.qkv(i, stream, k, v, "kv" if last else "qkv")
+            if crosses:
+                runs += e.crossed(i, joint)
             if last:
                 break
             order = inbox["joint_order"][:joint]
-            runs.append(calls.attend(Attention(b.q[:joint], k, v, b.out[:joint], who, rows=order)))
+            attention = Attention(b.q[:joint], k, v, b.out[:joint], who, rows=order)
+            runs.append(e.calls.attend(attention))
             for stream in streams:
                 runs += e.rest(i, stream)
         return runs
+
+    def _rows(self, streams: list[Stream]) -> list[Run]:
+        """Words embedded, states encoded, and the semantic expert's rows in their order."""
+        e, inbox, b = self._e, self._inbox.device, self._e.b
+        semantic = streams[0].x
+        tokens, words = len(semantic), len(inbox["tokens"])
+        images = len(b.joined)
+        table, text = e.calls.model.tensors["embed"], b.sources[images : images + tokens]
+        runs = [gather(table, inbox["tokens"][:tokens], text)]
+        if e.config.state != "words":
+            own = e.config.state == "action"
+            runs += self._states(streams[1].x if own else b.sources[images + words :])
+        return [*runs, gather(b.sources, inbox["order"][:tokens], semantic)]
+
+    def _states(self, to: Tensor) -> list[Run]:
+        calls, state, hidden = self._e.calls, self._inbox.device["state"], self._e.b.state
+        if self._e.config.state_encoder == "linear":
+            return [calls.linear("state.0", state, to)]
+        first = calls.linear("state.0", state, hidden, "relu")
+        return [first, calls.linear("state.1", hidden, to)]
 
     def _who(self, joint: int) -> KvEnd:
         """Ranges that lie in the inbox: any documents of so many rows together."""
@@ -186,12 +118,16 @@ class ActionStage:
         self._steps, self._stages = steps, SOLVERS[solver]
         self._solver, self._loop = solver, loop
         device = experts.calls.model.device
-        self._times = time_table(experts.calls.model, steps, solver).to(device)
+        made = modulation_table if experts.config.mot.action.adaptive else time_table
+        self._times = made(experts.calls.model, steps, solver).to(device)
         most = inbox.device["kv_end"].shape[0]
         self._rows = torch.arange(most, dtype=torch.int32, device=device)
         chunk = experts.config.chunk
         cu = torch.arange(most // chunk + 1, dtype=torch.int32) * chunk
-        self._cu = cu.to(device)
+        self._cu, self._no_keys = cu.to(device), torch.zeros_like(cu, device=device)
+        # Where actions see the prefix alone their positions count from 0.
+        places = torch.arange(chunk, device=device).repeat(most // chunk)
+        self._alone = tuple(table[:chunk][places] for table in experts.angle_tables)
 
     def program(self, rows: int) -> list[Run]:
         """The calls for so many chunks."""
@@ -202,7 +138,7 @@ class ActionStage:
         inbox, b = self._inbox.device, self._e.b
         count = rows * self._e.config.chunk
         start, x, stage_x = inbox["noise"][:rows], b.x[:rows], b.stage_x[:rows]
-        stream = self._e.stream("action", count, 0, self._rows)
+        stream = self._stream(count)
         runs = self._e.angles(inbox["positions"][:count])
         embed = {one: self._embed(one, stream) for one in (start, x, stage_x)}
         layers = self._layers(rows, stream)
@@ -211,8 +147,7 @@ class ActionStage:
         for k in range(self._steps):
             begin = at = x if k else start
             for i, stage in enumerate(self._stages):
-                times = inbox["times"][evaluation, :count]
-                runs += [gather(self._times, times, b.time[:count]), embed[at], *layers, unembed[i]]
+                runs += [self._time(evaluation, count), embed[at], *layers, unembed[i]]
                 to = x if i == len(self._stages) - 1 else stage_x
                 runs.append(self._step(stage, begin, to, i))
                 at, evaluation = stage_x, evaluation + 1
@@ -229,17 +164,34 @@ class ActionStage:
         found |= {"x": self._e.b.x[:rows], "kv": self._e.b.kv, "cos": cos, "sin": sin}
         return found | {"time_table": self._times}
 
+    def _stream(self, count: int) -> Stream:
+        b, stream = self._e.b, self._e.stream("action", count, 0, self._rows, count)
+        if not self._e.config.mot.action.adaptive:
+            return stream
+        return replace(stream, times=Modulations(self._times, b.group[:count], b.added[:count]))
+
+    def _time(self, evaluation: int, count: int) -> Run:
+        """Flow time of one evaluation to where its layers read it."""
+        b, times = self._e.b, self._inbox.device["times"][evaluation, :count]
+        if self._e.config.mot.action.adaptive:
+            return partial(b.group[:count].copy_, times)
+        return gather(self._times, times, b.time[:count])
+
     def _embed(self, x: Tensor, stream: Stream) -> Run:
         matrices, backend = self._e.calls.model.matrices, self._e.calls.backend
+        flat = x.flatten(0, 1)
+        if self._e.config.action_encoder == "plain":
+            return self._e.calls.linear("action_in.first", flat, stream.x)
         first, last = matrices["action_in.first"], matrices["action_in.last"]
         time = self._e.b.time[: len(stream.x)]
-        flat = x.flatten(0, 1)
         return action_embed_out(flat, first, time, last, out=stream.x, backend=backend)
 
     def _unembed(self, stream: Stream, velocity: Tensor) -> Run:
         matrices, backend = self._e.calls.model.matrices, self._e.calls.backend
-        first, last = matrices["action_out.first"], matrices["action_out.last"]
         out = velocity.flatten(0, 1)
+        if self._e.config.action_decoder == "linear":
+            return self._e.calls.linear("action_out.last", stream.normed, out)
+        first, last = matrices["action_out.first"], matrices["action_out.last"]
         return action_unembed_out(stream.normed, first, last, out=out, backend=backend)
 
     def _layers(self, rows: int, stream: Stream) -> list[Run]:
@@ -247,28 +199,36 @@ class ActionStage:
         e, b, mot = self._e, self._e.b, self._e.config.mot
         count = len(stream.x)
         k, v = b.own_k[:count], b.own_v[:count]
-        who = self._who(rows)
+        cos, sin = (one[:count] for one in self._alone)
+        alone = replace(stream, cos=cos, sin=sin)
+        whole = self._who(rows)
+        crossing = self._who(rows, alone=True) if mot.cross_every else whole
         runs = [e.norm(stream)]
         for i in range(mot.layers):
-            cached = (b.kv[i, j].unflatten(1, (mot.kv_heads, mot.head_dim)) for j in (0, 1))
-            runs += e.qkv(i, stream, k, v, kv_only=False)
-            attention = Attention(b.q[:count], k, v, b.out[:count], who, *cached)
-            runs.append(e.calls.attend(attention))
+            cached = e.heads(b.kv[i])
+            if mot.crosses(i):
+                runs += e.qkv(i, alone, k, v, "q")
+                own, who = (k[:0], v[:0]), crossing
+            else:
+                runs += e.qkv(i, stream, k, v, "qkv")
+                own, who = (k, v), whole
+            runs.append(e.calls.attend(Attention(b.q[:count], *own, b.out[:count], who, *cached)))
             runs += e.rest(i, stream)
         return runs
 
-    def _who(self, rows: int) -> KvEnd:
+    def _who(self, rows: int, alone: bool = False) -> KvEnd:
+        """Ranges over a prefix and the chunk, or over a prefix alone."""
         inbox, chunk = self._inbox.device, self._e.config.chunk
         return KvEnd.trusted(
             cu_q=self._cu[: rows + 1],
-            cu_k=self._cu[: rows + 1],
-            kv_end=inbox["kv_end"][: rows * chunk],
+            cu_k=(self._no_keys if alone else self._cu)[: rows + 1],
+            kv_end=inbox["prefix_end" if alone else "kv_end"][: rows * chunk],
             cu_prefix=inbox["cu_prefix"],
             prefix_index=inbox["prefix_index"][:rows],
             max_q=chunk,
-            max_keys=self._longest + chunk,
+            max_keys=self._longest + (0 if alone else chunk),
             queries=rows * chunk,
-            keys=rows * chunk,
+            keys=0 if alone else rows * chunk,
             prefix_keys=self._e.b.kv.shape[2],
         )
 

@@ -93,7 +93,7 @@ class VisionStage:
         heads = (config.heads, config.hidden // config.heads)
         q, k, v = (one.unflatten(1, heads) for one in qkv.chunk(3, 1))
         norm = calls.norm(x, normed, "layer", config.eps)
-        attend = None
+        attend, activation = None, calls.vision_activation
         runs: list[Run] = []
         for i in range(config.layers):
             product = calls.linear(f"vision.{i}.qkv", normed, qkv)
@@ -102,23 +102,39 @@ class VisionStage:
                 attend = calls.attend(Attention(q, k, v, out.unflatten(1, heads), who))
             runs += [norm, product, attend]
             runs.append(calls.linear(f"vision.{i}.proj", out, x, residual=x))
-            runs += [norm, calls.linear(f"vision.{i}.fc1", normed, hidden, "gelu_erf")]
+            runs += [norm, calls.linear(f"vision.{i}.fc1", normed, hidden, activation)]
             runs.append(calls.linear(f"vision.{i}.fc2", hidden, x, residual=x))
         return runs
 
     def _connector(self, views: int) -> list[Run]:
         b, config, calls = self._b, self._config, self._calls
-        tokens, side = views * config.tokens, config.pixel_shuffle
-        kept = b.vision_x[:views, int(config.class_token) :]
-        squares = kept.unflatten(1, (config.grid // side, side, config.grid // side, side))
-        joined, normed = b.joined[:tokens], b.joined_normed[:tokens]
-        to = joined.view(squares.transpose(2, 3).shape)
+        tokens = views * config.tokens
+        runs, joined = self._joined(views)
+        to = b.sources[:tokens]
+        if config.connector == "linear":
+            return [*runs, calls.linear("connector.0", joined, to)]
+        normed = b.joined_normed[:tokens]
         return [
-            partial(to.copy_, squares.transpose(2, 3)),
+            *runs,
             calls.norm(joined, normed, "layer", config.eps),
             calls.linear("connector.0", normed, b.connected[:tokens], "gelu_erf"),
-            calls.linear("connector.1", b.connected[:tokens], b.sources[:tokens]),
+            calls.linear("connector.1", b.connected[:tokens], to),
         ]
+
+    def _joined(self, views: int) -> tuple[list[Run], Tensor]:
+        """Squares of patches side by side, after the norm whose weights are in the connector."""
+        b, config, side = self._b, self._config, self._config.pixel_shuffle
+        x_VXW, runs = b.vision_x[:views], []
+        if config.final_norm:
+            x, x_VXW = x_VXW.flatten(0, 1), b.vision_normed[:views]
+            runs.append(self._calls.norm(x, x_VXW.flatten(0, 1), "layer", config.eps))
+        if side == 1 and not config.class_token:
+            return runs, x_VXW.flatten(0, 1)
+        kept = x_VXW[:, int(config.class_token) :]
+        squares = kept.unflatten(1, (config.grid // side, side, config.grid // side, side))
+        joined = b.joined[: views * config.tokens]
+        to = joined.view(squares.transpose(2, 3).shape)
+        return [*runs, partial(to.copy_, squares.transpose(2, 3))], joined
 
 
 def _whole_views(views: int, rows: int, device: torch.device) -> KvEnd:

@@ -17,10 +17,18 @@ from vlakern.infer.buckets import Bucket, Ladders, ladders, whole_calls
 from vlakern.infer.buffers import Limits
 from vlakern.infer.device_buffers import chunk_inbox, device_buffers, prefix_inbox
 from vlakern.infer.device_calls import calls_for
+from vlakern.infer.device_experts import Experts
 from vlakern.infer.device_images import Cameras
-from vlakern.infer.device_inputs import Chunks, fill_chunks, fill_nothing, fill_prefix, on_host
+from vlakern.infer.device_inputs import (
+    Chunks,
+    Sources,
+    fill_chunks,
+    fill_nothing,
+    fill_prefix,
+    on_host,
+)
 from vlakern.infer.device_loop import LoopChoice
-from vlakern.infer.device_stages import ActionStage, Experts, PrefixStage
+from vlakern.infer.device_stages import ActionStage, PrefixStage
 from vlakern.infer.device_vision import VisionStage
 from vlakern.infer.graph import CudaRecorder, Graphs, Recorder, Run
 from vlakern.infer.packing import PackedModel
@@ -171,10 +179,10 @@ class GraphEngine:
     def _fill_prefix(self, batch: Batch, views: int) -> int:
         """Sends a batch; the size of the program for it."""
         (tokens,) = self.sizes.of(tokens=len(batch.semantic_order))
-        images = len(self.buffers.sources) - self.limits.tokens
-        seen = views * self._config.vision.tokens
-        batch = on_host(batch)
-        fill_prefix(self._prefix, batch, tokens, images, seen, self._config.vocab_size)
+        config, limits = self._config, self.limits
+        images = limits.views * config.vision.tokens
+        sources = Sources(images, limits.tokens, config.vocab_size, config.state)
+        fill_prefix(self._prefix, on_host(batch), tokens, sources, views * config.vision.tokens)
         return tokens
 
     @torch.no_grad()

@@ -112,25 +112,10 @@ def not_packed(config: VLAConfig, isa: str | None = None) -> str | None:
     Args:
         isa: ``rows`` for the GPU engine, else the CPU engine.
     """
-    vision, mot = config.vision, config.mot
-    if isa != ROWS:
-        if vision.final_norm and vision.connector == "mlp":
-            return "vision.final_norm before a connector with a norm is not in the CPU engine"
-        return None
-    plain = {
-        "vision.activation": vision.activation == "gelu",
-        "vision.final_norm": not vision.final_norm,
-        "vision.connector": vision.connector == "mlp",
-        "mot.qk_norm": mot.qk_norm,
-        "mot.activation": mot.activation == "silu",
-        "mot.cross_every": not mot.cross_every,
-        "mot.action.adaptive": not mot.action.adaptive,
-        "state": config.state == "action",
-        "state_encoder": config.state_encoder == "mlp",
-        "action_decoder": config.action_decoder == "mlp",
-    }
-    found = [name for name, known in plain.items() if not known]
-    return f"this model's {', '.join(found)} are not in the GPU engine yet" if found else None
+    if config.vision.final_norm and config.vision.connector == "mlp":
+        engine = "GPU" if isa == ROWS else "CPU"
+        return f"vision.final_norm before a connector with a norm is not in the {engine} engine"
+    return None
 
 
 def pack_arrays(

@@ -131,7 +131,8 @@ def _in_steps(
     if adaptive is None:
         tensors = NormTensors(p.out, *(None,) * 7, normed, None)  # type: ignore[arg-type]
         return [*launches(p, workspace), partial(launch_norm, tensors, "rms", eps)]
-    *vectors, row_group, added = adaptive
-    tensors = NormTensors(p.out, None, None, *vectors, added, row_group, normed, p.out)
+    scale, shift, gate, row_group, added = adaptive
+    given = (scale, shift, gate, added, row_group)
+    tensors = NormTensors(p.out, None, None, *given, normed, p.out)
     product = p._replace(out=added, residual=None)
     return [*launches(product, workspace), partial(launch_norm, tensors, "rms", eps)]

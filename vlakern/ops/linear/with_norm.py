@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -89,14 +90,13 @@ def _two_calls(
     adaptive: Adaptive | None,
 ) -> Callable[[], object]:
     """Both were made once."""
-    stream, how = t.out, {"backend": backend}
+    stream = t.out
+    linear = partial(linear_out, t.x, t.weights, workspace=workspace, backend=backend)
+    norm = partial(norm_out, stream, y_out=normed, eps=eps, backend=backend)
     if adaptive is None:
-        added = linear_out(t.x, t.weights, out=stream, residual=stream, workspace=workspace, **how)
-        norm = norm_out(stream, y_out=normed, eps=eps, **how)
+        made = (linear(out=stream, residual=stream), norm())
     else:
-        *vectors, row_group, to = adaptive
-        named = dict(zip(("scale", "shift", "gate"), vectors, strict=True))
-        added = linear_out(t.x, t.weights, out=to, workspace=workspace, **how)
-        rest = {"residual": to, "row_group": row_group, "eps": eps, **named, **how}
-        norm = norm_out(stream, y_out=normed, h_out=stream, **rest)
-    return lambda: (added(), norm())
+        scale, shift, gate, row_group, added = adaptive
+        norm = partial(norm, scale=scale, shift=shift, gate=gate, row_group=row_group)
+        made = (linear(out=added), norm(h_out=stream, residual=added))
+    return lambda: [one() for one in made]
