@@ -1,6 +1,7 @@
 """A product into a residual stream with the norm after it: the bits of the two calls."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,8 +53,8 @@ def two_calls(given: dict[str, Any], adaptive: Adaptive | None, backend: str) ->
     scale, shift, gate, group, _ = adaptive
     added = torch.empty_like(stream)
     ops.linear_out(x, weight, out=added, backend=backend)
-    rest = {"scale": scale, "shift": shift, "gate": gate, "row_group": group}
-    y, h = ops.norm(stream, residual=added, eps=1e-5, backend=backend, **rest)
+    norm = partial(ops.norm, scale=scale, shift=shift, gate=gate, row_group=group)
+    y, h = norm(stream, residual=added, eps=1e-5, backend=backend)
     return h, y
 
 
