@@ -6,6 +6,7 @@ __all__ = [
     "DatasetError",
     "InputError",
     "RenderError",
+    "StudyError",
     "Unsupported",
     "VlakernError",
 ]
@@ -33,6 +34,10 @@ class InputError(VlakernError, ValueError):
 
 class RenderError(VlakernError):
     """No usable renderer, or a frame that is not a real picture."""
+
+
+class StudyError(VlakernError):
+    """A blind study that cannot be planned, locked, continued or opened."""
 
 
 class Unsupported(VlakernError):

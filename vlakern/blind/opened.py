@@ -1,0 +1,127 @@
+"""Results with names: the sealed key laid over the record, once a study is closed and unblinded."""
+
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+from vlakern.blind.results import ClosedStudy, Model, Result, Voided
+from vlakern.blind.seal import Key, PublicPlan
+from vlakern.blind.state import State
+from vlakern.errors import StudyError
+
+__all__ = ["closed_study"]
+
+PACKAGES = ("vlakern", "torch", "numpy", "scipy")
+
+
+def closed_study(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:
+    """Everything a report is made from.
+
+    Raises:
+        StudyError: the study is not closed, or its names were not asked for in two steps.
+    """
+    if state.closed is None:
+        raise StudyError("the study is not closed; names stay sealed until it is")
+    if state.unblinded is None:
+        raise StudyError("the study is not unblinded; `vlakern blind unblind` does it in two steps")
+    study = key.study
+    return ClosedStudy(
+        title=study.title,
+        models=tuple(
+            Model(
+                model.name,
+                key.identities[model.name],
+                model.policy,
+                {
+                    "dtype": model.dtype,
+                    "steps": model.steps,
+                    "drop_views": list(model.drop_views),
+                    "drop_state": model.drop_state,
+                },
+            )
+            for model in study.models
+        ),
+        tasks=tuple(task.name for task in study.tasks),
+        groups=key.allocation.groups,
+        bridge=study.bridge,
+        planned=study.trials,
+        analysis=study.analysis,
+        results=tuple(_results(plan, key, state)),
+        voided=tuple(_voided(key, state)),
+        guess_choices=plan.guess_choices,
+        commitment=plan.commitment,
+        verified=key.commitment == plan.commitment,
+        versions=_versions(),
+        notes=tuple(_notes(state)),
+    )
+
+
+def _results(plan: PublicPlan, key: Key, state: State) -> Iterator[Result]:
+    """Trials that ended and have an outcome, in the order they were run."""
+    for index, code in enumerate(state.started):
+        one = state.trials[code]
+        outcome = one.outcome(plan.judges)
+        if one.ended is None or outcome is None:
+            continue
+        assert one.order is not None
+        assert one.position is not None
+        assert one.started is not None
+        yield Result(
+            code=code,
+            model=key.allocation.models[code],
+            task=one.trial.task,
+            condition=one.trial.condition,
+            group=one.trial.group,
+            order=one.order,
+            position=one.position,
+            started=one.started,
+            seconds=one.seconds,
+            success=outcome.success,
+            progress=outcome.progress,
+            failure=outcome.failure,
+            judgements=tuple(one.judgements.values()),
+            guess=one.guess,
+            truth=None if one.guess is None else _truth(key, state, index),
+        )
+
+
+def _truth(key: Key, state: State, index: int) -> str | None:
+    """What a right guess would have been; None where there was nothing to compare with."""
+    models = key.allocation.models
+    name = models[state.started[index]]
+    nickname = next(model.nickname for model in key.study.models if model.name == name)
+    if nickname:
+        return nickname
+    if index == 0:
+        return None
+    return "same" if models[state.started[index - 1]] == name else "different"
+
+
+def _voided(key: Key, state: State) -> Iterator[Voided]:
+    for order, code in enumerate(state.started):
+        one = state.trials[code]
+        if one.aborted is not None:
+            model = key.allocation.models[code]
+            yield Voided(code, model, one.trial.task, one.trial.group, order, one.aborted)
+
+
+def _notes(state: State) -> Iterator[str]:
+    """What a reader has to know before any number."""
+    if state.closed:
+        yield f"The study was closed before all was done: {state.closed}"
+    late = sum(one.late for one in state.trials.values())
+    requests = sum(one.requests for one in state.trials.values())
+    if late:
+        yield (
+            f"{late} of {requests} replies left after their deadline, which may tell models apart."
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
