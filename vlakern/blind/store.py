@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,16 @@ class Store:
         self.folder, self._clock, self._ticks = folder, clock, ticks
         self._turn = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _exclusive(folder)
-        try:
+        with ExitStack() as opened:  # closes what was opened if the rest fails
+            self._lock = _exclusive(folder)
+            opened.callback(os.close, self._lock)
             self._log = os.open(folder / LOG, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            opened.callback(os.close, self._log)
             _sync_folder(folder)
             self._database = _connect(folder / DATABASE)
+            opened.callback(lambda: self._database.close())
             self._events = self._recover()
-        except BaseException:
-            os.close(self._lock)
-            raise
+            self._opened = opened.pop_all()
         self._seen = {event.key: event for event in self._events}
         self._end = os.fstat(self._log).st_size
         self._unsettled = False  # the last write failed, and what it left is not known
@@ -123,9 +124,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the record free for another writer."""
-        self._database.close()
-        os.close(self._log)
-        os.close(self._lock)
+        self._opened.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -164,11 +163,11 @@ class Store:
             _write_all(self._log, line)
             os.fsync(self._log)
             self._database.execute("COMMIT")
-        except BaseException:
-            with suppress(OSError, sqlite3.Error):  # else the next write settles it
-                self._settle()
-            raise
-        self._unsettled = False
+            self._unsettled = False
+        finally:
+            if self._unsettled:
+                with suppress(OSError, sqlite3.Error):  # else the next write settles it
+                    self._settle()
         self._end += len(line)
 
     def _insert(self, event: Event, line: bytes) -> None:
@@ -302,10 +301,10 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
+        database.execute("COMMIT")
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
 
 
 def _write_all(handle: int, content: bytes) -> None:
