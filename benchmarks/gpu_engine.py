@@ -14,7 +14,7 @@ TESTS = "python_tests/infer/test_graph_engine_triton.py"
 LOOP_TESTS = "python_tests/infer/test_device_loop.py"
 SHARE = 0.4  # of the stage's time that its tests may take
 # One kernel beside recorded ones, in a process of its own: what it breaks is its own affair.
-LOOP = ["--name", "vlakern-bf16", "vlakern-cuda-bf16", "--case", "rethink-2b", "pi0-shaped"]
+LOOP = ["--name", "vlakern-bf16", "vlakern-cuda-bf16", "--case", "rethink-2b"]
 LOOP_LEFT = 0.3  # of the time after the tests
 
 

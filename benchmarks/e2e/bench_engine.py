@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from vlakern.infer.buckets import Ladders
 from vlakern.infer.buffers import Limits
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.infer.packing import pack_model
-from vlakern.models.config import ExpertConfig, MoTConfig, PromptConfig, VisionConfig, VLAConfig
+from vlakern.models.config import VLAConfig
 from vlakern.models.presets import preset
 from vlakern.ops.linear.packed import ROWS
 
@@ -40,27 +41,6 @@ __all__ = ["CASES", "Case", "Row", "measure"]
 
 WARM_UP = 3
 STAGES = ("vision", "prefix", "ode")
-
-
-def _pi0_shaped() -> VLAConfig:
-    """pi0's sizes (SigLIP So400m, Gemma 2B, a 300M expert) in our layers: 3 views, 788 tokens."""
-    return VLAConfig(
-        vision=VisionConfig(224, 14, hidden=1152, layers=27, heads=16, mlp=4304, pixel_shuffle=1),
-        mot=MoTConfig(
-            layers=18,
-            q_heads=8,
-            kv_heads=1,
-            head_dim=256,
-            semantic=ExpertConfig(hidden=2048, mlp=16384),
-            action=ExpertConfig(hidden=1024, mlp=4096),
-        ),
-        vocab_size=1024,  # rows that nobody reads cost nothing but the time to draw them
-        state_dim=32,
-        action_dim=32,
-        chunk=50,
-        steps=10,
-        prompt=PromptConfig(("{views}", "{state}", "{instruction}")),
-    )
 
 
 @dataclass(frozen=True)
@@ -75,13 +55,23 @@ class Case:
     candidates: int = 1
 
 
-RETHINK = ("rethink-2b", lambda: replace(preset("rethink-2b"), vocab_size=4096), 2, 67)
+def of(name: str) -> Callable[[], VLAConfig]:
+    """A preset; rows of the embedding that nobody reads cost nothing but the time to draw them."""
+    return lambda: replace(preset(name), vocab_size=4096)
+
+
+RETHINK, PI0 = ("rethink-2b", of("rethink-2b"), 2, 67), ("pi0", of("pi0"), 3, 17)
 CASES = {
-    "rethink-2b": Case(*RETHINK),
-    "pi0-shaped": Case("pi0-shaped", _pi0_shaped, 3, 19),
-    "rethink-2b candidates": Case(*RETHINK, candidates=8),
-    "rethink-2b robots": Case(*RETHINK, batch=8),
-    "pi0-shaped candidates": Case("pi0-shaped", _pi0_shaped, 3, 19, candidates=8),
+    one.name: one
+    for one in (
+        Case(*RETHINK),
+        Case(*PI0),
+        Case("smolvla", of("smolvla"), 3, 47),
+        Case("pi05", of("pi05"), 3, 17),
+        replace(Case(*RETHINK, candidates=8), name="rethink-2b candidates"),
+        replace(Case(*RETHINK, batch=8), name="rethink-2b robots"),
+        replace(Case(*PI0, candidates=8), name="pi0 candidates"),
+    )
 }
 
 
@@ -160,13 +150,14 @@ class Ours:
         model = pack_model(config, lambda name: work.weights(name).to(there), dtype, isa=ROWS)
         tokens, rows = shape.batch * shape.prefix, shape.batch * shape.candidates
         views = shape.batch * shape.views
+        states = shape.batch if config.state == "action" else 0  # rows of the other expert
         self.engine = GraphEngine(
             model,
             Limits(shape.batch, views, tokens, rows),
             steps=config.steps,
             solver=config.solver,
             image_sizes=[CAMERA] * shape.views,
-            sizes=Ladders((views,), (tokens - shape.batch,), (rows,)),
+            sizes=Ladders((views,), (tokens - states,), (rows,)),
             **how,
         )
         self.work, self.built_s = work, time.perf_counter() - begin
@@ -357,7 +348,9 @@ def show(row: Row) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=list(CASES))
-    default = ["vlakern-bf16", "vlakern-fp8", "torch-eager-bf16", "torch-tuned-bf16"]
+    default = ["vlakern-bf16", "vlakern-fp8", "torch-eager-bf16", "torch-flash-bf16"]
+    default += ["torch-flash-attn-bf16"] if find_spec("flash_attn") is not None else []
+    default.append("torch-tuned-bf16")  # the slowest to compile: where time ends it is left out
     parser.add_argument("--name", nargs="+", default=default, help="contenders")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--limit", type=float, default=300.0, help="[s]")

@@ -40,7 +40,8 @@ def test_stages_floors_and_ratios() -> None:
 def test_what_compiles_says_so_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the variants alone whose first call compiles, while nothing else is said."""
     slow = {name for name, one in VARIANTS.items() if one.compiles}
-    assert slow == {"torch-compile-bf16", "torch-tuned-bf16", "torch-frozen-bf16"}
+    forms = ("compile", "tuned", "frozen", "flash", "flash-attn")
+    assert slow == {f"torch-{form}-bf16" for form in forms}
     slow_eager = replace(VARIANTS["torch-eager-bf16"], compiles=True)
     monkeypatch.setitem(VARIANTS, "torch-eager-bf16", slow_eager)
     seen: list[str] = []

@@ -2,7 +2,7 @@
 
 import torch
 
-from vlakern.bench.torch_layers import Block, Layer, Lazy, attend, normed
+from vlakern.bench.torch_layers import Block, Layer, Lazy, normed
 from vlakern.bench.weights import RandomWeights
 from vlakern.models.mot import MoT, rotary
 from vlakern.models.presets import preset
@@ -59,15 +59,6 @@ def test_the_last_layer_of_a_prefix_makes_keys_and_values_alone() -> None:
     assert sum(one.numel() for one in last.parameters()) < 0.2 * sum(
         one.numel() for one in whole.parameters()
     )
-
-
-def test_attention_with_and_without_a_mask() -> None:
-    """A mask of zeros is no mask; a masked key has no weight."""
-    q, k, v = torch.randn(3, 2, 5, 8).unbind()
-    mask = torch.zeros(5, 5)
-    torch.testing.assert_close(attend(q, k, v, mask), attend(q, k, v, None))
-    mask[:, 4] = float("-inf")
-    torch.testing.assert_close(attend(q, k, v, mask), attend(q, k[:, :4], v[:, :4], None))
 
 
 def test_norm_divides_by_the_root_mean_square() -> None:

@@ -48,6 +48,14 @@ def test_rows_of_what_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(vision" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["tiny-pi05", "tiny-smolvla"])
+def test_other_kinds_are_as_right_as_pytorch(name: str) -> None:
+    """Programs of exactly the call's size, without a row for states that are not the actions'."""
+    case = bench_engine.Case(name, lambda: preset(name), 1, 5)
+    rows = bench_engine.measure(case, ["vlakern-bf16"], on_cpu, "cpu", 1, time.monotonic() + 60)
+    assert [row.name for row in rows] == ["vlakern-bf16"]
+
+
 def test_without_time_nothing_is_built(capsys: pytest.CaptureFixture[str]) -> None:
     """A deadline that has passed: no row, and it is said."""
     rows = bench_engine.measure(TINY, ["vlakern-bf16"], on_cpu, "cpu", 2, time.monotonic() - 1)
@@ -56,7 +64,7 @@ def test_without_time_nothing_is_built(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_sizes_of_the_cases() -> None:
-    """Prefixes of 220 and 788 tokens; 16 and 50 actions; 4 and 10 steps."""
+    """Prefixes of each model's usual length; 16 and 50 actions; 4 and 10 steps."""
     found = {}
     for name, case in bench_engine.CASES.items():
         work = bench_engine.workload(case)
@@ -64,17 +72,19 @@ def test_the_sizes_of_the_cases() -> None:
         found[name] = (work.shape.prefix, config.chunk, config.steps, case.batch * case.candidates)
     assert found == {
         "rethink-2b": (220, 16, 4, 1),
-        "pi0-shaped": (788, 50, 10, 1),
+        "pi0": (788, 50, 10, 1),
+        "smolvla": (241, 50, 10, 1),
+        "pi05": (827, 50, 10, 1),
         "rethink-2b candidates": (220, 16, 4, 8),
         "rethink-2b robots": (220, 16, 4, 8),
-        "pi0-shaped candidates": (788, 50, 10, 8),
+        "pi0 candidates": (788, 50, 10, 8),
     }
 
 
 def test_words() -> None:
     """Every case by default; a name that there is not is refused."""
     assert bench_engine.parse([]).case == list(bench_engine.CASES)
-    assert bench_engine.parse(["--case", "pi0-shaped", "--build"]).build
+    assert bench_engine.parse(["--case", "pi0", "--build"]).build
     with pytest.raises(SystemExit):
         bench_engine.parse(["--case", "pi1"])
 
@@ -89,6 +99,6 @@ def test_a_build_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench_engine.subprocess, "Popen", sleeps)
     begin = time.monotonic()
-    bench_engine.compile_all(["rethink-2b", "pi0-shaped"], 0.3)
+    bench_engine.compile_all(["rethink-2b", "pi0"], 0.3)
     assert time.monotonic() - begin < 30
     assert [child.poll() is not None for child in started] == [True, True]

@@ -53,7 +53,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
-@pytest.mark.parametrize("name", ["tiny", "metaworld-small", *FAMILIES])
+@pytest.mark.parametrize("name", ["tiny", "metaworld-small", *FAMILIES, "pi05", "smolvla"])
 def test_everything_is_on_the_device(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: str
 ) -> None:

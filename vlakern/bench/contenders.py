@@ -16,6 +16,7 @@ from torch import Tensor
 from vlakern import ops
 from vlakern.bench.onnxruntime import make_onnxruntime
 from vlakern.bench.openvino import make_openvino
+from vlakern.bench.torch_attention import Attend, by_flash_attn, by_products, by_sdpa
 from vlakern.bench.torch_model import TorchModel, make_plan
 from vlakern.bench.workload import Call, Workload
 from vlakern.errors import InputError, Unsupported
@@ -30,7 +31,7 @@ from vlakern.ops.linear.packed import ROWS
 __all__ = ["ALIASES", "VARIANTS", "Contender", "Place", "Variant", "make", "variant_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Form = Literal["eager", "compile", "tuned", "frozen", "uncached"]
+Form = Literal["eager", "compile", "tuned", "frozen", "uncached", "flash", "flash-attn"]
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,16 @@ class TorchContender:
     """The PyTorch baseline: eager, through the compiler, or with whole documents every time.
 
     ``tuned`` is the compiler's max-autotune, without CUDA graphs, which its cache of keys and
-    values rules out: they want inputs that no graph writes.
+    values rules out: they want inputs that no graph writes. ``flash`` compiles around torch's fused
+    attention, ``flash-attn`` around the package's.
     """
 
     def __init__(self, work: Workload, dtype: str, device: str, form: Form) -> None:
         with torch.device(device):  # folds weights there, which takes a CPU long
             weights = partial(_weight_on, work, device)
-            self.model = TorchModel(work.config, weights, DTYPES[dtype]).to(device)
+            attend = _attention(form, device)
+            model = TorchModel(work.config, weights, DTYPES[dtype], attend=attend)
+            self.model = model.to(device)
         self.plan = make_plan(work, DTYPES[dtype], device)
         self._device, self._form = device, form
         self._observations = work.shape.batch
@@ -172,6 +176,12 @@ def _weight_on(work: Workload, device: str, name: str) -> Tensor:
     return weight.to(device)
 
 
+def _attention(form: Form, device: str) -> Attend:
+    if form == "flash-attn":
+        return by_flash_attn(device)
+    return by_sdpa if form == "flash" else by_products
+
+
 def _compiler(form: Form) -> Callable[[Any], Any]:
     if form in ("eager", "uncached"):
         return lambda call: call
@@ -221,6 +231,8 @@ _ALL = (
     Variant("torch-compile-bf16", "bf16", _torch("compile"), compiles=True),
     Variant("torch-tuned-bf16", "bf16", _torch("tuned"), compiles=True),
     Variant("torch-frozen-bf16", "bf16", _torch("frozen"), compiles=True),
+    Variant("torch-flash-bf16", "bf16", _torch("flash"), compiles=True),
+    Variant("torch-flash-attn-bf16", "bf16", _torch("flash-attn"), ("flash_attn",), compiles=True),
     Variant("uncached-bf16", "bf16", _torch("uncached"), staged=False),
     Variant("openvino-bf16", "bf16", _openvino, ("openvino",)),
     Variant("onnxruntime-fp32", "fp32", _onnxruntime, ("onnx", "onnxruntime")),

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlakern.bench.torch_attention import Attend, by_products
 from vlakern.flow.solver import evaluation_times
 from vlakern.infer.packing import Weights
 from vlakern.models.config import MoTConfig, VisionConfig, VLAConfig
@@ -27,7 +28,6 @@ __all__ = [
     "Layer",
     "Lazy",
     "Product",
-    "attend",
     "by_group",
     "entrance",
     "joined",
@@ -52,12 +52,6 @@ class Product(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """``[B, Q, D]`` of queries that hold their scale, keys and values; the mask is added."""
-    scores = q @ k.transpose(1, 2) if mask is None else torch.baddbmm(mask, q, k.transpose(1, 2))
-    return scores.softmax(-1) @ v
-
-
 def by_group(x_RKGD: Tensor) -> Tensor:
     """``[R · G, K, D]``, each head's rows together."""
     return x_RKGD.transpose(1, 2).flatten(0, 1)
@@ -66,8 +60,16 @@ def by_group(x_RKGD: Tensor) -> Tensor:
 class Block(nn.Module):
     """A block of the vision tower."""
 
-    def __init__(self, config: VisionConfig, get: Weights, name: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: VisionConfig,
+        get: Weights,
+        name: str,
+        dtype: torch.dtype,
+        attend: Attend = by_products,
+    ) -> None:
         super().__init__()
+        self.attend = attend
         self.heads, self.eps = config.heads, config.eps
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
@@ -92,7 +94,8 @@ class Block(nn.Module):
         h = F.layer_norm(x_VNM, (width,), self.norm1.weight, self.norm1.bias, self.eps)
         heads = self.qkv(h).view(views, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().flatten(1, 2).unbind()
-        out = attend(q, k, v, None).unflatten(0, (views, self.heads)).transpose(1, 2)
+        out = self.attend(q[:, None], k, v, None)[:, 0]
+        out = out.unflatten(0, (views, self.heads)).transpose(1, 2)
         x_VNM = x_VNM + self.proj(out.flatten(2))
         h = F.layer_norm(x_VNM, (width,), self.norm2.weight, self.norm2.bias, self.eps)
         return x_VNM + self.fc2(F.gelu(self.fc1(h), approximate=self.approximate))

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlakern.bench.torch_attention import Attend, Mask, by_products, mask_of
 from vlakern.bench.torch_layers import (
     Angles,
     Block,
     Layer,
     Lazy,
     Product,
-    attend,
     by_group,
     entrance,
     joined,
@@ -61,9 +61,9 @@ class Plan:
     expert: Angles
     actions: Angles
     alone: Angles
-    mask_TK: Tensor
-    mask_CK: Tensor
-    mask_JK: Tensor
+    mask_TK: Mask
+    mask_CK: Mask
+    mask_JK: Mask
 
 
 def make_plan(work: Workload, dtype: torch.dtype, device: str) -> Plan:
@@ -88,9 +88,8 @@ def make_plan(work: Workload, dtype: torch.dtype, device: str) -> Plan:
     seen_JK = torch.cat([torch.cat([seen_TT, none], dim=1), seen_CK])
     group = mot.q_heads // mot.kv_heads
 
-    def mask(seen: Tensor) -> Tensor:
-        added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
-        return added.repeat(group, 1).to(device)
+    def mask(seen: Tensor) -> Mask:
+        return mask_of(seen, group, dtype, device)
 
     def take(index: Tensor) -> Angles:
         return table[0][index.to(device)], table[1][index.to(device)]
@@ -112,6 +111,7 @@ class TorchModel(nn.Module):
     """The network over dense batches of equal prefixes.
 
     Attributes:
+        attend: how it attends.
         keep: whether layers stay in memory; those of the tower and of the trunk are built again at
             each use otherwise.
     """
@@ -123,13 +123,14 @@ class TorchModel(nn.Module):
         dtype: torch.dtype,
         *,
         keep: bool = True,
+        attend: Attend = by_products,
     ) -> None:
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.attend = config, dtype, attend
         mot, last = config.mot, config.mot.layers - 1
 
         def block(i: int) -> Block:
-            return Block(config.vision, get, f"vision.blocks.{i}", dtype)
+            return Block(config.vision, get, f"vision.blocks.{i}", dtype, attend)
 
         def semantic(i: int) -> Layer:
             return Layer(mot, get, f"mot.semantic.layers.{i}", dtype, rest=i < last)
@@ -241,19 +242,17 @@ class TorchModel(nn.Module):
             semantic = trunk.advance(semantic, out)
         return made
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
         """``[R, Q, H · D]`` of ``q [R, Q, H + .., D]`` and keys and values ``[R · G, K, D]``."""
         heads, groups = self.config.mot.q_heads, self.config.mot.kv_heads
-        rows = q.shape[1]
         q = q[:, :, :heads].unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
-        out = attend(q.flatten(2, 3).flatten(0, 1), k, v, mask)
-        out = out.unflatten(0, (-1, groups)).unflatten(2, (-1, rows))
+        out = self.attend(q.flatten(0, 1), k, v, mask).unflatten(0, (-1, groups))
         return out.permute(0, 3, 1, 2, 4).flatten(2)
 
     def cache(self, plan: Plan, observations: int, device: str) -> Cache:
         """Room for the keys and values of prefixes and of the actions behind them."""
         mot = self.config.mot
-        tokens = plan.mask_CK.shape[1]
+        tokens = plan.mask_CK.added.shape[1]
         shape = (observations * mot.kv_heads, tokens, mot.head_dim)
         return [torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2 * mot.layers)]
 
