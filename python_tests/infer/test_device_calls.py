@@ -23,29 +23,45 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "processors", lambda device: 132)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("tiny", "bf16"),
+        ("tiny", "fp8"),
+        ("tiny", "int8"),
+        ("tiny-pi0", "bf16"),
+        ("tiny-pi05", "int8"),
+        ("tiny-smolvla", "bf16"),
+    ],
+)
 def test_the_workspace_holds_what_every_product_needs(
-    lab: ModuleType, device_lab: ModuleType, like_a_gpu: None, dtype: str
+    lab: ModuleType, device_lab: ModuleType, like_a_gpu: None, name: str, dtype: str
 ) -> None:
     """Of every matrix at every number of rows that a program has; not by much more."""
-    scene = lab.Scene("tiny")
-    model, limits, config = device_lab.packed_rows("tiny", dtype), scene.limits(4), scene.config
+    scene = lab.Scene(name)
+    model, limits, config = device_lab.packed_rows(name, dtype), scene.limits(4), scene.config
     sizes = ladders(limits)
     found = calls_for(model, limits, sizes, torch.empty(0), "triton").workspace
     assert found is not None
+    chunks = [config.chunk * n for n in sizes.rows]
+    states = [limits.observations] if config.state == "action" else []
+    patches = config.vision.grid**2 + int(config.vision.class_token)
     rows = {
-        "vision": [17 * views for views in sizes.views],
-        "connector": [4 * views for views in sizes.views],
+        "vision": [patches * views for views in sizes.views],
+        "connector": [config.vision.tokens * views for views in sizes.views],
         "semantic": sizes.tokens,
-        "action": [limits.observations, *(config.chunk * n for n in sizes.rows)],
+        "action": [*states, *chunks],
         "state": [limits.observations],
     }
-    needs = []
+    if config.action_decoder == "linear":  # in two products an op of its own has memory for them
+        rows["action_out"] = chunks
+    needs, gate = [], {"silu": "silu_gate", "gelu_tanh": "gelu_tanh_gate"}[config.mot.activation]
     for name, one in model.matrices.items():
-        for count in rows.get(name.split(".")[0], ()):
+        first, crosses = name.split(".")[0], ".cross_" in name
+        for count in sizes.tokens if crosses else rows.get(first, ()):
             if one.gate:
                 down = model.matrices[name.replace("gate_up", "down")]
-                needs.append(mlp_workspace_bytes(count, one, down, "silu_gate"))
+                needs.append(mlp_workspace_bytes(count, one, down, gate))
             else:
                 needs.append(workspace_bytes(count, one, "none"))
     assert max(needs) <= found.numel() <= max(*needs, 256)

@@ -101,13 +101,16 @@ def one_action_layer(name: str) -> Any:
 
 
 @interpreted
-@pytest.mark.parametrize(("name", "splits", "count"), [("tiny", 1, 8), ("rethink-2b", 132, 9)])
+@pytest.mark.parametrize(
+    ("name", "splits", "count"),
+    [("tiny", 1, 8), ("rethink-2b", 132, 9), ("pi0", 132, 9), ("pi05", 132, 9)],
+)
 def test_triton_kernels_of_a_layer_step_are_counted(
     monkeypatch: pytest.MonkeyPatch, name: str, splits: int, count: int
 ) -> None:
     """8 kernels; 9 as an H200 splits them for one chunk, where attention and two products are too
     small for its multiprocessors: attention adds its parts in a kernel more, and the kernel that
-    adds those of a product normalises the sum, too."""
+    adds those of a product normalises the sum, too. Adaptive norms take none more."""
     from triton.runtime import interpreter
 
     names: list[str] = []

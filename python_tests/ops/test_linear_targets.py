@@ -119,6 +119,16 @@ def test_one_shape_compiles_for_every_gpu(arch: int) -> None:
     assert [(one.stack, one.local) for one in used] == [(0, 0)] * len(used)
 
 
+@compiled
+@pytest.mark.parametrize("arch", ARCHS)
+def test_products_of_other_experts_compile_for_every_gpu(arch: int) -> None:
+    """Gate and up of pi0's and of SmolVLA's expert, whose K is no multiple of a tile, for 50
+    positions of a chunk."""
+    shapes = ((4096, 1024), (2048, 720))
+    used = [product(arch, Sizes(50, *one, "bf16", True, H200)) for one in shapes]
+    assert [(one.stack, one.local) for one in used] == [(0, 0)] * 2
+
+
 def rest(arch: int, kind: str) -> list[Resources]:
     """The kernels beside products, for the widest rows, 16384 of pi0's trunk: quantise, finish, and
     the hidden layer, of which no model has a bias."""
