@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from vlakern.infer.device_experts import Modulations, gather
-from vlakern.infer.packing import modulation_table
+from vlakern.infer.graph_engine import GraphEngine
+from vlakern.infer.packing import modulation_table, pack_model
 from vlakern.ops.linear import BoundLinear
 from vlakern.ops.linear.with_norm import BoundLinearNorm
 from vlakern.ops.norm import BoundNorm
 from vlakern.ops.qkv_prep import BoundPrep
 from vlakern.ops.shared_attention import BoundAttention
+from vlakern.testing import assert_accurate
 
 LAYER = (BoundLinear, BoundPrep, BoundAttention, BoundLinearNorm, BoundLinear, BoundLinearNorm)
 
@@ -89,3 +91,27 @@ def test_a_prefix_without_states_of_the_action_expert_has_one_stream(
     _, prefix, _ = programs(device_lab, lab, name)
     attentions = sum(isinstance(one, BoundAttention) for one in prefix)
     assert sum(isinstance(one, BoundLinearNorm) for one in prefix) == 2 * attentions
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tiny-pi0", "tiny-pi05", "tiny-smolvla"])
+def test_gpu_replays_of_other_kinds_are_accurate(
+    lab: ModuleType, device_lab: ModuleType, name: str
+) -> None:
+    """The 2x rule in bf16 for recorded programs on a GPU, with frozen positions and masked slots.
+
+    Not among the tests before the engine's timing: there each model's actions are compared anyway.
+    """
+    scene, weights = lab.Scene(name).only(3), lab.network(name).state_dict()
+    config = scene.config
+    model = pack_model(config, lambda key: weights[key].cuda(), "bf16", isa="rows")
+    how = {"steps": config.steps, "solver": config.solver}
+    engine = GraphEngine(model, scene.limits(), **how)
+    assert engine.graphs.why_eager is None
+    found = device_lab.run_device(engine, scene, 1, True)
+    exact, plain = (
+        lab.run_network(scene, dtype, 1, True) for dtype in (torch.float64, torch.bfloat16)
+    )
+    for part in device_lab.PARTS:
+        one, right, usual = (getattr(made, part) for made in (found, exact, plain))
+        assert_accurate(one.cpu(), right, usual.to(one.dtype), part)

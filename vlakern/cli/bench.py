@@ -52,7 +52,7 @@ class Args:
     """CPU threads; torch's number by default."""
     against: str = ""
     """Variants to compare with, separated by commas, each in turn with vlakern: torch-eager,
-    torch-compile, torch-frozen, uncached, openvino, onnxruntime, vlakern-int8, ..."""
+    torch-compile, torch-frozen, torch-flash, uncached, openvino, onnxruntime, vlakern-int8, ..."""
     cold: bool = True
     """Measure cold start and peak memory in a fresh process."""
     seed: int = 0
