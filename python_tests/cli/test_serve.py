@@ -21,7 +21,9 @@ def test_a_policy_is_served_until_sigterm(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("a-token-that-is-long-enough\n")
     token.chmod(0o600)
+    shared = str(tmp_path / "socket")
     words = ["serve", "--port", "0", "--json", str(facts), "--token-file", str(token)]
+    words += ["--shared", shared] if sys.platform == "linux" else []
     child = subprocess.Popen(
         [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -37,11 +39,17 @@ def test_a_policy_is_served_until_sigterm(tmp_path: Path) -> None:
             images = {f"images/{view}": np.zeros((96, 96, 3), np.uint8) for view in views}
             sent = {**images, "state": np.zeros(4, np.float32), "prompt": "reach"}
             assert client.infer(sent)["actions"].shape == (16, 4)
+            assert client.metadata["keys"]["state_width"] == 4
+        if sys.platform == "linux":
+            with Client(f"shm://{shared}") as client:
+                assert client.infer(sent)["actions"].shape == (16, 4)
     finally:
         child.send_signal(signal.SIGTERM)
     said, errors = child.communicate(timeout=30)
     assert child.returncode == 0, errors
-    assert "1 requests, 0 refused" in said
+    asked = 2 if sys.platform == "linux" else 1
+    assert f"{asked} requests, 0 refused" in said
+    assert not Path(shared).exists()
 
 
 @pytest.mark.parametrize(

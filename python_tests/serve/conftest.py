@@ -1,6 +1,8 @@
 """A server in a thread, with a policy that answers at once, late, or not at all."""
 
 import asyncio
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlakern.errors import InputError
+from vlakern.errors import InputError, VlakernError
 from vlakern.serve.batcher import Batcher
 from vlakern.serve.server import Server, ServerConfig
 from vlakern.serve.wire import Keys
@@ -23,6 +25,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.takes = 0.0
+        self.steps = 4
         self.batches: list[int] = []
         self.fails: BaseException | None = None
 
@@ -41,20 +44,23 @@ class Echo:
             [float(o.state.sum()), float(sum(i.sum() for i in o.images.values())), float(s % 1000)]
             for o, s in zip(observations, seeds, strict=True)
         ]
-        return [ActionChunk(np.tile(np.array(row, np.float32), (4, 1))) for row in rows]
+        return [ActionChunk(np.tile(np.array(row, np.float32), (self.steps, 1))) for row in rows]
 
 
 class Running:
     """A server on a thread of its own."""
 
     def __init__(self, policy: Any, config: ServerConfig, keys: Keys) -> None:
-        self._batcher = Batcher(policy, 4)
+        self._batcher, self.keys = Batcher(policy, 4), keys
+        self._failed: BaseException | None = None
         self.server = Server(self._batcher, keys, {"policy": "secret-name"}, config)
         self._ready, self._end = threading.Event(), asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._ready.wait(10)
+        if self._failed is not None:
+            raise self._failed
 
     @property
     def url(self) -> str:
@@ -66,13 +72,61 @@ class Running:
                 self._ready.set()
                 await self._end.wait()
 
-        self._loop.run_until_complete(life())
+        try:
+            self._loop.run_until_complete(life())
+        except VlakernError as error:
+            self._failed = error
+            self._ready.set()
 
     def close(self) -> None:
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(10)
         assert not self._thread.is_alive(), "the server does not end"
         self._batcher.close()
+
+
+def shaken(port: int, timeout: float = 10.0) -> socket.socket:
+    """A socket after the handshake and the metadata, which nobody reads for the test."""
+    peer = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    peer.sendall(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    found = b""
+    while b"\r\n\r\n" not in found:
+        found += peer.recv(1)
+    assert found.startswith(b"HTTP/1.1 101"), found
+    assert frame(peer)[0] == 2
+    return peer
+
+
+def frame(peer: socket.socket) -> tuple[int, bytes]:
+    """Opcode and payload of the server's next frame; ``EOFError`` after the last."""
+    first, size = exactly(peer, 2)
+    if size == 126:
+        (size,) = struct.unpack(">H", exactly(peer, 2))
+    elif size == 127:
+        (size,) = struct.unpack(">Q", exactly(peer, 8))
+    return first & 15, exactly(peer, size)
+
+
+def exactly(peer: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        more = peer.recv(count - len(found))
+        if not more:
+            raise EOFError
+        found += more
+    return found
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 Start = Callable[..., Running]

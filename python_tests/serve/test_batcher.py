@@ -68,3 +68,27 @@ def test_a_client_that_has_gone_hurts_nobody(echo: Echo) -> None:
     echo.takes = 0.1
     assert asyncio.run(ask()) == 2.0
     batcher.close()
+
+
+def test_a_loop_that_has_ended_hurts_nobody(echo: Echo) -> None:
+    """Its requests are still in the policy's hands when it goes."""
+
+    async def leave() -> None:
+        task = asyncio.create_task(batcher.act(seen(1)))
+        await asyncio.sleep(0.02)
+        task.cancel()
+
+    batcher = Batcher(echo, 4)
+    echo.takes = 0.2
+    asyncio.run(leave())
+    assert asyncio.run(batcher.act(seen(2))).chunk.actions[0, 0] == 2.0
+    assert batcher.close(5.0)
+
+
+def test_a_policy_that_hangs_is_not_waited_for(echo: Echo) -> None:
+    batcher = Batcher(echo, 4)
+    echo.takes = 1.0
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(batcher.act(seen(1)), 0.05))
+    assert not batcher.close(0.05)
+    assert batcher.close(5.0)

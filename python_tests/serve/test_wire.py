@@ -59,3 +59,27 @@ def test_messages_without_what_is_needed_are_refused(message: object, said: str)
 def test_a_missing_part_of_the_state_is_named() -> None:
     with pytest.raises(InputError, match="'b' is missing"):
         observation({"a": [1], "prompt": "go"}, Keys((), {}, ("a", "b")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"front": IMAGE.astype(np.float32)}, r"float32\[2, 4, 3\], expected uint8"),
+        ({"front": IMAGE[0]}, r"uint8\[4, 3\], expected"),
+        ({"front": np.zeros((2, 4, 4), np.uint8)}, "expected uint8"),
+        ({"front": np.zeros((0, 4, 3), np.uint8)}, "sides of 1 to 4096"),
+        ({"front": np.zeros((1, 4097, 3), np.uint8)}, "sides of 1 to 4096"),
+        ({"state": [1, 2]}, "a state of 2 numbers, expected 1"),
+        ({"prompt": "x" * 4097}, "4097 characters"),
+    ],
+)
+def test_sizes_are_those_that_were_announced(change: dict[str, object], said: str) -> None:
+    """Before the policy sees a message, so that it fails alone and not with a whole batch."""
+    keys = parse_keys(("front",), [], (), 1)
+    announced = keys.announced()
+    assert (announced["state_width"], announced["image"]["most_side"]) == (1, 4096)
+    assert (announced["image"]["dtype"], announced["prompt_most"]) == ("uint8", 4096)
+    good = {"front": IMAGE, "state": [1], "prompt": "go"}
+    observation(good, keys)
+    with pytest.raises(InputError, match=said):
+        observation({**good, **change}, keys)

@@ -16,6 +16,7 @@ from vlakern.errors import ConfigError
 __all__ = ["Args", "run"]
 
 MOST_TOKEN = 4096  # bytes of the file
+PATIENCE = 10.0  # for a call of the policy at the end [s]
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Args:
     """Address to listen on; one that other machines reach needs --token-file."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    shared: Path | None = None
+    """Socket to listen on as well, for clients on this machine that share memory (Linux)."""
     token_file: Path | None = None
     """File with the token that clients send as `Authorization: Api-Key TOKEN`."""
     device: str = "auto"
@@ -53,6 +56,7 @@ class Args:
 
 def run(args: Args) -> int:
     """Serves until a signal, then returns 0."""
+    from vlakern.serve._heap import keep_memory
     from vlakern.serve.batcher import Batcher
     from vlakern.serve.server import ServerConfig
     from vlakern.serve.warm import describe, warm_up
@@ -64,20 +68,24 @@ def run(args: Args) -> int:
         host=args.host,
         port=args.port,
         token=_token(args.token_file),
+        shared=None if args.shared is None else str(args.shared),
         most_connections=args.connections,
         blind=None if args.blind_ms is None else args.blind_ms / 1e3,
     )
     if args.batch < 1:
         raise ConfigError(f"batch is {args.batch}, expected at least 1")
+    keep_memory()
     policy = vlakern.load(args.policy, args.device, args.dtype)
-    keys = parse_keys(policy.views, args.keys, args.state_keys)
+    keys = parse_keys(policy.views, args.keys, args.state_keys, policy.robot.state_width)
     slowest = warm_up(policy, args.batch)
     batcher = Batcher(policy, args.batch)
     try:
         asyncio.run(_serve(args, batcher, keys, describe(policy), config, slowest))
     finally:
-        batcher.close()
-    return 0
+        ended = batcher.close(PATIENCE)
+    if not ended:
+        print(f"the policy has not answered for {PATIENCE:g} s and is left behind", file=sys.stderr)
+    return 0 if ended else 1
 
 
 def _token(path: Path | None) -> str | None:
@@ -100,10 +108,14 @@ async def _serve(
     async with Server(batcher, keys, metadata, config) as server:
         where = f"ws://{config.host}:{server.port}"
         print(f"{args.policy} at {where}; a call takes {slowest:.0f} ms at most so far", flush=True)
+        if config.shared is not None:
+            print(f"{args.policy} at shm://{config.shared} for this user's processes", flush=True)
         if config.host not in ("127.0.0.1", "::1", "localhost"):
             print("warning: nothing is encrypted; use a tunnel or a proxy with TLS", flush=True)
         if args.json is not None:
-            write_report(args.json, args, {"url": where, "policy": metadata})
+            write_report(
+                args.json, args, {"url": where, "shared": config.shared, "policy": metadata}
+            )
         await ending.wait()
     counted = server.statistics
     print(

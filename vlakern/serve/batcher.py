@@ -5,7 +5,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,10 +72,11 @@ class Batcher:
         self._waiting.put(_Waiting(observation, drawn, future, loop))
         return await future
 
-    def close(self) -> None:
-        """Ends the thread after the requests that wait."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the thread after the requests that wait; whether it ended in time [s]."""
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -106,7 +107,7 @@ class Batcher:
             )
             took = (time.perf_counter() - begin) * 1e3
             for row, chunk in zip(rows, chunks, strict=True):
-                row.loop.call_soon_threadsafe(_give, row.future, Answer(chunk, took, len(rows)))
+                _tell(row, _give, Answer(chunk, took, len(rows)))
         if outcome.error is None:
             return
         if isinstance(outcome.error, InputError) and len(rows) > 1:
@@ -114,7 +115,7 @@ class Batcher:
                 self._answer([row])
             return
         for row in rows:
-            row.loop.call_soon_threadsafe(_fail, row.future, outcome.error)
+            _tell(row, _fail, outcome.error)
 
 
 class _Outcome:
@@ -129,6 +130,14 @@ class _Outcome:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self.error = error
         return error is not None
+
+
+def _tell(row: _Waiting, how: Callable[..., None], what: Answer | BaseException) -> None:
+    try:
+        row.loop.call_soon_threadsafe(how, row.future, what)
+    except RuntimeError:  # its event loop has ended without it
+        if not row.loop.is_closed():
+            raise
 
 
 def _give(future: "asyncio.Future[Answer]", answer: Answer) -> None:

@@ -3,33 +3,55 @@
 Dimension letters: H steps of a chunk, A action width.
 """
 
+import contextlib
+import socket
+import struct
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from vlakern.errors import InputError, VlakernError
-from vlakern.serve.codec import MOST_BYTES, decode, encode
+from vlakern.serve.codec import MOST_BYTES, decode, pieces
+from vlakern.serve.shared import SharedConnection
 
 __all__ = ["ActionBroker", "Client", "ServerError"]
+
+SHARED = "shm://"
+FRAGMENT, SMALL = 100_000, 4096  # bytes
 
 
 class ServerError(VlakernError):
     """The server cannot be reached, does not answer in time, or answered with an error."""
 
 
+class _Transport(Protocol):
+    """A connection that sends and receives whole messages."""
+
+    def send(self, pieces: Sequence[bytes | memoryview], timeout: float) -> None: ...
+
+    def recv(self, timeout: float) -> bytes | str: ...
+
+    def close(self) -> None:
+        """With a word of goodbye, where there is one."""
+        ...
+
+    def abandon(self) -> None:
+        """Without waiting for anyone."""
+        ...
+
+
 class Client:
     """Asks a server for chunks; a lost connection is made anew at the next request.
 
     Args:
-        url: ``ws://host:port``, or ``host:port``.
-        token: what the server wants to see.
+        url: ``ws://host:port``, ``host:port``, or ``shm:///path`` of a server on this machine.
+        token: what the server wants to see; the one at a path wants none.
         timeout: of a request, its reply included [s].
         patience: how long to try to connect [s].
 
@@ -46,45 +68,47 @@ class Client:
         patience: float = 10.0,
     ) -> None:
         self._url = url if "://" in url else f"ws://{url}"
-        self._headers = {"Authorization": f"Api-Key {token}"} if token else {}
-        self._timeout, self._patience = timeout, patience
-        self._socket: ClientConnection | None = None
-        self._open = ExitStack()
+        self._token, self._timeout, self._patience = token, timeout, patience
+        self._open: _Transport | None = None
+        if not (timeout > 0 and patience > 0):
+            raise InputError(f"timeout is {timeout} and patience {patience}, expected more than 0")
         self._turn = threading.Lock()
         self.metadata: dict[str, Any] = {}
         with self._turn:
-            self._connect()
+            self._open = self._connected()
 
     def infer(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to an observation: ``actions [H, A]`` and timings.
 
         Raises:
+            InputError: the message holds what cannot be sent.
             ServerError: no reply, or one that says what was wrong.
         """
-        data = encode(message)
+        parts = pieces(message)
         with self._turn:
-            if self._socket is None:
-                self._connect()
-            assert self._socket is not None
+            if self._open is None:
+                self._open = self._connected()
+            end = time.monotonic() + self._timeout
             try:
-                self._socket.send(data)
-                reply = self._socket.recv(timeout=self._timeout)
+                self._open.send(parts, self._timeout)
+                reply = self._open.recv(max(end - time.monotonic(), 0.001))
             except TimeoutError as error:
-                self._drop()
+                self._abandon()
                 raise ServerError(f"{self._url} did not answer in {self._timeout} s") from error
             except (ConnectionClosed, OSError) as error:
-                self._drop()
+                self._abandon()
                 raise ServerError(f"{self._url} closed the connection ({error})") from error
             if isinstance(reply, str):
-                self._drop()
+                self._abandon()
                 raise ServerError(f"{self._url} answered: {reply[:400]}")
-            found = _decoded(reply, self._url)
-        return found
+        return _decoded(reply, self._url)
 
     def close(self) -> None:
         """Closes the connection."""
         with self._turn:
-            self._drop()
+            if self._open is not None:
+                self._open.close()
+            self._open = None
 
     def __enter__(self) -> "Client":
         return self
@@ -94,32 +118,86 @@ class Client:
     ) -> None:
         self.close()
 
-    def _connect(self) -> None:
+    def _connected(self) -> _Transport:
+        """After the server's first message."""
         end = time.monotonic() + self._patience
         while True:
             try:
-                opening = connect(
-                    self._url,
-                    additional_headers=self._headers,
-                    compression=None,
-                    max_size=MOST_BYTES,
-                    open_timeout=max(end - time.monotonic(), 0.1),
-                )
-                self._socket = self._open.enter_context(opening)
-                first = self._socket.recv(timeout=self._timeout)
-                self.metadata = _decoded(first, self._url)
-                return
-            except (InvalidHandshake, InvalidURI) as error:
+                with contextlib.ExitStack() as failed:
+                    found = self._opened(max(end - time.monotonic(), 0.1))
+                    failed.callback(found.abandon)
+                    self.metadata = _decoded(found.recv(self._timeout), self._url)
+                    failed.pop_all()
+                    return found
+            except (InvalidHandshake, InvalidURI, PermissionError) as error:
                 raise ServerError(f"{self._url} refused the connection ({error})") from error
-            except (OSError, TimeoutError, ConnectionClosed) as error:
-                self._drop()
+            except (OSError, ConnectionClosed) as error:
                 if time.monotonic() > end:
                     raise ServerError(f"{self._url} cannot be reached ({error})") from error
             time.sleep(0.1)
 
-    def _drop(self) -> None:
-        self._socket = None
+    def _opened(self, timeout: float) -> _Transport:
+        if self._url.startswith(SHARED):
+            return SharedConnection(self._url.removeprefix(SHARED), timeout)
+        return _WebSocket(self._url, self._token, timeout)
+
+    def _abandon(self) -> None:
+        if self._open is not None:
+            self._open.abandon()
+        self._open = None
+
+
+class _WebSocket:
+    def __init__(self, url: str, token: str | None, timeout: float) -> None:
+        self._open = contextlib.ExitStack()
+        opening = connect(
+            url,
+            additional_headers={"Authorization": f"Api-Key {token}"} if token else {},
+            compression=None,
+            max_size=MOST_BYTES,
+            open_timeout=timeout,
+            close_timeout=1.0,
+        )
+        self._connection = self._open.enter_context(opening)
+
+    def send(self, pieces: Sequence[bytes | memoryview], timeout: float) -> None:
+        seconds, part = divmod(timeout, 1.0)
+        limit = struct.pack("ll", int(seconds), int(part * 1e6))
+        # The library has no time limit for sending; its thread that receives polls, and has none.
+        self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            self._connection.send(_fragments(pieces))
+        except ConnectionClosed as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise TimeoutError("the server takes nothing") from error
+            raise
+
+    def recv(self, timeout: float) -> bytes | str:
+        return self._connection.recv(timeout=timeout)
+
+    def close(self) -> None:
         self._open.close()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
+        self._open.close()
+
+
+def _fragments(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The message in frames that the allocator keeps memory for: from 128 KiB on glibc maps pages
+    anew each time, which takes longer than all the rest."""
+    small = b""
+    for piece in pieces:
+        if len(small) + len(piece) <= SMALL:
+            small += piece
+            continue
+        if small:
+            yield small
+        small = b""
+        for at in range(0, len(piece), FRAGMENT):
+            yield piece[at : at + FRAGMENT]
+    yield small
 
 
 def _decoded(data: bytes | str, url: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ unpickled, no dtype outside ``DTYPES`` is made, and an array is a view of the by
 """
 
 import math
+import struct
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -13,7 +15,7 @@ import numpy as np
 
 from vlakern.errors import InputError
 
-__all__ = ["DTYPES", "MOST_BYTES", "decode", "encode"]
+__all__ = ["DTYPES", "MOST_BYTES", "decode", "encode", "pieces"]
 
 # Kinds of numbers and nothing else: objects would be pointers, void a few bytes made gigabytes.
 DTYPES = frozenset(
@@ -36,24 +38,85 @@ def encode(value: Any) -> bytes:
     Raises:
         InputError: something else is inside it.
     """
+    return b"".join(pieces(value))
+
+
+def pieces(value: Any) -> "list[bytes | memoryview]":
+    """:func:`encode` without its copy: joined they are the message, arrays stay where they are.
+
+    Raises:
+        InputError: as :func:`encode`.
+    """
+    found = _Pieces()
     try:
-        return msgpack.Packer(default=_packed).pack(value)
+        found.add(value, MOST_DEPTH)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"cannot be sent: {error}") from error
+    return found.all()
 
 
-def _packed(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        _check_dtype(value.dtype.str)
-        return {
-            ARRAY: True,
-            b"data": np.ascontiguousarray(value).tobytes(),
-            b"dtype": value.dtype.str,
-            b"shape": value.shape,
-        }
-    if isinstance(value, np.generic):
-        _check_dtype(value.dtype.str)
-        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+class _Pieces:
+    """msgpack's own words between views of arrays: its packer copies an array three times."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(autoreset=False)
+        self._done: list[bytes | memoryview] = []
+
+    def all(self) -> "list[bytes | memoryview]":
+        self._cut()
+        return self._done
+
+    def _cut(self) -> None:
+        self._done.append(self._packer.bytes())
+        self._packer.reset()
+
+    def add(self, value: Any, left: int) -> None:
+        if left == 0:
+            raise InputError(f"a message nested deeper than {MOST_DEPTH} cannot be sent")
+        if isinstance(value, np.ndarray):
+            self._array(value)
+        elif isinstance(value, np.generic):
+            _check_dtype(value.dtype.str)
+            scalar = {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+            self._packer.pack(scalar)
+        elif isinstance(value, Mapping):
+            self._packer.pack_map_header(len(value))
+            for key, inside in value.items():
+                self._packer.pack(_plain(key))
+                self.add(inside, left - 1)
+        elif isinstance(value, (list, tuple)):
+            self._packer.pack_array_header(len(value))
+            for inside in value:
+                self.add(inside, left - 1)
+        else:
+            self._packer.pack(_plain(value))
+
+    def _array(self, array: np.ndarray) -> None:
+        _check_dtype(array.dtype.str)
+        pack = self._packer.pack
+        self._packer.pack_map_header(4)
+        for one in (ARRAY, True, b"data"):
+            pack(one)
+        self._cut()
+        self._done.append(_head(array.nbytes))
+        if array.nbytes:
+            self._done.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for one in (b"dtype", array.dtype.str, b"shape", array.shape):
+            pack(one)
+
+
+def _head(count: int) -> bytes:
+    """msgpack's marker of so many bytes."""
+    if count < 1 << 8:
+        return struct.pack(">BB", 0xC4, count)
+    if count < 1 << 16:
+        return struct.pack(">BH", 0xC5, count)
+    return struct.pack(">BI", 0xC6, count)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bytes, bytearray, memoryview, int, float)):
+        return value
     raise InputError(f"a {type(value).__name__} cannot be sent; send arrays, numbers and words")
 
 

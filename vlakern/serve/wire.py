@@ -18,6 +18,7 @@ PROMPTS = ("prompt", "task")
 STATES = ("observation/state", "state", "observation.state")
 PLACES = ("observation/{}", "images/{}", "observation/images/{}", "observation.images.{}", "{}")
 SEED = "seed"
+MOST_SIDE, MOST_PROMPT = 4096, 4096  # pixels, characters
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Keys:
         views: of the policy.
         of_view: view -> key, where the sender calls it otherwise than ``PLACES`` say.
         state: keys whose numbers are joined in this order; one of ``STATES`` by default.
+        state_width: numbers of the state, any by default.
     """
 
     views: tuple[str, ...]
     of_view: Mapping[str, str] = field(default_factory=dict)
     state: tuple[str, ...] = ()
+    state_width: int | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.of_view) - set(self.views))
@@ -44,7 +47,15 @@ class Keys:
     def announced(self) -> dict[str, Any]:
         """What a message may hold, for the handshake."""
         views = {view: list(self._places(view)) for view in self.views}
-        return {"views": views, "state": list(self.state or STATES), "prompt": list(PROMPTS)}
+        return {
+            "views": views,
+            "image": {"dtype": "uint8", "shape": ["height", "width", 3], "most_side": MOST_SIDE},
+            "state": list(self.state or STATES),
+            "state_width": self.state_width,
+            "prompt": list(PROMPTS),
+            "prompt_most": MOST_PROMPT,
+            "seed": SEED,
+        }
 
     def _places(self, view: str) -> tuple[str, ...]:
         if view in self.of_view:
@@ -85,7 +96,10 @@ class Keys:
             found = [flat.pop(key) for key in self.state]
         if not found:
             raise InputError(f"the state is missing; send it as {STATES[0]!r}")
-        return np.concatenate([_numbers(one) for one in found])
+        state = np.concatenate([_numbers(one) for one in found])
+        if self.state_width not in (None, len(state)):
+            raise InputError(f"a state of {len(state)} numbers, expected {self.state_width}")
+        return state
 
 
 def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,8 +131,13 @@ def _picture(image: Any, view: str) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         raise InputError(f"view {view!r} is a {type(image).__name__}, expected an array")
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
-        image = np.ascontiguousarray(image.transpose(1, 2, 0))
-    return image
+        image = image.transpose(1, 2, 0)
+    found = f"view {view!r} is {image.dtype.name}{list(image.shape)}"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"{found}, expected uint8 [height, width, 3]")
+    if min(image.shape) < 1 or max(image.shape) > MOST_SIDE:
+        raise InputError(f"{found}, expected sides of 1 to {MOST_SIDE}")
+    return np.ascontiguousarray(image)
 
 
 def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, int | None]:
@@ -130,6 +149,8 @@ def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, in
     images, state, prompt = keys.split(message)
     if not isinstance(prompt, str):
         raise InputError(f"the prompt is a {type(prompt).__name__}, expected words as 'prompt'")
+    if len(prompt) > MOST_PROMPT:
+        raise InputError(f"a prompt of {len(prompt)} characters, expected at most {MOST_PROMPT}")
     seed = message.get(SEED)
     if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
         raise InputError(f"seed is {str(seed)[:40]!r}, expected a whole number from 0 to 2^63 - 1")
@@ -137,7 +158,9 @@ def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, in
     return Observation(pictures, state, prompt), seed
 
 
-def parse_keys(views: Sequence[str], words: Sequence[str], state: Sequence[str]) -> Keys:
+def parse_keys(
+    views: Sequence[str], words: Sequence[str], state: Sequence[str], state_width: int | None = None
+) -> Keys:
     """From ``VIEW=KEY`` words.
 
     Raises:
@@ -147,4 +170,4 @@ def parse_keys(views: Sequence[str], words: Sequence[str], state: Sequence[str])
     if bad:
         raise ConfigError(f"key {bad[0]!r}: expected VIEW=KEY")
     named = dict(word.split("=", 1) for word in words)
-    return Keys(tuple(views), named, tuple(state))
+    return Keys(tuple(views), named, tuple(state), state_width)

@@ -1,0 +1,41 @@
+"""What the way to a server and back takes is measured beside a call in this process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlakern.serve.overhead import overhead
+
+
+def test_both_ways_are_timed() -> None:
+    """A bound that only a broken way passes; the real figure wants a machine of its own."""
+    ways = ("websocket", "shared") if sys.platform == "linux" else ("websocket",)
+    found = overhead(ways, calls=100)
+    assert list(found) == list(ways)
+    for one in found.values():
+        assert one["request_bytes"] == 3 * 224 * 224 * 3
+        assert 0.0 < one["p50_ms"] <= one["p95_ms"] <= one["p99_ms"] <= one["max_ms"]
+        assert one["p50_ms"] < 20.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_the_allocator_keeps_what_it_has() -> None:
+    """A message's buffer is not mapped anew each time: 1 MB would be 256 page faults."""
+    code = (
+        "import resource, sys\n"
+        "from vlakern.serve._heap import keep_memory\n"
+        "kept = keep_memory() if sys.argv[1] == 'kept' else True\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "hold = [b'x' * (1 << 20) for _ in range(3)]; del hold\n"
+        "before = faults()\n"
+        "for _ in range(100): bytearray(1 << 20)[::4096]; b'x' * (1 << 20)\n"
+        "print(kept, (faults() - before) // 100)"
+    )
+
+    def run(kind: str) -> list[str]:
+        words = [sys.executable, "-c", code, kind]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run("kept")[0] == "True"
+    assert int(run("kept")[1]) < 20
