@@ -50,8 +50,9 @@ class ImageRule:
     family     fit      filter              pad   source
     ========== ======== =================== ===== ===============================================
     openpi     openpi   bilinear_antialias  0     ``image_tools.resize_with_pad`` (Pillow)
-    LeRobot pi openpi   bilinear            -255  ``resize_with_pad_torch`` pads images in [0, 1]
-                                                  with -1, which becomes -3
+    LeRobot pi openpi   bilinear            0     ``resize_with_pad_torch``; up to 0.4 the pad is
+                                                  -255: images in [0, 1] got -1, which becomes -3;
+                                                  up to 0.3 they are fitted as SmolVLA's
     SmolVLA    lerobot  bilinear            0     ``resize_with_pad``, left and above
     Being-H    cover    bicubic_antialias   0     torchvision's Resize and CenterCrop, ImageNet's
                                                   mean and std

@@ -10,13 +10,23 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["GOLDEN", "drawn", "lerobot_directory", "read_names", "state_dict", "write_names"]
+__all__ = [
+    "GOLDEN",
+    "contents",
+    "drawn",
+    "exported_observation",
+    "lerobot_directory",
+    "read_names",
+    "state_dict",
+    "write_names",
+]
 
 GOLDEN = Path(__file__).parent / "golden"
 Shapes = dict[str, tuple[int, ...]]
@@ -82,13 +92,25 @@ ONES = {
     "smolvla": ("layer_norm", "layernorm", "norm.weight"),
 }
 SIDES = {"pi0": 56, "pi05": 56, "smolvla": 64}
+RELATIVE = {  # by file: the step, and the one that it is before
+    "preprocessor": ("relative_actions_processor", "normalizer_processor"),
+    "postprocessor": ("absolute_actions_processor", "device_processor"),
+}
 WIDTHS = {"pi0": (8, 7), "pi05": (8, 7), "smolvla": (6, 6)}  # of the processing's files
 
 
 def lerobot_directory(
-    directory: Path, kind: str, dtype: torch.dtype = torch.float32, prefix: str = "model."
+    directory: Path,
+    kind: str,
+    dtype: torch.dtype = torch.float32,
+    prefix: str = "model.",
+    recent: bool = False,
 ) -> Path:
-    """The reduced network of a golden run as LeRobot stores it, with the processing's own files."""
+    """The reduced network of a golden run as LeRobot stores it, with the processing's own files.
+
+    Args:
+        recent: with the step that LeRobot's pi policies have from 0.5.1 on.
+    """
     directory.mkdir(parents=True)
     shapes = read_names(GOLDEN / f"{kind}_names.json")
     weights = {f"{prefix}{k}": w.to(dtype) for k, w in state_dict(shapes, ONES[kind]).items()}
@@ -100,6 +122,14 @@ def lerobot_directory(
     for path in (GOLDEN / "processing" / f"lerobot_{kind}").iterdir():
         shutil.copy(path, directory)
     shutil.copy(GOLDEN / "processing" / "tokenizer.json", directory)
+    if recent and kind != "smolvla":
+        for name, before in RELATIVE.items():
+            path = directory / f"policy_{name}.json"
+            pipeline = json.loads(path.read_text())
+            names = [step["registry_name"] for step in pipeline["steps"]]
+            step = {"registry_name": before[0], "config": {"enabled": False}}
+            pipeline["steps"].insert(names.index(before[1]), step)
+            path.write_text(json.dumps(pipeline))
     steps = "num_steps" if kind == "smolvla" else "num_inference_steps"
     side = SIDES[kind]
     image = {"type": "VISUAL", "shape": [3, 48, 64]}
@@ -124,3 +154,30 @@ def lerobot_directory(
     key = "resize_imgs_with_padding" if kind == "smolvla" else "image_resolution"
     (directory / "config.json").write_text(json.dumps(config | {key: [side, side]}))
     return directory
+
+
+def exported_observation(kind: str) -> tuple[dict[str, Any], Tensor]:
+    """What the exported policies are run on: camera images, state, words; and noise ``[H, A]``."""
+    levels = [drawn(f"camera {view}", (48, 64, 3), 0.0, 255.9) for view in ("top", "wrist")]
+    images = [level.to(torch.uint8).numpy() for level in levels]
+    observation = {
+        "images": dict(zip(("top", "wrist"), images, strict=True)),
+        # The last number of the statistics never moves.
+        "state": np.append(drawn("robot", (WIDTHS[kind][0] - 1,), 0.2, 0.8), np.float32(0.25)),
+        "instruction": "press the button",
+    }
+    return observation, drawn("exported noise", (6, 7), -1.7, 1.7)
+
+
+def contents(directory: Path) -> str:
+    """A hash of what a reader finds: the objects of JSON files, and tensors by name."""
+    found = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        found.update(path.name.encode())
+        if path.suffix == ".json":
+            found.update(json.dumps(json.loads(path.read_text()), sort_keys=True).encode())
+            continue
+        for name, tensor in sorted(load_file(path).items()):
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

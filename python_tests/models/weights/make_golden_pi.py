@@ -5,6 +5,8 @@ and the names and shapes of the full-size state dict, from the meta device.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +51,7 @@ def build(peer: Any, cls: str, *sizes: Any) -> Any:
     return getattr(peer, cls)(config(*sizes)).eval()
 
 
-def reduced(peer: Any, cls: str, dtype: str) -> Any:
+def reduced(peer: Any, dtype: str, make: Callable[[], Any]) -> Any:
     """The peer's network with other widths, and its words cut off."""
     mapping, variant = peer.CONFIG_MAPPING, peer.get_gemma_config
 
@@ -68,7 +70,7 @@ def reduced(peer: Any, cls: str, dtype: str) -> Any:
 
     peer.CONFIG_MAPPING = Smaller()
     peer.get_gemma_config = lambda name: peer.GemmaConfig(*GEMMA[name])
-    network = build(peer, cls, dtype, IMAGE, CHUNK, STATE, ACTION)
+    network = make()
     peer.CONFIG_MAPPING, peer.get_gemma_config = mapping, variant
     both = network.paligemma_with_expert
     words = both.paligemma.model.language_model.embed_tokens
@@ -131,7 +133,8 @@ def main(libs: Path, *only: str) -> None:
         write_names(GOLDEN / f"{family}_full.json", shapes)
         results: dict[str, np.ndarray] = {}
         for dtype in ("float32", "bfloat16"):
-            network = reduced(peer, cls, dtype)
+            sizes = dtype, IMAGE, CHUNK, STATE, ACTION
+            network = reduced(peer, dtype, partial(build, peer, cls, *sizes))
             shapes = {name: tuple(w.shape) for name, w in network.state_dict().items()}
             network.load_state_dict(state_dict(shapes, ONES))
             found = stages(network, has_state=family == "pi0")

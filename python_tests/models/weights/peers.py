@@ -8,21 +8,24 @@ They are tools of the tests, not dependencies. Where their packages lie is an ar
         pyyaml_include toml typing_inspect mypy_extensions typing_extensions
     python python_tests/models/weights/make_golden_pi.py LIBS
 
-lerobot 0.6.1 asks for Python 3.12 and many packages; its modelling files run on 3.11 without what
-surrounds them, so those packages of it are left out here.
+lerobot 0.6.1 asks for Python 3.12 and many packages. Its modelling files run on 3.11 without what
+surrounds them, so :func:`lerobot` leaves those packages of it out; :func:`whole_lerobot` imports
+all of it, with empty modules for drivers and data set tools, and reads its newer syntax on 3.11.
 """
 
 import enum
 import importlib
+import re
 import sys
 import types
-from importlib.machinery import ModuleSpec
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["lerobot"]
+__all__ = ["lerobot", "whole_lerobot"]
 
 
 class _Config:
@@ -68,3 +71,69 @@ def lerobot(libs: Path, module: str) -> Any:
         base = {"PreTrainedPolicy": torch.nn.Module, "T": TypeVar("T")}
         _stub("lerobot.policies.pretrained", **base)
     return importlib.import_module(f"lerobot.{module}")
+
+
+ABSENT = {"torchvision", "diffusers", "accelerate", "cv2", "datasets", "pandas", "serial"}
+ABSENT |= {
+    "deepdiff",
+    "jsonlines",
+    "gymnasium",
+    "imageio",
+    "av",
+    "einops",
+    "termcolor",
+    "wandb",
+    "requests",
+}
+NEWER = (  # what 3.11 cannot parse, and what says the same there
+    (r"^type (\w+) = ", r"\1 = "),
+    (r"^class (\w+)\[T\]:", r"class \1:"),
+    (
+        r"^class (\w+)\[(\w+), (\w+)\]\((\w+)\):",
+        r"class \1(\4, __import__('typing').Generic[\2, \3]):",
+    ),
+    (r"^def (\w+)\[T: \w+\]", r"def \1"),
+)
+
+
+class _Older(SourceFileLoader):
+    def source_to_code(self, data: Any, path: Any, **_: Any) -> Any:  # pyright: ignore
+        text = bytes(data).decode()
+        for pattern, replacement in NEWER:
+            text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+        if "obj: T" in text or "Backtrackable" in text:
+            first = "from __future__ import annotations\n"
+            text = first + text.replace(first, "")
+        return super().source_to_code(text.encode(), path)
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        root = fullname.partition(".")[0]
+        if root in ABSENT and PathFinder.find_spec(root) is None:
+            return ModuleSpec(fullname, self, is_package=True)
+        spec = PathFinder.find_spec(fullname, path) if root == "lerobot" else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Older(spec.loader.name, spec.loader.path)
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        module = types.ModuleType(spec.name)
+        module.__dict__.update(__path__=[], __version__="0", __getattr__=_attribute)
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        return
+
+
+def _attribute(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (_Nothing,), {})
+
+
+def whole_lerobot(libs: Path) -> None:
+    """Makes all of lerobot importable."""
+    sys.path.insert(0, str(libs))
+    importlib.import_module("transformers.image_utils")  # which asks once for torchvision
+    sys.meta_path.insert(0, _Finder())

@@ -5,16 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import vlakern
 from vlakern.errors import ConfigError
 from vlakern.models.presets import preset
 from vlakern.models.weights import export, families
 from vlakern.models.weights.convert import distances, to_native
-from vlakern.models.weights.export import kind_of, to_lerobot
+from vlakern.models.weights.export import kind_of, source_weights, to_lerobot
 from vlakern.models.weights.families import open_policy
+from vlakern.models.weights.family import native_shapes
+from vlakern.models.weights.golden import distance
 
 KINDS = ("pi0", "pi05", "smolvla")
 FOLDED = ("norm.weight", "layernorm.weight", "embed_tokens", "lm_head", "modality_projection")
@@ -76,6 +80,46 @@ def test_processors_are_lerobots(kind: str, goldens: ModuleType, tmp_path: Path)
             )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_size_names_are_lerobots(kind: str, goldens: ModuleType) -> None:
+    """Every tensor of LeRobot's full-size network with its shape, tied words once."""
+    config = preset(kind)
+    with torch.device("meta"):
+        shapes = {name: torch.empty(shape) for name, shape in native_shapes(config).items()}
+    made = source_weights(config, shapes.__getitem__, lambda name: None)
+    expected = {
+        f"model.{k}": v for k, v in goldens.read_names(goldens.GOLDEN / f"{kind}_full.json").items()
+    }
+    expected = {
+        k: v for k, v in expected.items() if not k.endswith("language_model.embed_tokens.weight")
+    }
+    assert {name: tuple(weight.shape) for name, weight in made.items()} == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lerobot_acts_alike(
+    kind: str, goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot's own classes and processors read this very export, every tensor of it and nothing
+    missing, and acted as the engine does, within 1e-4 in fp32 (make_golden_export.py)."""
+    source = goldens.lerobot_directory(tmp_path / kind, kind, recent=True)
+    exported = tmp_path / "exported"
+    to_lerobot(source, exported)
+    with np.load(goldens.GOLDEN / f"export_{kind}.npz", allow_pickle=False) as file:
+        golden = dict(file)
+    # What LeRobot read then is what is written now.
+    assert goldens.contents(exported) == str(golden["read"])
+    given, noise = goldens.exported_observation(kind)
+    observation = vlakern.Observation(**given)
+    for directory in (source, exported):
+        policy = vlakern.load(directory, device="cpu", dtype="fp32")
+        monkeypatch.setattr(policy, "_noise", lambda seeds: noise[None])
+        chunk = policy.act(observation, seed=0).actions
+        assert chunk.shape == golden["chunk"].shape
+        assert distance(chunk, golden["chunk"]) < 1e-4
+        assert distance(chunk[0], golden["first"]) < 1e-4
+
+
 def test_relative_actions_are_exported(
     goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,11 +127,31 @@ def test_relative_actions_are_exported(
     source = goldens.lerobot_directory(tmp_path / "pi05", "pi05")
     opened = open_policy(source)
     p = replace(opened.records.processing, relative=(0, 1, 3))
-    p = replace(p, prompt=replace(p.prompt, numbers="robot"))
+    p = replace(p, prompt=replace(p.prompt, numbers="robot"), image=replace(p.image, pad=0))
     changed = replace(opened, records=replace(opened.records, processing=p))
     monkeypatch.setattr(export, "open_policy", lambda _: changed)
     to_lerobot(source, tmp_path / "theirs")
     assert families.open_policy(tmp_path / "theirs").records.processing == p
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_the_border_of_images_is_of_the_version(
+    kind: str, goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Black for policies that LeRobot wrote from 0.5.1 on, which the export says; what no version
+    does is refused."""
+    for recent, pad in ((True, 0), (False, -255)):
+        source = goldens.lerobot_directory(tmp_path / f"{recent}", kind, recent=recent)
+        to_lerobot(source, tmp_path / f"{recent}_theirs")
+        for directory in (source, tmp_path / f"{recent}_theirs"):
+            assert open_policy(directory).records.processing.image.pad == pad
+    opened = open_policy(tmp_path / "True")
+    p = replace(opened.records.processing, relative=(0,))
+    p = replace(p, image=replace(p.image, pad=-255))
+    changed = replace(opened, records=replace(opened.records, processing=p))
+    monkeypatch.setattr(export, "open_policy", lambda _: changed)
+    with pytest.raises(ConfigError, match=r"relative actions and image\.pad = -255"):
+        to_lerobot(tmp_path / "True", tmp_path / "mixed")
 
 
 def test_what_lerobot_cannot_say_is_refused(

@@ -38,7 +38,7 @@ def test_records(kind: str, goldens: ModuleType, tmp_path: Path) -> None:
     np.testing.assert_allclose(seen.squeeze(), case["normalised"], rtol=1e-6, atol=1e-6)
     assert p.prompt.has_state == (kind == "pi05")
     assert p.prompt.bos == ("" if kind == "smolvla" else "<bos>")
-    # LeRobot pads pi's images with -1 in [0, 1], SmolVLA's with 0.
+    # LeRobot up to 0.4 padded pi's images with -1 in [0, 1], SmolVLA's with 0.
     fit, pad = ("lerobot", 0) if kind == "smolvla" else ("openpi", -255)
     assert p.image == ImageRule(fit=fit, filter="bilinear", pad=pad)
 
@@ -72,6 +72,7 @@ def shape_of(key: str, name: str, shape: Any) -> Change:
         (lambda c: c.update(chunk_size="6"), "chunk_size is '6', expected int"),
         (lambda c: c.update(chunk_size=0), "chunk is 0, expected 1 to"),
         (lambda c: c.update(min_period=True), "min_period is 'True', expected float"),
+        (lambda c: c.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha is true: joints with"),
         (lambda c: c.update(n_action_steps=7), "execute is 7, expected 1 to the chunk length 6"),
         (lambda c: c.update(image_resolution=[48, 64]), "image_resolution is .*positions for 56"),
         (lambda c: c.update(type="pi05"), "holds the other model's norms"),
@@ -87,6 +88,22 @@ def test_what_cannot_be_is_named(
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         _ = open_policy(directory).records.space
+
+
+def test_pi0_up_to_lerobot_03(goldens: ModuleType, tmp_path: Path) -> None:
+    """Its key of the images' side says that they are fitted to the right and the bottom."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
+    config = json.loads((directory / "config.json").read_text())
+    config["resize_imgs_with_padding"] = config.pop("image_resolution")
+    config["num_steps"] = config.pop("num_inference_steps") + 1
+    (directory / "config.json").write_text(json.dumps(config))
+    records = open_policy(directory).records
+    assert records.processing.image == ImageRule("lerobot", "bilinear", 0)
+    assert records.config.steps == 11
+    config["resize_imgs_with_padding"] = [224, 224]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"resize_imgs_with_padding is \[224, 224\]"):
+        open_policy(directory)
 
 
 def test_whole_numbers_are_periods_too(goldens: ModuleType, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_golden_numbers_from_a_directory(goldens: ModuleType, tmp_path: Path) ->
     ("key", "value", "message"),
     [
         ("add_image_special_tokens", True, "add_image_special_tokens is True, only False"),
-        ("adapt_to_pi_aloha", True, "adapt_to_pi_aloha is True, only False"),
+        ("adapt_to_pi_aloha", True, "adapt_to_pi_aloha is true: joints with flipped signs"),
+        ("use_delta_joint_actions_aloha", True, "use_delta_joint_actions_aloha is true"),
         ("self_attn_every_n_layers", 4, "self_attn_every_n_layers = 4 say otherwise"),
         ("attention_mode", "self_attn", "say otherwise than the expert's tensors"),
         ("resize_imgs_with_padding", [512, 512], r"is not \[64, 64\]"),

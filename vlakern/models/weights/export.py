@@ -189,6 +189,31 @@ def _config(records: PolicyRecords) -> dict[str, Any]:
     }
 
 
+def _is_recent(records: PolicyRecords) -> bool:
+    """Whether the policy is of the LeRobot that has relative actions, or of an earlier one.
+
+    Raises:
+        ConfigError: it does some things as the one does and some as the other.
+    """
+    p, kind = records.processing, kind_of(records.config)
+    signs = {"relative actions": True} if p.relative else {}
+    if kind == "smolvla":
+        return bool(p.relative)
+    signs[f"image.pad = {p.image.pad}"] = p.image.pad == 0
+    if kind == "pi05":
+        signs[f"prompt.numbers = {p.prompt.numbers!r}"] = p.prompt.numbers == "robot"
+    if (p.image.fit, p.image.filter) != ("openpi", "bilinear") or p.image.pad not in (0, -255):
+        raise ConfigError(
+            f"processing.image is {p.image}, LeRobot's pi policies only have fit 'openpi' with the"
+            " filter 'bilinear' and pad 0 or -255"
+        )
+    if len(set(signs.values())) != 1:
+        raise ConfigError(
+            f"processing has {' and '.join(signs)}, of which no version of LeRobot has all"
+        )
+    return next(iter(signs.values()))
+
+
 def _preprocessor(records: PolicyRecords) -> dict[str, Any]:
     p, kind = records.processing, kind_of(records.config)
     taken, given = _features(records)
@@ -201,8 +226,9 @@ def _preprocessor(records: PolicyRecords) -> dict[str, Any]:
         ("rename_observations_processor", {"rename_map": _renames(records)}),
         ("to_batch_processor", {}),
     ]
+    recent = _is_recent(records)
     if kind == "pi05":
-        if p.prompt.numbers == "robot":
+        if recent:
             steps.append(("relative_actions_processor", relative))
         steps.append(("normalizer_processor", _normaliser(records, {**taken, **given})))
         steps.append((STATE_WORDS, {}))
@@ -211,7 +237,7 @@ def _preprocessor(records: PolicyRecords) -> dict[str, Any]:
     steps.append(("tokenizer_processor", _tokenizer(records, kind)))
     steps.append(("device_processor", {"device": "cpu", "float_dtype": None}))
     if kind != "pi05":
-        if p.relative:
+        if recent:
             steps.append(("relative_actions_processor", relative))
         steps.append(("normalizer_processor", _normaliser(records, {**taken, **given})))
     return _pipeline("policy_preprocessor", steps)
@@ -221,8 +247,9 @@ def _postprocessor(records: PolicyRecords) -> dict[str, Any]:
     steps: list[tuple[str, dict[str, Any]]] = [
         ("unnormalizer_processor", _normaliser(records, _features(records)[1]))
     ]
-    if records.processing.relative:
-        steps.append(("absolute_actions_processor", {"enabled": True}))
+    if _is_recent(records):
+        relative = bool(records.processing.relative)
+        steps.append(("absolute_actions_processor", {"enabled": relative}))
     steps.append(("device_processor", {"device": "cpu", "float_dtype": None}))
     return _pipeline("policy_postprocessor", steps)
 

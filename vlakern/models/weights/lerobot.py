@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from vlakern.errors import ConfigError
 from vlakern.models.config import VLAConfig
@@ -13,7 +13,14 @@ from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.statistics import read_object
 from vlakern.space import Embodiment, Field, Slot, SlotMap
 
-__all__ = ["Settings", "lerobot_records", "read_settings", "vectors"]
+__all__ = [
+    "Settings",
+    "is_recent",
+    "lerobot_records",
+    "read_settings",
+    "refuse_aloha",
+    "vectors",
+]
 
 T = TypeVar("T")
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -170,7 +177,7 @@ def lerobot_records(
         execute=execute,
         epsilon="lerobot",
         image=image,
-        prompt=steps.prompt(bos, _numbers_in_words(directory / PRE)),
+        prompt=steps.prompt(bos, "robot" if is_recent(directory) else "padded"),
         cameras=steps.cameras(),
         relative=steps.relative_indices(settings.action_width),
     )
@@ -186,10 +193,26 @@ def lerobot_records(
     )
 
 
-def _numbers_in_words(path: Path) -> Literal["robot", "padded"]:
-    """Which numbers a prompt holds: LeRobot said the padding too before it had relative actions."""
-    if not path.is_file():
-        return "padded"
-    steps = read_object(path).get("steps")
+def refuse_aloha(settings: Settings) -> None:
+    """Refuses networks that see an Aloha's joints and grippers as those of openpi's own arm.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for key in ("adapt_to_pi_aloha", "use_delta_joint_actions_aloha"):
+        if settings.get(key, bool, False):
+            raise ConfigError(
+                f"{settings.where}.{key} is true: joints with flipped signs and grippers as angles"
+                " around the network are not supported; use a checkpoint without it"
+            )
+
+
+def is_recent(directory: Path) -> bool:
+    """Whether LeRobot had relative actions when it wrote a policy (from 0.5.1 on).
+
+    Up to 0.4 it padded the images of pi with other levels, and said the padding of pi0.5's state.
+    """
+    path = directory / PRE
+    steps = read_object(path).get("steps") if path.is_file() else None
     names = [step.get("registry_name") for step in steps if isinstance(step, dict)] if steps else []
-    return "robot" if "relative_actions_processor" in names else "padded"
+    return "relative_actions_processor" in names

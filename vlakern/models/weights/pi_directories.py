@@ -11,8 +11,10 @@ from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
 from vlakern.models.weights.family import Family, native_shapes, peek, weights_path
 from vlakern.models.weights.lerobot import (
     Settings,
+    is_recent,
     lerobot_records,
     read_settings,
+    refuse_aloha,
     vectors,
 )
 from vlakern.models.weights.names import Folded, fold_weights
@@ -29,6 +31,8 @@ BOS = "<bos>"
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 # Neither rate nor robot is in its files.
 COMMANDS_PER_SECOND = 10.0
+# The key of the images' side up to LeRobot 0.3.
+RESIZED = "resize_imgs_with_padding"
 CLEAN = ("strip", "underscores", "newlines")
 
 
@@ -49,23 +53,27 @@ def _lerobot(directory: Path) -> PolicyRecords:
     config = replace(
         config,
         chunk=settings.get("chunk_size", int, 50),
-        steps=settings.get("num_inference_steps", int, 10),
+        steps=settings.get("num_inference_steps", int, settings.get("num_steps", int, 10)),
         time=_time(settings, config.time),
         state_dim=settings.get("max_state_dim", int, 32) if adaptive else config.state_dim,
     )
-    side = settings.get("image_resolution", list, [config.vision.image_size] * 2)
+    refuse_aloha(settings)
+    key = RESIZED if RESIZED in settings.values else "image_resolution"
+    side = settings.get(key, list, [config.vision.image_size] * 2)
     if side != [config.vision.image_size] * 2:
         raise ConfigError(
-            f"{settings.where}.image_resolution is {side}, the tower has positions for"
+            f"{settings.where}.{key} is {side}, the tower has positions for"
             f" {config.vision.image_size}; use the checkpoint's own resolution"
         )
+    image = ImageRule("lerobot", "bilinear")
+    if key != RESIZED:
+        image = ImageRule("openpi", "bilinear", 0 if is_recent(directory) else -255)
     return lerobot_records(
         directory,
         settings,
         config,
         BOS,
-        # Its float images are padded with -1 before they are brought to [-1, 1].
-        ImageRule(fit="openpi", filter="bilinear", pad=-255),
+        image,
         settings.get("n_action_steps", int, config.chunk),
     )
 

@@ -7,7 +7,7 @@ from vlakern.errors import ConfigError
 from vlakern.models.config import VLAConfig
 from vlakern.models.processing import ImageRule
 from vlakern.models.weights.family import Family, native_shapes, peek
-from vlakern.models.weights.lerobot import lerobot_records, read_settings
+from vlakern.models.weights.lerobot import lerobot_records, read_settings, refuse_aloha
 from vlakern.models.weights.names import Folded, fold_weights
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.smolvla import smolvla_config, smolvla_table
@@ -16,7 +16,7 @@ from vlakern.models.weights.weights_file import open_directory
 __all__ = ["LEROBOT_SMOLVLA"]
 
 # What a checkpoint may say otherwise than the published one, and what is run here.
-ONLY = {"add_image_special_tokens": False, "adapt_to_pi_aloha": False, "use_cache": True}
+ONLY = {"add_image_special_tokens": False, "use_cache": True}
 
 
 def _weights(directory: Path, config: VLAConfig) -> Folded:
@@ -27,6 +27,7 @@ def _read(directory: Path) -> PolicyRecords:
     settings = read_settings(directory)
     tensors = open_directory(directory)
     config = smolvla_config(tensors.shapes, str(tensors.where))
+    refuse_aloha(settings)
     for key, wanted in ONLY.items():
         if settings.get(key, bool, wanted) != wanted:
             raise ConfigError(
