@@ -7,6 +7,7 @@ its own may be missing or torn at any byte, each new or removed name may have be
 
 import os
 import random
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from vlakern.blind.store import Store, verify
+from vlakern.errors import StudyError
 
 pytestmark = pytest.mark.ci
 
