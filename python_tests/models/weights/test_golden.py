@@ -1,5 +1,6 @@
 """Golden files: what they hold is compared, what they are not is refused."""
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,10 @@ import torch
 
 import vlakern
 from vlakern.errors import CheckpointError
+from vlakern.infer import backends
+from vlakern.infer import policy as policies
 from vlakern.infer._clock import Clock
+from vlakern.infer.graph_engine import GraphEngine
 from vlakern.models.presets import preset
 from vlakern.models.sequence import pack
 from vlakern.models.vla import VLA
@@ -71,11 +75,26 @@ def test_other_files_are_refused(
         read_golden(tmp_path / "other.npz")
 
 
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU, or the CPU in the place of a GPU: its engine over the ops' references."""
+    if request.param == "cpu":
+        return "cpu"
+    monkeypatch.setattr(policies, "_device", lambda name: "cpu:0")
+    for room in (policies, backends):
+        monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
+    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
+    return "cpu:0"
+
+
+@pytest.mark.parametrize("device", ["cpu", "as a gpu"], indirect=True)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla"])
-def test_the_engine_agrees(kind: str, dtype: str, goldens: ModuleType, tmp_path: Path) -> None:
+def test_the_engine_agrees(
+    kind: str, dtype: str, device: str, goldens: ModuleType, tmp_path: Path
+) -> None:
     """A loaded policy's own engine gives LeRobot's chunk: 1e-4 in fp32, twice their gap in bf16."""
-    policy = vlakern.load(goldens.lerobot_directory(tmp_path / kind, kind), "cpu", dtype)
+    policy = vlakern.load(goldens.lerobot_directory(tmp_path / kind, kind), device, dtype)
     golden, config = read_golden(goldens.GOLDEN / f"{kind}.npz"), policy._records.config
     given = golden.given
     doc = document_of(given["tokens"], given["parts"], len(given["images"]))
@@ -85,5 +104,8 @@ def test_the_engine_agrees(kind: str, dtype: str, goldens: ModuleType, tmp_path:
     batch = pack(config, [doc], torch.empty(len(given["images"]), 3, 0, 0), state)
     noise = torch.from_numpy(given["noise"])[None]
     chunk = policy._run(Clock("cpu"), [list(given["images"])], batch, noise, 1, None)[0]
+    engine = policy._engine
+    assert engine is not None
+    assert isinstance(engine._stages, GraphEngine) == (device != "cpu")
     most = 1e-4 if dtype == "fp32" else 2 * golden.gap["chunk"]
     assert distance(chunk.float().numpy(), golden.found["chunk"]) < most
