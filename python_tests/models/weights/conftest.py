@@ -2,10 +2,15 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from vlakern.infer import backends
+from vlakern.infer import policy as policies
+from vlakern.infer.graph_engine import GraphEngine
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,15 @@ def goldens() -> ModuleType:
         sys.modules["goldens"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["goldens"])
     return sys.modules["goldens"]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU, or the CPU in the place of a GPU: its engine over the ops' references."""
+    if request.param == "cpu":
+        return "cpu"
+    monkeypatch.setattr(policies, "_device", lambda name: "cpu:0")
+    for room in (policies, backends):
+        monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
+    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
+    return "cpu:0"

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from vlakern.errors import CheckpointError, ConfigError
+from vlakern.infer.engine import Engine
+from vlakern.infer.graph_engine import GraphEngine
+from vlakern.infer.packing import pack_model
 from vlakern.models.presets import preset
+from vlakern.models.sequence import pack
 from vlakern.models.vla import VLA
 from vlakern.models.weights.beingh import beingh_config, beingh_table
 from vlakern.models.weights.family import native_shapes
-from vlakern.models.weights.golden import STAGES, compare, read_golden
+from vlakern.models.weights.golden import STAGES, compare, distance, document_of, read_golden
 from vlakern.models.weights.names import Binding, bind
 
 ONES = ("norm1", "norm2", "layernorm", "norm.weight", "norm_mot_gen", ".ls1", ".ls2", "mlp1.0")
@@ -88,6 +92,26 @@ def test_bf16_is_as_good_as_theirs(goldens: ModuleType) -> None:
     errors = compare(network(goldens, torch.bfloat16), golden)
     worst = {stage: errors[stage] / golden.gap[stage] for stage in STAGES}
     assert max(worst.values()) < 2.0, worst
+
+
+@pytest.mark.parametrize("device", ["cpu", "as a gpu"], indirect=True)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_engines_agree(goldens: ModuleType, device: str, dtype: str) -> None:
+    """Each engine's chunk is the release's: 1e-4 in fp32, twice its gap in bf16."""
+    golden, made = read_golden(goldens.GOLDEN / "beingh.npz"), network(goldens, torch.float32)
+    config, given = made.config, golden.given
+    isa = "n16" if device == "cpu" else "rows"
+    model = pack_model(config, made.state_dict().__getitem__, dtype, isa=isa)
+    doc = document_of(given["tokens"], given["parts"], len(given["images"]))
+    state = torch.zeros(1, config.state_dim)
+    state[0, : given["state"].shape[-1]] = torch.from_numpy(given["state"])
+    batch = pack(config, [doc], torch.empty(len(given["images"]), 3, 0, 0), state)
+    engine = Engine(model, max_views=len(given["images"]), steps=int(given["steps"]))
+    noise = torch.from_numpy(given["noise"])[None].float()
+    chunk = engine.act(list(given["images"]), batch, noise)[0]
+    assert isinstance(engine._stages, GraphEngine) == (device != "cpu")
+    most = 1e-4 if dtype == "fp32" else 2 * golden.gap["chunk"]
+    assert distance(chunk.float().numpy(), golden.found["chunk"]) < most
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Golden files: what they hold is compared, what they are not is refused."""
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -10,8 +9,6 @@ import torch
 
 import vlakern
 from vlakern.errors import CheckpointError
-from vlakern.infer import backends
-from vlakern.infer import policy as policies
 from vlakern.infer._clock import Clock
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.models.presets import preset
@@ -73,18 +70,6 @@ def test_other_files_are_refused(
     (tmp_path / "other.npz").write_bytes(b"PK\x03\x04" + bytes(40))
     with pytest.raises(CheckpointError, match=r"no \.npz of plain arrays"):
         read_golden(tmp_path / "other.npz")
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CPU, or the CPU in the place of a GPU: its engine over the ops' references."""
-    if request.param == "cpu":
-        return "cpu"
-    monkeypatch.setattr(policies, "_device", lambda name: "cpu:0")
-    for room in (policies, backends):
-        monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
-    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
-    return "cpu:0"
 
 
 @pytest.mark.parametrize("device", ["cpu", "as a gpu"], indirect=True)
