@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         DatasetError,
         InputError,
         RenderError,
+        StudyError,
         Unsupported,
         VlakernError,
     )
@@ -26,6 +27,7 @@ __all__ = [
     "Observation",
     "Policy",
     "RenderError",
+    "StudyError",
     "Unsupported",
     "VlakernError",
     "__version__",
@@ -40,6 +42,7 @@ _HOMES = {
         "DatasetError",
         "InputError",
         "RenderError",
+        "StudyError",
         "Unsupported",
         "VlakernError",
     ),

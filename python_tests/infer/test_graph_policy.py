@@ -24,7 +24,7 @@ HERE = "cpu:0"  # not "cpu": the way of a GPU is taken
 @pytest.fixture
 def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU passes for a GPU, the ops' references for its kernels."""
-    monkeypatch.setattr(policy, "_device", lambda name: HERE)
+    monkeypatch.setattr(policy, "choose_device", lambda name: HERE)
     for room in (policy, backends):
         monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
     monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
@@ -47,7 +47,7 @@ def test_a_policy_on_the_device_engine(as_a_gpu: None, name: str) -> None:
     known = vlakern.load(name, device=HERE, dtype="fp32")
     policy_fp8 = vlakern.load(name, device=HERE, dtype="fp8")
     with pytest.MonkeyPatch.context() as undo:
-        undo.setattr(policy, "_device", lambda name: "cpu")
+        undo.setattr(policy, "choose_device", lambda name: "cpu")
         plain = vlakern.load(name, device="cpu", dtype="fp32")
     seen = looks(plain)
     for one, seeds in ((known, [5, 6]), (known, [7, 8])):

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import vlakern
-from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.errors import CheckpointError, ConfigError, InputError, Unsupported
 from vlakern.infer import Policy, load, shipped_policies
-from vlakern.infer.policy import _device, _dtype
+from vlakern.infer._choices import choose_device, choose_dtype
 from vlakern.models.weights import Processing
 from vlakern.types import STAGES, Observation
 
@@ -324,27 +324,43 @@ def test_an_unknown_device_is_refused(directory: Path, name: str) -> None:
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, and with fewer than asked for; one without a number is torch's current."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _device("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
     with pytest.raises(Unsupported, match="'cuda:1' was asked for, but torch sees no NVIDIA GPU"):
-        _device("cuda:1")
+        choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert (_device("auto"), _device("cuda"), _device("cuda:0")) == ("cuda:1", "cuda:1", "cuda:0")
+    assert (choose_device("auto"), choose_device("cuda"), choose_device("cuda:0")) == (
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+    )
     with pytest.raises(Unsupported, match="'cuda:2' is not there; torch sees 2"):
-        _device("cuda:2")
+        choose_device("cuda:2")
 
 
 def test_dtypes_follow_the_device() -> None:
     """fp32 on the CPU and bf16 on a GPU unless asked otherwise; unknown names are refused."""
-    assert _dtype("auto", _device("cpu:0")) == "fp32"
-    assert _dtype("auto", "cuda:0") == "bf16"
-    assert _dtype("bf16", "cpu") == "bf16"
-    assert _dtype("int8", "cpu") == "int8"
-    assert (_dtype("int8", "cuda:0"), _dtype("fp8", "cuda:0")) == ("int8", "fp8")
+    assert choose_dtype("auto", choose_device("cpu:0")) == "fp32"
+    assert choose_dtype("auto", "cuda:0") == "bf16"
+    assert choose_dtype("bf16", "cpu") == "bf16"
+    assert choose_dtype("int8", "cpu") == "int8"
+    assert (choose_dtype("int8", "cuda:0"), choose_dtype("fp8", "cuda:0")) == ("int8", "fp8")
     with pytest.raises(Unsupported, match=r"'fp8' is not supported on cpu; use auto, .* int8"):
-        _dtype("fp8", "cpu")
+        choose_dtype("fp8", "cpu")
     with pytest.raises(
         Unsupported, match="dtype 'fp64' is not supported on cpu; use auto, fp32, bf16"
     ):
-        _dtype("fp64", "cpu")
+        choose_dtype("fp64", "cpu")
+
+
+def test_steps_are_the_callers_to_choose(directory: Path) -> None:
+    """Another count gives other actions, the same one the same; a count below 1 is refused."""
+    own, one = load(directory), load(directory, steps=1)
+    assert (own.steps, one.steps) == (own._records.config.steps, 1)
+    seen = look()
+    assert not np.array_equal(own.act(seen, seed=1).actions, one.act(seen, seed=1).actions)
+    again = load(directory, steps=own.steps).act(seen, seed=1)
+    np.testing.assert_array_equal(again.actions, own.act(seen, seed=1).actions)
+    with pytest.raises(ConfigError, match="steps is 0"):
+        load(directory, steps=0)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.errors import CheckpointError, InputError, Unsupported
+from vlakern.errors import CheckpointError, ConfigError, InputError, Unsupported
 from vlakern.flow.solver import Frozen
 from vlakern.infer._checks import check_image, check_seed
+from vlakern.infer._choices import DTYPES, choose_device, choose_dtype
 from vlakern.infer._clock import Clock
 from vlakern.infer._prefix import frozen_prefix
 from vlakern.infer.backends import graph_refusal
-from vlakern.infer.engine import Engine
+from vlakern.infer.engine import MOST_STEPS, Engine
 from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, not_packed, pack_model
 from vlakern.models.prompts import Prompts
@@ -36,8 +37,6 @@ __all__ = ["Policy", "load", "shipped_policies"]
 
 # Attention grows with the square of the prompt: longer text would fill the memory, not be obeyed.
 MOST_CHARACTERS = 4096
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-QUANTISED = {"cpu": ("int8",), "cuda": ("int8", "fp8")}  # of vlakern's engines alone
 
 
 def shipped_policies() -> list[str]:
@@ -48,7 +47,12 @@ def shipped_policies() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
 
 
-def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto") -> "Policy":
+def load(
+    name_or_directory: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    steps: int | None = None,
+) -> "Policy":
     """Loads a policy that ships with the package, or a policy directory of any known family.
 
     Args:
@@ -56,13 +60,16 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
         dtype: of weights and products: ``fp32``, ``bf16``, ``int8`` or, on GPUs of sm_89 and newer,
             ``fp8``; ``auto`` is fp32 on the CPU and bf16 on a GPU.
+        steps: of the flow's integration; the policy's own by default.
 
     Raises:
         CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
         Unsupported: the device or dtype is not there.
     """
-    device = _device(device)
-    chosen = _dtype(dtype, device)
+    device = choose_device(device)
+    chosen = choose_dtype(dtype, device)
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     directory = Path(name_or_directory)
     if str(name_or_directory) in shipped_policies():
         directory = Path(str(resources.files("vlakern") / "policies" / str(name_or_directory)))
@@ -83,11 +90,11 @@ def load(name_or_directory: str | Path, device: str = "auto", dtype: str = "auto
             packed = pack_model(
                 records.config, lambda name: weights(name).to(there), chosen, isa=ROWS
             )
-        return Policy(records, packed, name=directory.name, device=device, dtype=chosen)
+        return Policy(records, packed, directory.name, device, chosen, steps)
     if chosen not in DTYPES:
         raise Unsupported(f"dtype {chosen!r} needs vlakern's own engine: {reason}")
     files = read_policy(directory, DTYPES[chosen], device)
-    return Policy(files.records, files.model, name=directory.name, device=device, dtype=chosen)
+    return Policy(files.records, files.model, directory.name, device, chosen, steps)
 
 
 class Policy:
@@ -100,6 +107,7 @@ class Policy:
         chunk, execute: actions per prediction, and how many to run before the next one.
         control_rate: of its actions [Hz].
         device, dtype: where it runs and what its weights and products are.
+        steps: of the flow's integration.
         robot: the embodiment that it acts for.
         frame: parametrisation of its actions. With ``native`` its chunks hold the numbers of the
             robot's own controller; else absolute commands, see :class:`vlakern.space.ActionSpace`.
@@ -107,7 +115,13 @@ class Policy:
     """
 
     def __init__(
-        self, records: PolicyRecords, model: PackedModel | VLA, name: str, device: str, dtype: str
+        self,
+        records: PolicyRecords,
+        model: PackedModel | VLA,
+        name: str,
+        device: str,
+        dtype: str,
+        steps: int | None = None,
     ) -> None:
         self.name = name
         self.views = records.embodiment.views
@@ -117,6 +131,7 @@ class Policy:
         self.control_rate = records.embodiment.control_rate
         self.device = device
         self.dtype = dtype
+        self.steps = records.config.steps if steps is None else steps
         self.robot = records.embodiment
         self.frame = records.processing.frame
         self.space = records.space
@@ -326,6 +341,7 @@ class Policy:
                 max_prefix=room,
                 image_sizes=[(image.shape[0], image.shape[1]) for image in views_seen],
                 image=self._records.processing.image,
+                steps=self.steps,
             )
         return self._engine
 
@@ -364,30 +380,3 @@ class Policy:
         rows = [torch.randn(shape, generator=generator) for generator in generators]
         noise_BHA = torch.stack(rows)
         return noise_BHA if self._slot_mask is None else noise_BHA * self._slot_mask
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise Unsupported(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if kind == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise Unsupported(f"device {name!r} was asked for, but torch sees no NVIDIA GPU; use cpu")
-    if int(index or 0) >= torch.cuda.device_count():
-        raise Unsupported(f"device {name!r} is not there; torch sees {torch.cuda.device_count()}")
-    # The one that is torch's current now, wherever the policy is called later.
-    return name if index else f"cuda:{torch.cuda.current_device()}"
-
-
-def _dtype(name: str, device: str) -> str:
-    if name == "auto":
-        return "fp32" if device == "cpu" else "bf16"
-    known = (*DTYPES, *QUANTISED["cpu" if device == "cpu" else "cuda"])
-    if name not in known:
-        raise Unsupported(
-            f"dtype {name!r} is not supported on {device}; use auto, {', '.join(known)}"
-        )
-    return name

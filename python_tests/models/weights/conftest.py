@@ -31,7 +31,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """The CPU, or the CPU in the place of a GPU: its engine over the ops' references."""
     if request.param == "cpu":
         return "cpu"
-    monkeypatch.setattr(policies, "_device", lambda name: "cpu:0")
+    monkeypatch.setattr(policies, "choose_device", lambda name: "cpu:0")
     for room in (policies, backends):
         monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
     monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
