@@ -1,13 +1,24 @@
-"""A small locked study, its record, and a clock that tests move."""
+"""A small locked study, its record, a clock that tests move, and a closed study for reports."""
 
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlakern.blind.protocol import Conduct
+from vlakern.blind.results import (
+    UNKNOWN,
+    Analysis,
+    ClosedStudy,
+    Judgement,
+    Model,
+    Result,
+    Voided,
+)
 from vlakern.blind.seal import Key, PublicPlan, lock, open_key
 from vlakern.blind.store import Store
 
@@ -32,6 +43,10 @@ criterion = "the puck is at the goal"
 conditions = ["left"]
 milestones = ["touched", "half way", "there"]
 """
+
+GROUPS = (("anna", "bert", "base"), ("carl", "dora", "base"))
+TASKS = ("pick", "pour")
+RATES = {"anna": 0.95, "bert": 0.2, "base": 0.6, "carl": 0.6, "dora": 0.6}
 
 
 class Clock:
@@ -121,3 +136,74 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+def closed_study() -> Callable[..., ClosedStudy]:
+    """``make(rates, groups, tasks, planned, seed, **fields of ClosedStudy) -> ClosedStudy``."""
+    return make_closed
+
+
+def make_closed(
+    rates: dict[str, float] = RATES,
+    groups: tuple[tuple[str, ...], ...] = GROUPS,
+    tasks: tuple[str, ...] = TASKS,
+    planned: int = 10,
+    seed: int = 0,
+    guess_skill: float = 0.0,
+    **fields: object,
+) -> ClosedStudy:
+    """Every model of a group runs every condition once, in shuffled blocks; two judges, one guess.
+
+    ``guess_skill``: the chance that the operator knows the model; else the guess is at random.
+    """
+    rng, order, results = np.random.default_rng(seed), count(), []
+    names = tuple(dict.fromkeys(name for group in groups for name in group))
+    for index, group in enumerate(groups):
+        position = count()
+        for task in tasks:
+            for condition in range(planned):
+                for model in rng.permutation(group).tolist():
+                    place = next(order)
+                    success = bool(rng.random() < rates[model])
+                    other = success ^ bool(rng.random() < 0.05)
+                    given = [Judgement("j1", success), Judgement("j2", other)]
+                    if other != success:
+                        given.append(Judgement("adjudicator", success))
+                    known = rng.random() < guess_skill
+                    guess = model if known else str(rng.choice([*names, UNKNOWN]))
+                    results.append(
+                        Result(
+                            code=f"T{place:04d}",
+                            model=model,
+                            task=task,
+                            condition=f"c{condition}",
+                            group=index,
+                            order=place,
+                            position=next(position),
+                            started=1.7e9 + 60 * place,
+                            seconds=20.0 + place % 7,
+                            success=success,
+                            progress=1.0 if success else float(rng.integers(0, 4)) / 4,
+                            failure=None if success else "dropped",
+                            judgements=tuple(given),
+                            guess=guess,
+                            truth=model,
+                        )
+                    )
+    given_fields: dict[str, object] = {
+        "title": "Four models and a bridge",
+        "models": tuple(Model(n, f"{i:064x}", f"policies/{n}") for i, n in enumerate(names)),
+        "tasks": tasks,
+        "groups": groups,
+        "bridge": "base" if all("base" in group for group in groups) else None,
+        "planned": planned,
+        "analysis": Analysis(),
+        "results": tuple(results),
+        "voided": (Voided("V1", "bert", "pick", 0, 3, "network"),) if "bert" in names else (),
+        "guess_choices": names,
+        "commitment": "ab" * 32,
+        "verified": True,
+        "versions": {"vlakern": "0.1.0"},
+    }
+    return ClosedStudy(**{**given_fields, **fields})  # type: ignore[arg-type]

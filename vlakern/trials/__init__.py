@@ -6,7 +6,7 @@ Only :func:`wilson`, the Newcombe intervals, :func:`mcnemar`, :func:`holm` and
 
 from vlakern.trials.agreement import Kappa, cohen_kappa
 from vlakern.trials.blinding import BlindingIndex, bang_index, james_index
-from vlakern.trials.bradley_terry import BradleyTerry, Strength, bradley_terry
+from vlakern.trials.bradley_terry import BradleyTerry, Strength, bradley_terry, bradley_terry_blocks
 from vlakern.trials.exact import McNemar, boschloo, boschloo_table, mcnemar
 from vlakern.trials.intervals import (
     beta,
@@ -51,6 +51,7 @@ __all__ = [
     "boschloo",
     "boschloo_table",
     "bradley_terry",
+    "bradley_terry_blocks",
     "cochran_mantel_haenszel",
     "cohen_kappa",
     "compact_letters",
