@@ -14,7 +14,6 @@ from vlakern.blind.report_html import page, write_html
 from vlakern.blind.results import Analysis, ClosedStudy, Model
 from vlakern.errors import ConfigError
 
-pytest.importorskip("jinja2")
 Make = Callable[..., ClosedStudy]
 
 
