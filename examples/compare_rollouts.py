@@ -41,9 +41,7 @@ def row(name: str, a: tuple[int, int], b: tuple[int, int], bounds: tuple[float, 
 one, other = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
 for key in SCENES:
     if one["config"].get(key) != other["config"].get(key):
-        sys.exit(
-            f"the rollouts differ in --{key}, so their scenes cannot be matched; run one again"
-        )
+        sys.exit(f"the rollouts differ in --{key}: their scenes cannot be matched; run one again")
 
 
 def outcomes(report: dict[str, Any]) -> dict[tuple[str, int], bool]:
