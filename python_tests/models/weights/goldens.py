@@ -19,6 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "GOLDEN",
+    "beingh_observation",
     "contents",
     "drawn",
     "exported_observation",
@@ -167,6 +168,18 @@ def exported_observation(kind: str) -> tuple[dict[str, Any], Tensor]:
         "instruction": "press the button",
     }
     return observation, drawn("exported noise", (6, 7), -1.7, 1.7)
+
+
+def beingh_observation() -> tuple[dict[str, Any], Tensor]:
+    """What Being-H0.5 is run on in LeRobot's port, of which one camera is missing; and noise."""
+    views = {"robot0_agentview_left": (48, 64), "robot0_eye_in_hand": (260, 230)}
+    images = {
+        view: drawn(f"camera {view}", (*size, 3), 0.0, 255.9).to(torch.uint8).numpy()
+        for view, size in views.items()
+    }
+    state = drawn("robocasa", (14,)).numpy()
+    observation = {"images": images, "state": state, "instruction": "open the door"}
+    return observation, drawn("unified noise", (16, 200), -1.7, 1.7)
 
 
 def contents(directory: Path) -> str:

@@ -132,8 +132,8 @@ def _attribute(name: str) -> type:
     return type(name, (_Nothing,), {})
 
 
-def whole_lerobot(libs: Path) -> None:
-    """Makes all of lerobot importable."""
-    sys.path.insert(0, str(libs))
+def whole_lerobot(*libs: Path) -> None:
+    """Makes all of lerobot importable, from the first of these folders that has it."""
+    sys.path[:0] = map(str, libs)
     importlib.import_module("transformers.image_utils")  # which asks once for torchvision
     sys.meta_path.insert(0, _Finder())

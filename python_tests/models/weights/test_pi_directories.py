@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,36 @@ def test_an_openpi_directory_without_its_chunk(goldens: ModuleType, tmp_path: Pa
     (directory / "config.json").write_text('{"action_horizon": "6"}')
     with pytest.raises(ConfigError, match="action_horizon is '6', expected a whole number"):
         open_policy(directory)
+
+
+def test_openpis_aloha_has_to_say_what_was_learnt(goldens: ModuleType, tmp_path: Path) -> None:
+    """Its transforms are not in the checkpoint and change every action: they are never guessed."""
+    directory = openpi_directory(goldens, tmp_path / "pi0", "pi0")
+    config = {"action_horizon": 6, "adapt_to_pi": False, "relative_actions": [0, 2]}
+
+    def relative(**changes: Any) -> tuple[int, ...]:
+        said = {key: one for key, one in (config | changes).items() if one is not None}
+        (directory / "config.json").write_text(json.dumps(said))
+        return open_policy(directory).records.processing.relative
+
+    assert relative() == (0, 2)
+    assert relative(adapt_to_pi=None, relative_actions=None) == ()
+    with pytest.raises(ConfigError, match="adapt_to_pi is True: joints with flipped signs"):
+        relative(adapt_to_pi=True)
+    for wrong in ([7], [0.5], "all", [-1], [True]):
+        with pytest.raises(ConfigError, match=r"relative_actions is .*, expected indices below"):
+            relative(relative_actions=wrong)
+
+    path = next((directory / "assets").rglob("norm_stats.json"))
+    stats = json.loads(path.read_text())
+    for vector in stats["norm_stats"].values():
+        for name, values in vector.items():
+            vector[name] = [*values, *values][:14] if len(values) >= 7 else values
+    path.write_text(json.dumps(stats))
+    with pytest.raises(ConfigError, match=r"adapt_to_pi is missing \(joints with flipped"):
+        relative(adapt_to_pi=None)
+    with pytest.raises(ConfigError, match=r"relative_actions is missing \(indices"):
+        relative(relative_actions=None)
 
 
 def test_a_leftover_tensor_is_an_error(goldens: ModuleType, tmp_path: Path) -> None:

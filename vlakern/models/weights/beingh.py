@@ -4,7 +4,7 @@ Source: BeingH/model (beingvla.py, llm/qwen3_navit.py, vit_model/internvit_navit
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,11 +25,12 @@ from vlakern.models.config import (
 from vlakern.models.weights._stacks import both
 from vlakern.models.weights.names import Fold, Rule, Table
 
-__all__ = ["beingh_config", "beingh_table"]
+__all__ = ["CLASS_TOKEN", "beingh_config", "beingh_table", "position_fold"]
 
 LAYER = "language_model.model.layers.{n}."
 TOWER = "vit_model.encoder.layers.{n}."
-ALIASES = ((r"^(?:_orig_mod\.|module\.|model\.(?=language_model|vit_model|connector))", ""),)
+INSIDE = "language_model|vit_model|connector|proprio_|action_|vlm_|mpg"
+ALIASES = ((rf"^(?:_orig_mod\.|module\.|model\.(?={INSIDE}))", ""),)
 SKIPPED = (
     (r"language_model\.lm_head\.weight", "no word is predicted"),
     (r"(action_to_vlm_proj|vlm_to_action_proj|mpg)\..*", "of the refinement, which is not run"),
@@ -37,30 +38,16 @@ SKIPPED = (
 )
 
 
-def beingh_table(config: VLAConfig, positions: int) -> Table:
+def beingh_table(config: VLAConfig, positions: int, tower: Sequence[Rule] | None = None) -> Table:
     """The names of a model of these sizes.
 
     Args:
         positions: patches along a side for which the file has positions; others are interpolated,
             as the release does it in every call.
+        tower: rules of another implementation's vision tower.
     """
-    vision, layers = config.vision, config.mot.layers
-    block = "vision.blocks.{n}."
-    rules = [
-        *both("vision.patch", "vit_model.embeddings.patch_embedding"),
-        Rule("vision.class_token", ("vit_model.embeddings.class_embedding",), _CLASS),
-        Rule(
-            "vision.position",
-            ("vit_model.embeddings.position_embedding",),
-            _positions(positions, vision.grid),
-        ),
-    ]
-    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-    parts |= {"norm1": "norm1", "norm2": "norm2"}
-    for ours, theirs in parts.items():
-        rules += both(f"{block}{ours}", f"{TOWER}{theirs}", layers=vision.layers)
-    for i in (1, 2):
-        rules.append(Rule(f"{block}scale{i}", (f"{TOWER}ls{i}",), layers=vision.layers))
+    layers = config.mot.layers
+    rules = list(_tower(config, positions) if tower is None else tower)
     for i in (0, 1, 3):
         rules += both(f"vision.connector.{i}", f"connector.mlp1.{i}")
     rules.append(Rule("embed_tokens.weight", ("language_model.model.embed_tokens.weight",)))
@@ -71,6 +58,27 @@ def beingh_table(config: VLAConfig, positions: int) -> Table:
     for i in (1, 2, 3):
         rules += both(f"action_encoder.w{i}", f"action_encoder.W{i}")
     return Table(tuple(rules), ALIASES, skipped=SKIPPED)
+
+
+def _tower(config: VLAConfig, positions: int) -> list[Rule]:
+    vision = config.vision
+    block = "vision.blocks.{n}."
+    rules = [
+        *both("vision.patch", "vit_model.embeddings.patch_embedding"),
+        Rule("vision.class_token", ("vit_model.embeddings.class_embedding",), CLASS_TOKEN),
+        Rule(
+            "vision.position",
+            ("vit_model.embeddings.position_embedding",),
+            position_fold(positions, vision.grid),
+        ),
+    ]
+    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    parts |= {"norm1": "norm1", "norm2": "norm2"}
+    for ours, theirs in parts.items():
+        rules += both(f"{block}{ours}", f"{TOWER}{theirs}", layers=vision.layers)
+    for i in (1, 2):
+        rules.append(Rule(f"{block}scale{i}", (f"{TOWER}ls{i}",), layers=vision.layers))
+    return rules
 
 
 def _expert_rules(native: str, mark: str, layers: int) -> list[Rule]:
@@ -87,12 +95,12 @@ def _expert_rules(native: str, mark: str, layers: int) -> list[Rule]:
     return [*rules, Rule(f"{native}norm.weight", (f"language_model.model.norm{mark}.weight",))]
 
 
-_CLASS = Fold(
+CLASS_TOKEN = Fold(
     lambda parts: parts[0].flatten(), lambda w: [w.view(1, 1, -1)], lambda shape: [(1, 1, *shape)]
 )
 
 
-def _positions(there: int, here: int) -> Fold:
+def position_fold(there: int, here: int) -> Fold:
     """Positions without the batch's axis, the patches' resized from one grid to another."""
 
     def apply(parts: Any) -> Tensor:
@@ -128,8 +136,9 @@ def beingh_config(values: dict[str, Any], where: str) -> tuple[VLAConfig, int]:
             raise ConfigError(f"{where}.{key} is {values[key]!r}, only {wanted!r} is supported")
     if values.get("use_mpg") and values.get("mpg_lambda", 0.0) > 0:
         raise ConfigError(
-            f"{where}.use_mpg is true: its refinement draws random projections and is not run;"
-            " set it to false, as the release's own option does"
+            f"{where}.use_mpg is true: the release then makes every chunk twice, the second time"
+            " with projections drawn at random in each step, which is not run here; set it to false"
+            " for the chunk of its first pass, which is the release's without the option"
         )
     side, patch = get("force_image_size", int), get("vit_config.patch_size", int)
     tower = get("vit_config.image_size", int)

@@ -12,6 +12,7 @@ from vlakern.models.config import VLAConfig
 from vlakern.models.processing import ImageRule, Processing
 from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
 from vlakern.models.weights.beingh import beingh_config, beingh_table
+from vlakern.models.weights.beingh_prompt import beingh_prompt
 from vlakern.models.weights.family import Family, native_shapes, peek
 from vlakern.models.weights.lerobot import vectors
 from vlakern.models.weights.names import Folded, fold_weights
@@ -20,12 +21,15 @@ from vlakern.models.weights.statistics import read_object
 from vlakern.models.weights.weights_file import open_directory
 from vlakern.space import VectorStats
 
-__all__ = ["BEINGH"]
+__all__ = ["BEINGH", "IMAGE"]
 
 # The release evaluates with at most three; their names are in its code.
 VIEWS = ("view_0", "view_1", "view_2")
 COMMANDS_PER_SECOND = 10.0
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+# With ImageNet's mean and deviation.
+IMAGE = ImageRule(
+    "cover", "bicubic_antialias", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
 EXECUTE = 8
 SYSTEM = {
     "being_h0": "You are Being-H0, a helpful and harmless AI assistant developed by BeingBeyond."
@@ -51,6 +55,7 @@ def _read(directory: Path) -> PolicyRecords:
             )
         values = values | {"system_message": SYSTEM[template]}
     config, _ = beingh_config(values, str(path))
+    rule = beingh_prompt(values["system_message"], config.chunk)[1]
     width = (config.state_dim, config.action_dim)
     robot, state_map, action_map = vectors("being-h", width, width, VIEWS, COMMANDS_PER_SECOND)
     return PolicyRecords(
@@ -62,7 +67,8 @@ def _read(directory: Path) -> PolicyRecords:
             state="none",
             action="none",
             execute=min(EXECUTE, config.chunk),
-            image=ImageRule("cover", "bicubic_antialias", mean=MEAN, std=STD),
+            image=IMAGE,
+            prompt=rule,
         ),
         state_stats=VectorStats.units(state_map.names()),
         action_stats=VectorStats.units(action_map.names()),

@@ -8,6 +8,7 @@ import torch
 from vlakern.errors import CheckpointError
 from vlakern.models.vla import VLA
 from vlakern.models.weights.beingh_directories import BEINGH
+from vlakern.models.weights.beingh_lerobot import LEROBOT_BEINGH
 from vlakern.models.weights.family import Family, Weights, native_shapes, peek
 from vlakern.models.weights.native import (
     WEIGHTS,
@@ -51,6 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     LEROBOT_PI0,
     LEROBOT_PI05,
     LEROBOT_SMOLVLA,
+    LEROBOT_BEINGH,
     BEINGH,
     OPENPI,
 )

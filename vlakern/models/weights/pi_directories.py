@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vlakern.errors import ConfigError
 from vlakern.models.config import TimeConfig, VLAConfig
@@ -33,6 +34,8 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 COMMANDS_PER_SECOND = 10.0
 # The key of the images' side up to LeRobot 0.3.
 RESIZED = "resize_imgs_with_padding"
+# Numbers of both arms and grippers.
+ALOHA = 14
 CLEAN = ("strip", "underscores", "newlines")
 
 
@@ -96,13 +99,15 @@ def _openpi(directory: Path) -> PolicyRecords:
             f'{path} is missing, so the chunk\'s length is not known; write {{"action_horizon": N}}'
             " there with the N of the training configuration"
         )
-    chunk = read_object(path).get("action_horizon")
+    values = read_object(path)
+    chunk = values.get("action_horizon")
     if type(chunk) is not int:
         raise ConfigError(f"{path}.action_horizon is {str(chunk)[:40]!r}, expected a whole number")
     config = replace(config, chunk=chunk)
     adaptive = config.mot.action.adaptive
     stats_path = find_norm_stats(directory)
     widths = _widths(stats_path)
+    relative = _relative(values, widths, path)
     robot, state_map, action_map = vectors(
         "openpi", widths, (config.state_dim, config.action_dim), CAMERAS, COMMANDS_PER_SECOND
     )
@@ -117,6 +122,7 @@ def _openpi(directory: Path) -> PolicyRecords:
         execute=(chunk + 1) // 2,
         epsilon="openpi",
         image=ImageRule(fit="openpi"),
+        relative=relative,
         prompt=PromptRule(CLEAN, parts=said, bos=BOS, most_tokens=200 if adaptive else 48),
     )
     return PolicyRecords(
@@ -129,6 +135,41 @@ def _openpi(directory: Path) -> PolicyRecords:
         action_stats=stats[1],
         tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
     )
+
+
+def _relative(values: dict[str, Any], widths: tuple[int, int], path: Path) -> tuple[int, ...]:
+    """Numbers of the actions that were learnt relative to the state.
+
+    openpi's transforms are in its training configurations and not in its checkpoints. Those of
+    Aloha, whose arms have 14 numbers, change both vectors unless they are told not to.
+
+    Raises:
+        ConfigError: an Aloha's config.json does not say, or says what is not supported.
+    """
+    if ALOHA in widths:
+        for key, meaning in (
+            ("adapt_to_pi", "joints with flipped signs and grippers as angles"),
+            ("relative_actions", "indices of the actions that are relative to the state, or []"),
+        ):
+            if key not in values:
+                raise ConfigError(
+                    f"{path}.{key} is missing ({meaning}): {ALOHA} numbers are an Aloha's, and its"
+                    " actions depend on it; write it there as the training configuration has it"
+                )
+    if values.get("adapt_to_pi", False) is not False:
+        raise ConfigError(
+            f"{path}.adapt_to_pi is {str(values['adapt_to_pi'])[:40]}: joints with flipped signs"
+            " and grippers as angles around the network are not supported; use a policy that was"
+            " trained without"
+        )
+    found = values.get("relative_actions", [])
+    if not isinstance(found, list) or not all(
+        type(one) is int and 0 <= one < min(widths) for one in found
+    ):
+        raise ConfigError(
+            f"{path}.relative_actions is {str(found)[:40]}, expected indices below {min(widths)}"
+        )
+    return tuple(found)
 
 
 def _widths(path: Path) -> tuple[int, int]:
