@@ -59,6 +59,8 @@ def test_it_acts(goldens: ModuleType, tmp_path: Path) -> None:
     assert records.config.prompt.wrap_views == "all"
     assert "You are Being-H0, a helpful" in records.config.prompt.template[0]
     assert records.processing.image.mean == (0.485, 0.456, 0.406)
+    said = "According to the instruction 'open it', what's the micro-step actions in the next 16"
+    assert records.processing.prompt.texts("open it") == [f"{said} steps?"]
     policy = vlakern.load(directory, device="cpu")
     images = {view: np.full((60, 60, 3), 90, np.uint8) for view in ("view_0", "view_1")}
     seen = Observation(images, np.zeros(200, np.float32), "pick up the cube")
