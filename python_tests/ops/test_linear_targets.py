@@ -44,14 +44,14 @@ def flags(kind: str, quantised: bool, activation: str) -> dict[str, Any]:
 
 
 def product(arch: int, s: Sizes) -> Resources:
-    """The product of a plan, with all that may follow it."""
+    """The product of a plan, with all that may follow it; x is fp32 if its elements are wide."""
     from vlakern.ops.linear.triton_kernels import product_kernel
 
     plan = plan_linear(s)
     split = plan.splits > 1
     sums = "*i32" if s.kind == "int8" else "*fp32"
     types = {
-        "x": STORED[s.kind] if plan.quantised else "*bf16",
+        "x": STORED[s.kind] if plan.quantised else "*fp32" if s.item == 4 else "*bf16",
         "weight": STORED[s.kind],
         "residual": "*bf16",
         "out": sums if split else "*bf16",
@@ -127,6 +127,16 @@ def test_products_of_other_experts_compile_for_every_gpu(arch: int) -> None:
     shapes = ((4096, 1024), (2048, 720))
     used = [product(arch, Sizes(50, *one, "bf16", True, H200)) for one in shapes]
     assert [(one.stack, one.local) for one in used] == [(0, 0)] * 2
+
+
+@compiled
+@pytest.mark.parametrize("rows", [50, 400])
+def test_products_of_fp32_rows_fit_the_least_shared_memory(rows: int) -> None:
+    """Noise of 32 slots of one chunk and of eight, as it comes; sm_120 has 99 KB for a block."""
+    sizes = Sizes(rows, 1024, 32, "bf16", False, H200, item=4)
+    used = product(120, sizes)
+    assert (used.stack, used.local) == (0, 0)
+    assert used.shared <= 99 << 10
 
 
 def rest(arch: int, kind: str) -> list[Resources]:

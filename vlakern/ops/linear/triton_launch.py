@@ -65,11 +65,13 @@ class Sums(NamedTuple):
     x_scale: Tensor | None  # [M]
 
 
-def plan_of(rows: int, weights: PackedLinear, activation: str) -> Plan:
-    """The plan of a product on the device of its weights."""
+def plan_of(rows: int, weights: PackedLinear, activation: str, item: int = 2) -> Plan:
+    """The plan of a product on the device of its weights; ``item`` says of x how wide it is, which
+    changes no size but that of the stages."""
     gate = activation in GATED
     processors = _torch.processors(weights.data.device)
-    return plan_linear(Sizes(rows, weights.columns, weights.k, weights.kind, gate, processors))
+    sizes = (rows, weights.columns, weights.k, weights.kind, gate, processors, item)
+    return plan_linear(Sizes(*sizes))
 
 
 def scratch_bytes(rows: int, weights: PackedLinear, activation: str, sums: bool = False) -> int:
@@ -117,7 +119,7 @@ def launches(
     _check(p)
     if p.out.numel() == 0:
         return []
-    plan = plan_of(p.x.shape[0], p.weights, p.activation)
+    plan = plan_of(p.x.shape[0], p.weights, p.activation, p.x.element_size())
     if plan.two_steps:
         runs, sums = leave_sums(p, workspace, quantised)
         return [*runs, _finish(p, sums)]
@@ -131,7 +133,7 @@ def leave_sums(
     """The launches that leave sums of products to another kernel, and where."""
     _check(p)
     rows, weights = p.x.shape[0], p.weights
-    plan = plan_of(rows, weights, p.activation)
+    plan = plan_of(rows, weights, p.activation, p.x.element_size())
     *parts, sums = _parts(p, workspace, always=True)
     runs, quantised = _operands(p, parts, quantised)
     z = sums.view(torch.int32 if weights.kind == "int8" else torch.float32)

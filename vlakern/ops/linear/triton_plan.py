@@ -13,7 +13,10 @@ MOST_PARTS = 8  # every part writes and reads M N fp32 values once more
 
 @dataclass(frozen=True)
 class Sizes:
-    """One call: M rows, C output columns, K inputs, and the multiprocessors that share it."""
+    """One call: M rows, C output columns, K inputs, and the multiprocessors that share it.
+
+    ``item`` are the bytes of an element of x, which waits in shared memory as it is stored.
+    """
 
     m: int
     columns: int
@@ -21,6 +24,7 @@ class Sizes:
     kind: str
     gate: bool
     processors: int
+    item: int = 2
 
     @property
     def n(self) -> int:
@@ -72,8 +76,9 @@ def plan_linear(s: Sizes) -> Plan:
     chunk = -(-steps // max(wanted, 1)) * block_k
     splits = max(-(-s.k // chunk), 1)
     # A split product multiplies gate and up as one matrix.
-    operands = block_m + block_n * (2 if s.gate and splits == 1 else 1)
-    stage = operands * block_k * (KINDS[s.kind].itemsize if quantised or s.kind != "fp8" else 2)
+    weights = block_n * (2 if s.gate and splits == 1 else 1)
+    least = KINDS[s.kind].itemsize if quantised or s.kind != "fp8" else 2
+    stage = (block_m * (least if quantised else max(least, s.item)) + weights * least) * block_k
     stages = max(2, min(4, SHARED // stage))
     return Plan(library, quantised, block_m, block_n, block_k, splits, chunk, warps, stages)
 
