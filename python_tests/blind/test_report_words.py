@@ -17,7 +17,11 @@ def test_what_ten_trials_can_show_comes_first(closed_study: Make) -> None:
     found = report(closed_study()).findings
     assert "With N = 10".lower() in found[0].lower()
     assert "about 60 points" in found[0]
+    assert "as one of 12 comparisons" in found[0]
     assert "n = 20" in found[1].lower()
+    assert "as one of 6 comparisons" in found[1]
+    first = report(closed_study(analysis=Analysis(design="sequential"))).findings[0]
+    assert "e-process looked at after every pair" in first
 
 
 def test_not_told_apart_is_not_equal(closed_study: Make) -> None:

@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import boschloo_exact
 
 from vlakern.errors import InputError
-from vlakern.trials import power, power_sentence, power_table, visible_gap, wilson
+from vlakern.trials import (
+    first_crossing,
+    paired_e_process,
+    power,
+    power_sentence,
+    power_table,
+    sequential_power,
+    visible_gap,
+    wilson,
+)
 
 
 def test_ten_trials_see_sixty_points() -> None:
@@ -37,6 +46,35 @@ def test_gap_is_the_smallest() -> None:
         assert power(n, n, 0.5 + gap / 2, 0.5 - gap / 2) >= 0.8
         less = gap - 0.005
         assert power(n, n, 0.5 + less / 2, 0.5 - less / 2) < 0.8
+
+
+def test_corrections_and_looks_cost_power() -> None:
+    """The sentence says what is left of it: 73 points in six pairs, 79 with a look at each pair."""
+    six = power_sentence(10, pairs=6)
+    assert "about 60 points" in six
+    assert "about 73 points as one of 6 comparisons" in six
+    assert "about 79 points" in power_sentence(10, sequential=True)
+    assert "none as one of 6" in power_sentence(3, pairs=6)
+    gaps = [visible_gap(20), visible_gap(20, alpha=0.01), visible_gap(20, sequential=True)]
+    assert gaps[0] is not None
+    assert all(gap is not None and gap > gaps[0] for gap in gaps[1:])
+
+
+def test_sequential_power_equals_simulation() -> None:
+    """20,000 simulated studies of 40 pairs: how many decide, and after how many pairs."""
+    rng = np.random.default_rng(4)
+    first, second = rng.random((20_000, 40)) < 0.8, rng.random((20_000, 40)) < 0.45
+    stops = [first_crossing(row) for row in paired_e_process(first, second).different]
+    found = sequential_power(40, 0.8, 0.45)
+    assert found.power == pytest.approx(np.mean([s is not None for s in stops]), abs=0.01)
+    assert found.mean_pairs == pytest.approx(np.mean([s or 40 for s in stops]), abs=0.3)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_sequential_error_is_exactly_below_alpha(alpha: float) -> None:
+    """Equal rates, 300 looks: the exact chance of ever deciding, at 19 rates."""
+    for rate in np.arange(1, 20) / 20:
+        assert 0 < sequential_power(300, rate, rate, alpha).power <= alpha
 
 
 def test_too_few_trials_are_said() -> None:

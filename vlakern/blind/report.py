@@ -22,7 +22,7 @@ from vlakern.blind.report_checks import (
     voids,
 )
 from vlakern.blind.report_compare import Across, Comparison, across, compare, letters
-from vlakern.blind.report_words import findings, warnings
+from vlakern.blind.report_words import LARGEST, findings, warnings
 from vlakern.blind.results import UNKNOWN, ClosedStudy, Result
 from vlakern.errors import InputError
 from vlakern.trials import PowerRow, beta, confidence_sequence, power_table, wilson
@@ -116,7 +116,7 @@ def report(study: ClosedStudy) -> Report:
         "blinding": blinding(study),
         "drifts": drifts(study),
         "voids": voids(study),
-        "power": tuple(power_table(sorted({*SIZES, min(study.planned, 300)}))),
+        "power": _power(study),
     }
     draft = Report(study=study, warnings=(), findings=(), **made)
     return dataclasses.replace(draft, warnings=warnings(draft), findings=findings(draft))
@@ -182,6 +182,12 @@ def _rate(
         seconds=median(row.seconds for row in rows) if rows else None,
         failures={tag: tags.count(tag) for tag in sorted(set(tags))},
     )
+
+
+def _power(study: ClosedStudy) -> tuple[PowerRow, ...]:
+    sizes, analysis = sorted({*SIZES, min(study.planned, LARGEST)}), study.analysis
+    table = power_table(sizes, alpha=analysis.alpha, sequential=analysis.design == "sequential")
+    return tuple(table)
 
 
 def _plain(value: Any) -> Any:

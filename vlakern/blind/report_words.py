@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlakern.blind.report import Report
     from vlakern.blind.report_compare import Across, Comparison
 
-__all__ = ["findings", "gap", "p_value", "percent", "points", "warnings"]
+__all__ = ["LARGEST", "findings", "gap", "p_value", "percent", "points", "warnings"]
 
 # Larger tables of Boschloo's test take seconds; more trials only see smaller gaps.
 LARGEST = 300
@@ -146,21 +146,31 @@ def findings(report: "Report") -> tuple[str, ...]:
     """What the numbers say, pair by pair, and what so few trials cannot say."""
     study = report.study
     return (
-        *_power(study),
+        *_power(report),
         *(_verdict(row, study) for row in report.comparisons),
         *(_between(row, study) for row in report.across),
         *_design(report),
     )
 
 
-def _power(study: ClosedStudy) -> Iterable[str]:
-    total = study.planned * len(study.tasks)
-    for n, where in dict.fromkeys([(study.planned, "On one task"), (total, "Over all tasks")]):
-        if where == "Over all tasks" and len(study.tasks) == 1:
-            continue
-        sentence = power_sentence(min(n, LARGEST), alpha=study.analysis.alpha)
+def _power(report: "Report") -> Iterable[str]:
+    study, rows = report.study, report.comparisons
+    sequential = study.analysis.design == "sequential"
+    cells = sum(len(row.tasks) for row in rows)
+    sizes = [("Over all tasks", study.planned * len(study.tasks), len(rows))]
+    if len(study.tasks) > 1 and not sequential:
+        sizes.insert(0, ("On one task", study.planned, cells))
+    for where, n, pairs in sizes:
+        sentence = power_sentence(
+            min(n, LARGEST),
+            alpha=study.analysis.alpha,
+            pairs=max(1, pairs),
+            sequential=sequential,
+        )
         more = f" ({n} trials see less.)" if n > LARGEST else ""
-        yield f"{where}: {sentence[0].lower()}{sentence[1:]}{more}"
+        if len(study.tasks) > 1:
+            sentence = f"{where}: {sentence[0].lower()}{sentence[1:]}"
+        yield f"{sentence}{more}"
 
 
 def _verdict(row: "Comparison", study: ClosedStudy) -> str:

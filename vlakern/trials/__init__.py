@@ -17,13 +17,22 @@ from vlakern.trials.intervals import (
 )
 from vlakern.trials.multiple import compact_letters, holm
 from vlakern.trials.order import OrderEffect, order_effect
-from vlakern.trials.power import PowerRow, power, power_sentence, power_table, visible_gap
+from vlakern.trials.power import (
+    PowerRow,
+    SequentialPower,
+    power,
+    power_sentence,
+    power_table,
+    sequential_power,
+    visible_gap,
+)
 from vlakern.trials.sequential import (
     EProcess,
     anytime_p,
     confidence_sequence,
     first_crossing,
     paired_e_process,
+    paired_log_e,
     two_sample_e_process,
 )
 from vlakern.trials.stratified import (
@@ -43,6 +52,7 @@ __all__ = [
     "McNemar",
     "OrderEffect",
     "PowerRow",
+    "SequentialPower",
     "Stratum",
     "Strength",
     "anytime_p",
@@ -65,10 +75,12 @@ __all__ = [
     "newcombe_stratified",
     "order_effect",
     "paired_e_process",
+    "paired_log_e",
     "power",
     "power_sentence",
     "power_table",
     "risk_difference",
+    "sequential_power",
     "stratified_exact",
     "two_sample_e_process",
     "visible_gap",

@@ -21,6 +21,7 @@ __all__ = [
     "confidence_sequence",
     "first_crossing",
     "paired_e_process",
+    "paired_log_e",
     "two_sample_e_process",
 ]
 
@@ -72,13 +73,24 @@ def paired_e_process(first: ArrayLike, second: ArrayLike) -> EProcess:
     # Many streams share few counts, and the incomplete beta function is the costly part.
     span = won.shape[-1] + 1
     states, place = np.unique(won * span + lost, return_inverse=True)
-    a, b = states // span + HALF, states % span + HALF
-    special = need("special")
-    mixed = special.betaln(a, b) - special.betaln(HALF, HALF) + (a + b - 1) * math.log(2)
-    above = mixed + np.log(2 * special.betaincc(a, b, 0.5))
-    below = mixed + np.log(2 * special.betaincc(b, a, 0.5))
+    a, b = states // span, states % span
+    mixed = paired_log_e(a, b)
+    tail = need("special").betaincc
+    above = mixed + np.log(2 * tail(a + HALF, b + HALF, 0.5))
+    below = mixed + np.log(2 * tail(b + HALF, a + HALF, 0.5))
     place = place.reshape(won.shape)
     return EProcess(mixed[place], above[place], below[place])
+
+
+def paired_log_e(won: ArrayLike, lost: ArrayLike) -> np.ndarray:
+    """The logarithm of the two-sided e-value of so many decided pairs won and lost; elementwise.
+
+    Raises:
+        ConfigError: scipy is not installed.
+    """
+    a, b, special = np.asarray(won), np.asarray(lost), need("special")
+    prior = special.betaln(HALF, HALF)
+    return special.betaln(a + HALF, b + HALF) - prior + (a + b) * math.log(2)
 
 
 def two_sample_e_process(first: ArrayLike, second: ArrayLike, prior: float = PRIOR) -> np.ndarray:
