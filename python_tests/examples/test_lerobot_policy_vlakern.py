@@ -117,7 +117,7 @@ def test_lerobot_eval_solves_a_task(
     monkeypatch.setattr(lerobot_eval, "write_video", lambda *_: None)
     words = "--policy.type=vlakern --policy.source=metaworld-small --policy.device=cpu"
     words += " --env.type=vlakern_sawyer --env.task=drawer-open-v3 --eval.n_episodes=4"
-    words += f" --eval.batch_size=2 --seed=0 --output_dir={tmp_path}"
+    words += f" --eval.batch_size=2 --eval.use_async_envs=false --seed=0 --output_dir={tmp_path}"
     monkeypatch.setattr(sys, "argv", ["lerobot-eval", *words.split()])
     lerobot_eval.main()
     overall = json.loads((tmp_path / "eval_info.json").read_text())["overall"]
