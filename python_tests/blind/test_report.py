@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from vlakern.blind import opened
 from vlakern.blind.report import report
-from vlakern.blind.results import Analysis, ClosedStudy
+from vlakern.blind.results import Analysis, ClosedStudy, Judgement
 from vlakern.errors import InputError
 from vlakern.trials import beta, confidence_sequence, visible_gap, wilson
 
@@ -100,3 +101,31 @@ def test_refuses_a_study_without_results_and_a_strange_plan(closed_study: Make) 
         report(closed_study(results=()))
     with pytest.raises(InputError, match="pairs of two different models"):
         report(closed_study(analysis=Analysis(pairs=(("anna", "zoe"),))))
+
+
+def test_a_record_opens_into_a_report(site: Callable[..., Any]) -> None:
+    """From the first trial to the numbers: one model succeeds always, guesses never vary."""
+    here = site(trials=4)
+    while (turn := here.conduct.state.next) is not None:
+        code = turn.trial.code
+        here.run()
+        here.conduct.guess(f"g{code}", "operator", code, "different")
+        success = here.key.allocation.models[code] == "secret-1"
+        verdict = Judgement("judge-1", success, None, None if success else "stuck")
+        if turn.trial.task == "push":
+            verdict = dataclasses.replace(verdict, progress=1.0 if success else 0.25)
+        here.conduct.judge(f"j{code}", "judge-1", code, verdict)
+    here.conduct.close("c", "analyst")
+    here.conduct.request("r", "analyst")
+    here.conduct.unblind("u", "analyst", here.public.commitment)
+    found = report(opened.closed_study(here.public, here.key, here.conduct.state))
+    rates = {row.model: (row.successes, row.n) for row in found.rates if row.task is None}
+    assert rates == {f"secret-{i}": (8 if i == 1 else 0, 8) for i in range(4)}
+    (row,) = [row for row in found.comparisons if "secret-1" in (row.first, row.second)]
+    assert row.pairs is not None
+    assert row.pairs.first + row.pairs.second == 8
+    assert row.different
+    assert found.blinding is not None
+    assert not found.blinding.broken
+    assert "There is no bridge model" in " ".join(found.warnings)
+    json.dumps(found.to_json(), allow_nan=False)

@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from statistics import fmean
+
+import pytest
 
 from vlakern.blind.report_checks import (
     agreement,
@@ -12,7 +15,7 @@ from vlakern.blind.report_checks import (
     voids,
 )
 from vlakern.blind.results import ClosedStudy, Result
-from vlakern.trials import bang_index, cohen_kappa, wilson
+from vlakern.trials import cohen_kappa, wilson
 
 Make = Callable[..., ClosedStudy]
 
@@ -40,11 +43,30 @@ def test_blinding_that_held_and_that_broke(closed_study: Make) -> None:
     assert held is not None
     assert broke is not None
     assert (held.broken, broke.broken) == (False, True)
-    assert held.overall == bang_index(held.right, held.wrong, held.unknown, 5)
+    assert held.overall.index == pytest.approx(fmean(i.index for i in held.by_truth.values()))
+    assert held.p > 0.05 > broke.p
     assert broke.james is not None
     assert held.james is not None
     assert broke.james.index < held.james.index
     assert sum(index.n for index in held.by_truth.values()) == held.asked == 120
+
+
+def test_always_the_likelier_answer_is_no_leak(closed_study: Make) -> None:
+    """Whoever always says "different" is mostly right and knows nothing."""
+    study = closed_study(guess_choices=("same", "different"))
+    before = {row.order: row.model for row in study.results}
+    blind = changed(
+        study,
+        lambda row: dataclasses.replace(
+            row,
+            guess="different",
+            truth="same" if before.get(row.order - 1) == row.model else "different",
+        ),
+    )
+    found = blinding(blind)
+    assert found is not None
+    assert found.right > 2 * found.wrong
+    assert (found.overall.index, found.p, found.broken) == (0, 1, False)
 
 
 def test_nobody_was_asked(closed_study: Make) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlakern.errors import InputError
-from vlakern.trials import bang_index, james_index
+from vlakern.trials import bang_index, guess_test, james_index, mean_bang_index
 
 
 def test_published_trial() -> None:
@@ -61,6 +61,30 @@ def test_james_error_is_the_resampled_one() -> None:
     assert (whole.high - whole.low) / 2 == pytest.approx(1.96 * spread, rel=0.05)
 
 
+def test_guess_test_keeps_alpha_and_finds_a_leak() -> None:
+    """2,000 studies with a favourite guess and a frequent answer: at most 5 %; a leak is found."""
+    rng = np.random.default_rng(8)
+    wrong = 0
+    for _ in range(2000):
+        truths = (rng.random(40) < 0.8).tolist()
+        guesses = (rng.random(40) < 0.9).tolist()
+        wrong += guess_test(guesses, truths, [0] * 20 + [1] * 20, resamples=199) <= 0.05
+    assert wrong / 2000 <= 0.055
+    truths = rng.integers(0, 3, 60).tolist()
+    leak = [t if rng.random() < 0.6 else int(rng.integers(0, 3)) for t in truths]
+    assert guess_test(leak, truths, [0] * 60) < 0.001
+
+
+def test_mean_index_does_not_reward_the_likelier_answer() -> None:
+    """Always "different" is 0 in the mean, though right nine times in ten."""
+    parts = [bang_index(36, 0, 0), bang_index(0, 4, 0)]
+    mean = mean_bang_index(parts)
+    assert (mean.n, mean.index) == (40, 0)
+    assert mean.low < 0 < mean.high
+    assert bang_index(36, 4, 0).low > 0.5
+    assert mean_bang_index(parts[:1]).low == pytest.approx(parts[0].low)
+
+
 def test_named_guesses() -> None:
     """Guesses by name, None for "don't know", are the table of counts."""
     named = james_index({"a": {"a": 3, "b": 1, None: 2}, "b": {"b": 4}})
@@ -70,6 +94,8 @@ def test_named_guesses() -> None:
 @pytest.mark.parametrize(
     "call",
     [
+        lambda: mean_bang_index([]),
+        lambda: guess_test([1], [1, 2], [0]),
         lambda: bang_index(0, 0, 0),
         lambda: bang_index(1, -1, 0),
         lambda: bang_index(1, 1, 1, models=1),

@@ -17,8 +17,10 @@ from vlakern.trials import (
     bang_index,
     bradley_terry_blocks,
     cohen_kappa,
+    guess_test,
     holm,
     james_index,
+    mean_bang_index,
     order_effect,
     stratified_exact,
     wilson,
@@ -42,6 +44,7 @@ __all__ = [
 
 ADJUDICATOR = "adjudicator"
 BREAK_S = 300.0
+BROKEN = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,10 @@ class Blinding:
 
     Attributes:
         asked: trials after which a guess was asked for; right, wrong, unknown: what came.
-        overall: Bang's index over all guesses; by_truth: of each choice that was right.
+        overall: the mean of Bang's indices; by_truth: of each answer that was right.
         james: James' index, None where fewer than two choices were ever right.
-        broken: whether the overall interval lies above chance.
+        p: of the permutation test within groups that guesses are right by chance alone.
+        broken: whether p is at most 0.05.
     """
 
     asked: int
@@ -71,6 +75,7 @@ class Blinding:
     overall: BlindingIndex
     by_truth: dict[str, BlindingIndex]
     james: BlindingIndex | None
+    p: float
     broken: bool
 
 
@@ -159,7 +164,8 @@ def blinding(study: ClosedStudy) -> Blinding | None:
         if any(row[1] == truth for row in rows)
     }
     right, wrong, unknown = _scores(rows)
-    overall = bang_index(right, wrong, unknown, models=choices)
+    overall = mean_bang_index(list(by_truth.values()))
+    p = guess_test([g for g, _ in rows], [t for _, t in rows], [row.group for row in asked])
     james = None
     if len(by_truth) >= 2:
         table: dict[str, dict[str | None, int]] = {name: {} for name in study.guess_choices}
@@ -167,7 +173,7 @@ def blinding(study: ClosedStudy) -> Blinding | None:
             key = None if guess == UNKNOWN else guess
             table[truth][key] = table[truth].get(key, 0) + 1
         james = james_index(table)
-    return Blinding(len(rows), right, wrong, unknown, overall, by_truth, james, overall.low > 0)
+    return Blinding(len(rows), right, wrong, unknown, overall, by_truth, james, p, p <= BROKEN)
 
 
 def _scores(rows: Sequence[tuple[str, str]]) -> tuple[int, int, int]:

@@ -97,9 +97,9 @@ def _checks(report: "Report") -> Iterable[str]:
     if blind is not None and blind.broken:
         i = blind.overall
         yield (
-            f"The operator guessed better than chance (Bang's index {i.index:.2f}, 95 % interval "
-            f"{i.low:.2f} to {i.high:.2f}): either the blinding leaked or the behaviour gave the "
-            "model away."
+            f"The operator guessed better than chance (permutation test, p {p_value(blind.p)}; mean"
+            f" of Bang's indices {i.index:.2f}, {i.low:.2f} to {i.high:.2f}): either the blinding"
+            " leaked or the behaviour gave the model away."
         )
     for drift in report.drifts:
         if drift.p <= 0.05:

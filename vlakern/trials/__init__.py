@@ -5,7 +5,13 @@ Only :func:`wilson`, the Newcombe intervals, :func:`mcnemar`, :func:`holm` and
 """
 
 from vlakern.trials.agreement import Kappa, cohen_kappa
-from vlakern.trials.blinding import BlindingIndex, bang_index, james_index
+from vlakern.trials.blinding import (
+    BlindingIndex,
+    bang_index,
+    guess_test,
+    james_index,
+    mean_bang_index,
+)
 from vlakern.trials.bradley_terry import BradleyTerry, Strength, bradley_terry, bradley_terry_blocks
 from vlakern.trials.exact import McNemar, boschloo, boschloo_table, mcnemar
 from vlakern.trials.intervals import (
@@ -67,9 +73,11 @@ __all__ = [
     "compact_letters",
     "confidence_sequence",
     "first_crossing",
+    "guess_test",
     "holm",
     "james_index",
     "mcnemar",
+    "mean_bang_index",
     "newcombe",
     "newcombe_paired",
     "newcombe_stratified",

@@ -1,7 +1,7 @@
 """Whether the blinding held: do guesses of the model beat chance?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from vlakern.errors import InputError
 from vlakern.trials._check import check_level, normal_quantile, whole
 
-__all__ = ["BlindingIndex", "bang_index", "james_index"]
+__all__ = ["BlindingIndex", "bang_index", "guess_test", "james_index", "mean_bang_index"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,58 @@ def bang_index(
     half = normal_quantile(confidence) * math.sqrt(max(0.0, variance))
     index, least = (correct - wrong / others) / n, -1 / others
     return BlindingIndex(n, index, max(least, centre - half), min(1.0, centre + half))
+
+
+def mean_bang_index(parts: Sequence[BlindingIndex]) -> BlindingIndex:
+    """The mean of the indices of several right answers, with its interval.
+
+    Guesses that do not depend on the right answer give 0 however often each answer was right, which
+    one index over all guesses does not: "another than before" is mostly right among many models.
+    The interval adds the squared distances to the parts' bounds (G. Y. Zou and A. Donner,
+    Statistics in Medicine 27 (2008) 1693-1702).
+
+    Raises:
+        InputError: no part.
+    """
+    if not parts:
+        raise InputError("expected at least one blinding index, found none")
+    centre = math.fsum(part.index for part in parts) / len(parts)
+    below = math.hypot(*(part.index - part.low for part in parts)) / len(parts)
+    above = math.hypot(*(part.high - part.index for part in parts)) / len(parts)
+    n = sum(part.n for part in parts)
+    return BlindingIndex(n, centre, centre - below, min(1.0, centre + above))
+
+
+def guess_test(
+    guesses: Sequence[Hashable],
+    truths: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    resamples: int = 9999,
+    seed: int = 0,
+) -> float:
+    """The one-sided permutation p-value that guesses are right no more often than by chance.
+
+    Right answers are permuted within strata (groups), so that an answer that is right more often,
+    or one that the guesser prefers, is no evidence.
+
+    Raises:
+        InputError: no guess, lists of different lengths, or fewer than 99 permutations.
+    """
+    if not guesses or not len(guesses) == len(truths) == len(strata) or resamples < 99:
+        raise InputError(
+            "expected a guess, a right answer and a stratum for each of at least one trial, and at "
+            f"least 99 permutations, found {len(guesses)}, {len(truths)}, {len(strata)} and "
+            f"{resamples!r}"
+        )
+    places = {name: index for index, name in enumerate(dict.fromkeys([*guesses, *truths]))}
+    guess, truth = (np.array([places[name] for name in names]) for names in (guesses, truths))
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(resamples, dtype=int)
+    for stratum in dict.fromkeys(strata):
+        rows = np.array([index for index, name in enumerate(strata) if name == stratum])
+        shuffled = rng.permuted(np.tile(truth[rows], (resamples, 1)), axis=1)
+        drawn += (shuffled == guess[rows]).sum(axis=1)
+    return (1 + int((drawn >= (guess == truth).sum()).sum())) / (resamples + 1)
 
 
 def james_index(
