@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 __all__ = [
+    "EXPORTS",
     "GOLDEN",
     "beingh_observation",
     "contents",
@@ -93,6 +94,12 @@ ONES = {
     "smolvla": ("layer_norm", "layernorm", "norm.weight"),
 }
 SIDES = {"pi0": 56, "pi05": 56, "smolvla": 64}
+EXPORTS: dict[str, tuple[str, tuple[int, ...]]] = {  # by name: the family, relative actions
+    "pi0": ("pi0", ()),
+    "pi05": ("pi05", ()),
+    "pi05_relative": ("pi05", (0, 1, 4)),
+    "smolvla": ("smolvla", ()),
+}
 RELATIVE = {  # by file: the step, and the one that it is before
     "preprocessor": ("relative_actions_processor", "normalizer_processor"),
     "postprocessor": ("absolute_actions_processor", "device_processor"),
@@ -106,11 +113,13 @@ def lerobot_directory(
     dtype: torch.dtype = torch.float32,
     prefix: str = "model.",
     recent: bool = False,
+    relative: tuple[int, ...] = (),
 ) -> Path:
     """The reduced network of a golden run as LeRobot stores it, with the processing's own files.
 
     Args:
         recent: with the step that LeRobot's pi policies have from 0.5.1 on.
+        relative: actions that this step makes relative to the state.
     """
     directory.mkdir(parents=True)
     shapes = read_names(GOLDEN / f"{kind}_names.json")
@@ -128,7 +137,10 @@ def lerobot_directory(
             path = directory / f"policy_{name}.json"
             pipeline = json.loads(path.read_text())
             names = [step["registry_name"] for step in pipeline["steps"]]
-            step = {"registry_name": before[0], "config": {"enabled": False}}
+            step = {"registry_name": before[0], "config": {"enabled": bool(relative)}}
+            if name == "preprocessor" and relative:
+                called = ["joint" if i in relative else "grip" for i in range(WIDTHS[kind][1])]
+                step["config"] |= {"exclude_joints": ["grip"], "action_names": called}
             pipeline["steps"].insert(names.index(before[1]), step)
             path.write_text(json.dumps(pipeline))
     steps = "num_steps" if kind == "smolvla" else "num_inference_steps"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from goldens import GOLDEN, contents, exported_observation, lerobot_directory
+from goldens import EXPORTS, GOLDEN, contents, exported_observation, lerobot_directory
 from make_golden_pi import reduced
 from make_golden_smolvla import REDUCED
 from peers import whole_lerobot
@@ -111,15 +111,17 @@ def run(kind: str, directory: Path) -> dict[str, np.ndarray]:
 
 def main(libs: Path, *only: str) -> None:
     whole_lerobot(libs)
-    for kind in ("pi0", "pi05", "smolvla"):
-        if only and kind not in only:
+    for name, (kind, relative) in EXPORTS.items():
+        if only and name not in only:
             continue
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "exported"
-            to_lerobot(lerobot_directory(Path(folder) / "source", kind, recent=True), exported)
+            source = Path(folder) / "source"
+            lerobot_directory(source, kind, recent=True, relative=relative)
+            to_lerobot(source, exported)
             found = run(kind, exported)
             read = np.array(contents(exported))
-        path = GOLDEN / f"export_{kind}.npz"
+        path = GOLDEN / f"export_{name}.npz"
         np.savez_compressed(path, allow_pickle=False, **found, read=read)
 
 

@@ -96,16 +96,18 @@ def test_full_size_names_are_lerobots(kind: str, goldens: ModuleType) -> None:
     assert {name: tuple(weight.shape) for name, weight in made.items()} == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "pi05_relative"])
 def test_lerobot_acts_alike(
-    kind: str, goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LeRobot's own classes and processors read this very export, every tensor of it and nothing
     missing, and acted as the engine does, within 1e-4 in fp32 (make_golden_export.py)."""
-    source = goldens.lerobot_directory(tmp_path / kind, kind, recent=True)
+    kind, relative = goldens.EXPORTS[name]
+    source = goldens.lerobot_directory(tmp_path / kind, kind, recent=True, relative=relative)
+    assert open_policy(source).records.processing.relative == relative
     exported = tmp_path / "exported"
     to_lerobot(source, exported)
-    with np.load(goldens.GOLDEN / f"export_{kind}.npz", allow_pickle=False) as file:
+    with np.load(goldens.GOLDEN / f"export_{name}.npz", allow_pickle=False) as file:
         golden = dict(file)
     # What LeRobot read then is what is written now.
     assert goldens.contents(exported) == str(golden["read"])
