@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from goldens import GOLDEN, beingh_observation, state_dict, write_names
+from goldens import GOLDEN, beingh_observation, drawn, state_dict, write_names
 from make_golden_export import strictly
 from peers import whole_lerobot
 from PIL import Image
@@ -73,8 +73,12 @@ def words() -> Any:
     return sys.modules["transformers"].PreTrainedTokenizerFast(tokenizer_object=made)
 
 
-def configuration(values: dict[str, Any]) -> Any:
-    from lerobot.configs import FeatureType, PolicyFeature  # pyright: ignore
+def configuration(values: dict[str, Any], mode: str = "IDENTITY") -> Any:
+    from lerobot.configs import (  # pyright: ignore
+        FeatureType,
+        NormalizationMode,
+        PolicyFeature,
+    )
     from lerobot.policies.being_h05.configuration_being_h05 import (  # pyright: ignore
         ROBOCASA_CAMERA_KEYS,
         BeingH05Config,
@@ -85,9 +89,25 @@ def configuration(values: dict[str, Any]) -> Any:
     for name, width in STATES.items():
         taken[f"observation.state.{name}"] = PolicyFeature(FeatureType.STATE, (width,))
     given = {"action": PolicyFeature(FeatureType.ACTION, (12,))}
+    modes = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
     return BeingH05Config(
-        author_config=values, input_features=taken, output_features=given, device="cpu"
+        author_config=values,
+        input_features=taken,
+        output_features=given,
+        normalization_mapping={kind: NormalizationMode[name] for kind, name in modes.items()},
+        device="cpu",
     )
+
+
+def statistics() -> dict[str, dict[str, torch.Tensor]]:
+    """Of a data set, with all that LeRobot has."""
+    widths = {f"observation.state.{name}": width for name, width in STATES.items()}
+    found = {}
+    for name, width in (widths | {"action": 12}).items():
+        low, size = drawn(f"{name} low", (width,)), drawn(f"{name} size", (width,), 0.5, 2.0)
+        found[name] = {"min": low, "max": low + size, "mean": low + 0.5 * size, "std": 0.3 * size}
+        found[name] |= {"q01": low + 0.1 * size, "q99": low + 0.8 * size}
+    return found
 
 
 def square(image: Image.Image, side: int, **_: Any) -> Image.Image:
@@ -132,16 +152,19 @@ def modules() -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def run(modeling: Any, processing: Any, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(
+    modeling: Any, processing: Any, directory: Path, mode: str = "IDENTITY"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Saves a policy, reads it again and acts; arrays, and shapes by name."""
     from lerobot.policies.factory import make_pre_post_processors  # pyright: ignore
 
-    config = configuration(author(LLM, EXPERT, VIT))
+    config = configuration(author(LLM, EXPERT, VIT), mode)
     policy = modeling.BeingH05Policy(config)
     shapes = {name: tuple(w.shape) for name, w in policy.state_dict().items()}
     policy.load_state_dict(state_dict(shapes, ONES))
     policy.save_pretrained(directory)
-    for pipeline in processing.make_being_h05_pre_post_processors(config):
+    given = None if mode == "IDENTITY" else statistics()
+    for pipeline in processing.make_being_h05_pre_post_processors(config, given):
         pipeline.save_pretrained(directory)
     policy = modeling.BeingH05Policy.from_pretrained(directory, config=config, strict=True)
     strictly(policy, directory)
@@ -167,16 +190,16 @@ def run(modeling: Any, processing: Any, directory: Path) -> tuple[dict[str, Any]
 def main(port: Path, libs: Path) -> None:
     whole_lerobot(port, libs)
     modeling, processing = modules()
-    kept = GOLDEN / "processing" / "lerobot_being_h05"
-    kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        arrays, shapes = run(modeling, processing, Path(folder))
-        print(sorted(one.name for one in Path(folder).iterdir()))
-        for path in (*Path(folder).glob("*processor.json"), Path(folder, "config.json")):
-            shutil.copy(path, kept)
-        shutil.copy(Path(folder) / "tokenizer.json", kept)
-    write_names(GOLDEN / "lerobot_being_h05_names.json", shapes)
-    np.savez_compressed(GOLDEN / "lerobot_being_h05.npz", allow_pickle=False, **arrays)
+    for name, mode in (("", "IDENTITY"), ("_quantiles", "QUANTILES")):
+        kept = GOLDEN / "processing" / f"lerobot_being_h05{name}"
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            arrays, shapes = run(modeling, processing, Path(folder), mode)
+            for path in Path(folder).iterdir():
+                if path.name not in ("model.safetensors", "tokenizer_config.json"):
+                    shutil.copy(path, kept)
+        write_names(GOLDEN / "lerobot_being_h05_names.json", shapes)
+        np.savez_compressed(GOLDEN / f"lerobot_being_h05{name}.npz", allow_pickle=False, **arrays)
     with torch.device("meta"):
         full = modeling.BeingH05Policy(configuration(author(FULL_LLM, FULL_EXPERT, FULL_VIT)))
     shapes = {name: tuple(w.shape) for name, w in full.state_dict().items()}

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import vlakern
-from vlakern.errors import ConfigError, VlakernError
+from vlakern.errors import CheckpointError, ConfigError, VlakernError
 from vlakern.models.weights.beingh import beingh_config, beingh_table
 from vlakern.models.weights.beingh_lerobot import port_rules
 from vlakern.models.weights.convert import to_native
@@ -30,23 +30,24 @@ FILES = ("config.json", "policy_preprocessor.json", "policy_postprocessor.json")
 Change = Callable[[dict[str, Any]], Any]
 
 
-def port_directory(goldens: ModuleType, directory: Path) -> Path:
+def port_directory(goldens: ModuleType, directory: Path, name: str = "") -> Path:
     """The reduced network with the files that LeRobot's port wrote for it."""
-    shutil.copytree(goldens.GOLDEN / "processing" / "lerobot_being_h05", directory)
+    shutil.copytree(goldens.GOLDEN / "processing" / f"lerobot_being_h05{name}", directory)
     shapes = goldens.read_names(goldens.GOLDEN / "lerobot_being_h05_names.json")
     save_file(goldens.state_dict(shapes, ONES), directory / "model.safetensors")
     return directory
 
 
+@pytest.mark.parametrize("name", ["", "_quantiles"])
 def test_it_acts_as_the_port(
-    goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, goldens: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From camera images, of which one is missing, named numbers and words to a robot's commands,
     within 1e-4; as a native directory, too."""
-    source = port_directory(goldens, tmp_path / "port")
+    source = port_directory(goldens, tmp_path / "port", name)
     assert open_policy(source).family.name == "LeRobot Being-H0.5"
     to_native(source, tmp_path / "native")
-    with np.load(goldens.GOLDEN / "lerobot_being_h05.npz", allow_pickle=False) as file:
+    with np.load(goldens.GOLDEN / f"lerobot_being_h05{name}.npz", allow_pickle=False) as file:
         golden = dict(file)
     given, noise = goldens.beingh_observation()
     for directory in (source, tmp_path / "native"):
@@ -91,7 +92,7 @@ def pack(change: Change) -> tuple[str, Change]:
 
 
 def norm(content: dict[str, Any]) -> None:
-    content["steps"][2]["config"]["norm_map"]["STATE"] = "QUANTILES"
+    content["steps"][2]["config"]["norm_map"]["STATE"] = "QUANTILE10"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def norm(content: dict[str, Any]) -> None:
             ("config.json", lambda c: c["author_config"].update(use_mpg=True, mpg_lambda=0.1)),
             "author_config.use_mpg is true: the release then makes every chunk twice",
         ),
-        (("policy_preprocessor.json", norm), "only IDENTITY, which the published"),
+        (("policy_preprocessor.json", norm), "has STATE 'QUANTILE10' and eps"),
         (("policy_preprocessor.json", lambda c: c["steps"].pop()), None),
         (("policy_preprocessor.json", lambda c: c["steps"].pop(3)), "semantic_pack' is missing"),
         (
@@ -138,6 +139,27 @@ def test_what_is_not_the_ports_is_named(
         open_policy(directory)
         return
     with pytest.raises(ConfigError, match=message):
+        open_policy(directory)
+
+
+def test_statistics_that_are_not_there(goldens: ModuleType, tmp_path: Path) -> None:
+    """A missing file, a part without numbers, and normalised grippers."""
+    directory = port_directory(goldens, tmp_path / "port", "_quantiles")
+    after = directory / "policy_postprocessor.json"
+    content = json.loads(after.read_text())
+    names = [step["registry_name"] for step in content["steps"]]
+    assert names.count("being_h05_binary_action") == 2
+    after.write_text(json.dumps({"steps": [content["steps"][i] for i in (0, 2, 4)]}))
+    with pytest.raises(ConfigError, match="normalises actions without 'being_h05_binary_action'"):
+        open_policy(directory)
+    after.write_text(json.dumps(content))
+    file = next(directory.glob("policy_preprocessor_step_*.safetensors"))
+    stats = {k: v for k, v in load_file(file).items() if "base_position" not in k}
+    save_file(stats, file)
+    with pytest.raises(ConfigError, match=r"state\.base_position.*q01"):
+        open_policy(directory)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"normalizer_processor\.safetensors is missing"):
         open_policy(directory)
 
 

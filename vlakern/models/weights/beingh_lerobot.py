@@ -7,8 +7,9 @@ other, and grippers and control modes are 1 above one half and 0 otherwise.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlakern.errors import ConfigError
 from vlakern.models.config import VLAConfig
@@ -23,12 +24,19 @@ from vlakern.models.weights.beingh import (
 )
 from vlakern.models.weights.beingh_directories import IMAGE
 from vlakern.models.weights.beingh_prompt import beingh_prompt
+from vlakern.models.weights.beingh_stats import unified_stats
 from vlakern.models.weights.family import Family, native_shapes, peek
 from vlakern.models.weights.lerobot import FRAMES_PER_SECOND, IMAGES
-from vlakern.models.weights.lerobot_processors import POST, PRE
+from vlakern.models.weights.lerobot_processors import (
+    EPSILON,
+    MODES,
+    POST,
+    PRE,
+    read_floats,
+)
 from vlakern.models.weights.names import Folded, Rule, fold_weights, joined
 from vlakern.models.weights.native import PolicyRecords
-from vlakern.models.weights.statistics import read_object
+from vlakern.models.weights.statistics import inside, read_object
 from vlakern.models.weights.weights_file import open_directory
 from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
 
@@ -48,6 +56,9 @@ ACTION = {
     "control_mode": (74, 75),
 }
 BINARY = ("gripper_position", "control_mode")
+BINARY_STEP = "being_h05_binary_action"
+NAMES = {"STATE": STATE, "ACTION": "action."}
+OURS = {"QUANTILES": "q99", "MEAN_STD": "mean_std", "MIN_MAX": "min_max"}
 KNOWN = {
     PRE: (
         "render_messages_processor",
@@ -60,6 +71,16 @@ KNOWN = {
     ),
     POST: (UNPACK, UNNORMALISE, "device_processor"),
 }
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A processor file: configurations and files by step, and how many keep binary actions."""
+
+    path: Path
+    config: dict[str, dict[str, Any]]
+    file: dict[str, Any]
+    around: int
 
 
 def port_rules(config: VLAConfig, positions: int) -> list[Rule]:
@@ -117,16 +138,10 @@ def _read(directory: Path) -> PolicyRecords:
     values = read_object(path)
     pre, post = _steps(directory / PRE), _steps(directory / POST)
     where = f"{directory / PRE}: step {PACK!r}"
-    pack, words = pre[PACK], pre[WORDS]
+    pack, words = pre.config[PACK], pre.config[WORDS]
     config, _ = _network(values, words, path)
     template = str(pack.get("prompt_template"))
     rule = beingh_prompt("", config.chunk, template)[1]
-    for modes in (pre[NORMALISE].get("norm_map"), post[UNNORMALISE].get("norm_map")):
-        if any(mode != "IDENTITY" for mode in dict(modes or {}).values()):
-            raise ConfigError(
-                f"{directory / PRE}: step {NORMALISE!r} or its inverse has {modes}; only IDENTITY,"
-                " which the published checkpoints have, is supported"
-            )
     state = _parts(pack.get("state_slots"), f"{where}.state_slots")
     told = [name.removeprefix(STATE) for name in values.get("input_features") or {}]
     state = {name: span for name, span in state.items() if name in told}
@@ -147,24 +162,73 @@ def _read(directory: Path) -> PolicyRecords:
         description="Numbers of the named parts, in the checkpoint's own units.",
     )
     maps = [_slots(parts) for parts in (state, ACTION)]
+    seen = _normalised(pre, NORMALISE, "STATE")
+    done = _normalised(post, UNNORMALISE, "ACTION")
     return PolicyRecords(
         config=config,
         embodiment=robot,
         state_map=maps[0],
         action_map=maps[1],
         processing=Processing(
-            state="none",
-            action="none",
+            state=MODES[seen[0]],
+            action=MODES[done[0]],
             action_slots=tuple(SlotMode(name, "threshold") for name in BINARY),
             execute=_execute(values, config.chunk, path),
             epsilon="lerobot",
             image=IMAGE,
             prompt=rule,
         ),
-        state_stats=VectorStats.units(maps[0].names()),
-        action_stats=VectorStats.units(maps[1].names()),
+        state_stats=_stats("state", seen, state, maps[0], path),
+        action_stats=_stats("action", done, ACTION, maps[1], path),
         tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
     )
+
+
+def _normalised(steps: _Steps, step: str, kind: str) -> tuple[str, dict[str, list[float]]]:
+    """The mode of a step, and statistics by the name of the feature and theirs."""
+    config, where = steps.config[step], f"{steps.path}: step {step!r}"
+    mode = (config.get("norm_map") or {}).get(kind, "IDENTITY")
+    if mode not in MODES or config.get("eps", EPSILON) != EPSILON:
+        raise ConfigError(
+            f"{where} has {kind} {mode!r} and eps {config.get('eps')!r}, expected one of"
+            f" {', '.join(MODES)} and {EPSILON:g}"
+        )
+    if mode == "IDENTITY":
+        return mode, {}
+    if kind == "ACTION" and steps.around != 2:
+        raise ConfigError(
+            f"{where} normalises actions without {BINARY_STEP!r} before and after it; copy the"
+            " whole checkpoint"
+        )
+    file = inside(steps.path.parent, steps.file.get(step), f"{where}.state_file")
+    return mode, read_floats(file, NAMES[kind])
+
+
+def _stats(
+    part: Literal["state", "action"],
+    found: tuple[str, dict[str, list[float]]],
+    parts: Mapping[str, tuple[int, int]],
+    slots: SlotMap,
+    path: Path,
+) -> VectorStats:
+    """Statistics of the unified vector; grippers and control modes have none."""
+    mode, values = found
+    if mode == "IDENTITY":
+        return VectorStats.units(slots.names())
+    given: dict[str, dict[str, list[float]]] = {}
+    for field in _fields(parts):
+        feature, columns = (f"{STATE}{field.slot}.", slice(None))
+        if part == "action":
+            feature, columns = NAMES["ACTION"], slice(*field.native)
+        given[field.slot] = {
+            name.removeprefix(feature): column[columns]
+            for name, column in values.items()
+            if name.startswith(feature)
+        }
+    modes = dict.fromkeys(parts, OURS[mode])
+    if part == "action":
+        modes |= dict.fromkeys(BINARY, "binary")
+    return unified_stats({part: given}, part, parts, modes, slots, str(path.parent))
 
 
 def _execute(values: Mapping[str, Any], chunk: int, path: Path) -> int:
@@ -174,21 +238,26 @@ def _execute(values: Mapping[str, Any], chunk: int, path: Path) -> int:
     return found
 
 
-def _steps(path: Path) -> dict[str, dict[str, Any]]:
-    """The configuration of every step, by its name."""
+def _steps(path: Path) -> _Steps:
+    """The steps of a processor file, checked."""
     steps = read_object(path).get("steps")
-    found: dict[str, dict[str, Any]] = {}
+    found = _Steps(path, {}, {}, 0)
     for step in steps if isinstance(steps, list) else ():
-        name = step.get("registry_name") if isinstance(step, dict) else None
-        if name not in KNOWN[path.name] or name in found:
+        step = step if isinstance(step, dict) else {}
+        name = str(step.get("registry_name"))
+        if name == BINARY_STEP:
+            found = replace(found, around=found.around + 1)
+            continue
+        if name not in KNOWN[path.name] or name in found.config:
             raise ConfigError(
                 f"{path}: step {name!r} is there twice or not known; known are"
                 f" {', '.join(KNOWN[path.name])}"
             )
-        found[str(name)] = step.get("config") or {}
+        found.config[name] = step.get("config") or {}
+        found.file[name] = step.get("state_file")
     needed = (PACK, WORDS, NORMALISE) if path.name == PRE else (UNPACK, UNNORMALISE)
     for name in needed:
-        if not isinstance(found.get(name), dict):
+        if not isinstance(found.config.get(name), dict):
             raise ConfigError(
                 f"{path}: step {name!r} is missing; expected the files that LeRobot's port wrote"
                 " from 2026-08-11 on"

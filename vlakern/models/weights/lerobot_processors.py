@@ -13,7 +13,7 @@ from vlakern.space.normalize import Mode
 from vlakern.space.slots import MOST_WIDTH
 from vlakern.space.vector_stats import VectorStats
 
-__all__ = ["MODES", "LeRobotProcessors", "Normalised", "read_processors"]
+__all__ = ["MODES", "LeRobotProcessors", "Normalised", "read_floats", "read_processors"]
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -201,7 +201,7 @@ def _normalised(steps: Mapping[str, Any], step: str, feature: str, path: Path) -
     file = inside(path.parent, steps[step]["state_file"], f"{where}.state_file")
     found = {
         key.rpartition(".")[2]: values
-        for key, values in _read_floats(file, f"{feature}.").items()
+        for key, values in read_floats(file, f"{feature}.").items()
         if key.rpartition(".")[0] == feature
     }
     return Normalised(mode, found, f"{file}: {feature}")
@@ -248,7 +248,7 @@ def _old(directory: Path) -> LeRobotProcessors:
             f"{directory / PRE} is missing, and {path} has no normalization_mapping; copy the whole"
             " checkpoint"
         )
-    buffers = _read_floats(weights, *BUFFERS)
+    buffers = read_floats(weights, *BUFFERS)
     if not buffers:
         raise CheckpointError(
             f"{directory / PRE} is missing, and {weights} has no statistics; copy the whole"
@@ -268,7 +268,7 @@ def _old(directory: Path) -> LeRobotProcessors:
     return LeRobotProcessors(made["STATE"], made["ACTION"], {}, True, False, "", most, None)
 
 
-def _read_floats(path: Path, *starts: str) -> dict[str, list[float]]:
+def read_floats(path: Path, *starts: str) -> dict[str, list[float]]:
     """The vectors whose names start so, of a safetensors file, as lists of numbers."""
     tensors, found = open_tensors(path), {}
     for name, info in tensors.infos.items():
