@@ -43,7 +43,8 @@ def test_not_told_apart_is_not_equal(closed_study: Make) -> None:
 
 def test_a_seal_that_was_not_verified_is_said_first(closed_study: Make) -> None:
     """Before any other warning; a verified one is not mentioned there."""
-    study = closed_study(verified=False)
+    study = closed_study(verified=False, notes=("The clock jumped.",))
+    assert report(study).warnings[1] == "The clock jumped."
     assert report(study).warnings[0].startswith("The commitment was not verified")
     assert not any("commitment" in one for one in report(closed_study()).warnings)
 

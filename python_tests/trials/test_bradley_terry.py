@@ -80,13 +80,13 @@ def blocks(rates: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def test_blocks_cover_though_comparisons_share_trials() -> None:
-    """Four models, 20 blocks: 92 to 98 % of 300 simulated studies."""
+    """Four models, 20 blocks: 92 to 98 % of 200 simulated studies."""
     names, rates = ("a", "b", "c", "d"), np.array([0.8, 0.6, 0.5, 0.3])
     rng = np.random.default_rng(21)
 
     def strengths(n: int) -> list[tuple[float, float, float]]:
         won, tied = blocks(rates, n, rng)
-        found = bradley_terry_blocks(names, won, tied, [0] * n, resamples=300)
+        found = bradley_terry_blocks(names, won, tied, [0] * n, resamples=200)
         rows = {row.name: (row.log_strength, row.low, row.high) for row in found.strengths}
         return [rows[name] for name in names]
 
@@ -98,7 +98,7 @@ def test_blocks_cover_though_comparisons_share_trials() -> None:
     large = {row.name: row.log_strength for row in bradley_terry(names, wins, ties).strengths}
     inside = [
         low <= large[name] <= high
-        for _ in range(300)
+        for _ in range(200)
         for name, (_, low, high) in zip(names, strengths(20), strict=True)
     ]
     assert 0.92 <= np.mean(inside) <= 0.98

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from vlakern.errors import ConfigError, InputError
 from vlakern.trials import (
     beta,
+    bounded_mean,
     newcombe,
     newcombe_paired,
     newcombe_stratified,
@@ -181,6 +182,21 @@ def test_refuses_what_is_no_comparison() -> None:
         newcombe_paired(0, 0, 0, 0)
     with pytest.raises(InputError, match="n=0"):
         newcombe(0, 0, 1, 2)
+
+
+def test_bounded_mean() -> None:
+    """Of zeros and ones it is Wilson's; milestones at 10 trials are covered at least as often."""
+    assert bounded_mean([1.0] * 7 + [0.0] * 3) == wilson(7, 10)
+    assert bounded_mean([0.5] * 10) == wilson(5, 10)
+    rng = np.random.default_rng(2)
+    inside = 0
+    for shares in rng.dirichlet([1] * 5, 4000):
+        low, high = bounded_mean((rng.choice(5, 10, p=shares) / 4).tolist())
+        inside += low <= float(shares @ np.arange(5) / 4) <= high
+    assert inside / 4000 >= 0.95
+    for bad in ([], [1.2], [math.nan]):
+        with pytest.raises(InputError, match=r"values in \[0, 1\]"):
+            bounded_mean(bad)
 
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from vlakern.blind.report_compare import Across, Comparison, across, compare, le
 from vlakern.blind.report_words import LARGEST, findings, warnings
 from vlakern.blind.results import UNKNOWN, ClosedStudy, Result
 from vlakern.errors import InputError
-from vlakern.trials import PowerRow, beta, confidence_sequence, power_table, wilson
+from vlakern.trials import PowerRow, beta, bounded_mean, confidence_sequence, power_table, wilson
 
 __all__ = ["Rate", "Report", "report"]
 
@@ -41,7 +41,7 @@ class Rate:
         planned: trials that were planned.
         wilson95, beta95: bounds of the success rate; None only where no trial was run.
         always95: bounds that hold at every look, in a sequential design.
-        progress: mean over the trials that have one.
+        progress: mean over the trials that have one; progress95 its conservative bounds.
         seconds: median duration [s].
         failures: tag -> trials.
     """
@@ -56,6 +56,7 @@ class Rate:
     beta95: tuple[float, float] | None
     always95: tuple[float, float] | None
     progress: float | None
+    progress95: tuple[float, float] | None
     seconds: float | None
     failures: Mapping[str, int]
 
@@ -179,6 +180,7 @@ def _rate(
         beta95=beta(won, n) if n else None,
         always95=confidence_sequence(won, n) if sequential else None,
         progress=fmean(progress) if progress else None,
+        progress95=bounded_mean(progress) if progress else None,
         seconds=median(row.seconds for row in rows) if rows else None,
         failures={tag: tags.count(tag) for tag in sorted(set(tags))},
     )

@@ -69,6 +69,7 @@ def _rate(row: Any) -> dict[str, Any]:
         **_bounds("beta95", row.beta95),
         **_bounds("always95", row.always95),
         "progress": row.progress,
+        **_bounds("progress95", row.progress95),
         "median_seconds": row.seconds,
     }
 

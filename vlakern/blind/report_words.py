@@ -45,6 +45,7 @@ def warnings(report: "Report") -> tuple[str, ...]:
     study = report.study
     return (
         *_seal(study),
+        *study.notes,
         *_incomplete(report),
         *_confounded(study),
         *_checks(report),

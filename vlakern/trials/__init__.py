@@ -16,6 +16,7 @@ from vlakern.trials.bradley_terry import BradleyTerry, Strength, bradley_terry, 
 from vlakern.trials.exact import McNemar, boschloo, boschloo_table, mcnemar
 from vlakern.trials.intervals import (
     beta,
+    bounded_mean,
     newcombe,
     newcombe_paired,
     newcombe_stratified,
@@ -66,6 +67,7 @@ __all__ = [
     "beta",
     "boschloo",
     "boschloo_table",
+    "bounded_mean",
     "bradley_terry",
     "bradley_terry_blocks",
     "cochran_mantel_haenszel",

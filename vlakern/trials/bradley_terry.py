@@ -203,19 +203,21 @@ def _newton(won: np.ndarray, tied: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     """Log-strengths [R, M] of mean 0, their covariances [R, M, M] and Davidson's nu [R]."""
     models = won.shape[-1]
     features, counts = _design(won, tied)
-    totals = counts.sum(axis=2)
-    goal = np.einsum("rpo,pof->rf", counts, features)
+    flat = features.reshape(-1, models + 1)
+    squares = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)
+    totals = counts.sum(axis=2)[:, :, None]
+    goal = counts.reshape(len(won), -1) @ flat
     parameters = np.zeros((len(won), models + 1))
     information = np.zeros((len(won), models + 1, models + 1))
     for _ in range(STEPS):
-        logits = np.einsum("pof,rf->rpo", features, parameters)
+        logits = (parameters @ flat.T).reshape(counts.shape)
         chances = np.exp(logits - logits.max(axis=2, keepdims=True))
         chances /= chances.sum(axis=2, keepdims=True)
-        mean = np.einsum("rpo,pof->rpf", chances, features)
-        gradient = goal - np.einsum("rp,rpf->rf", totals, mean)
-        weights = totals[:, :, None] * chances
-        second = np.einsum("rpo,pof,pog->rfg", weights, features, features, optimize=True)
-        information = second - np.einsum("rp,rpf,rpg->rfg", totals, mean, mean, optimize=True)
+        mean = (chances[:, :, None, :] @ features)[:, :, 0]
+        gradient = goal - (totals * mean).sum(axis=1)
+        second = (totals * chances).reshape(len(won), -1) @ squares
+        information = second.reshape(information.shape)
+        information = information - (totals * mean).transpose(0, 2, 1) @ mean
         step = (np.linalg.pinv(information, hermitian=True) @ gradient[..., None])[..., 0]
         # A damped step cannot run away before the curvature is that of the solution.
         largest = np.abs(step).max(axis=1, keepdims=True)

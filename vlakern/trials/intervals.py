@@ -1,7 +1,7 @@
 """Intervals of one success rate, of the difference of two, and of a difference over strata."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vlakern.errors import InputError
 from vlakern.trials._check import (
@@ -12,7 +12,7 @@ from vlakern.trials._check import (
     normal_quantile,
 )
 
-__all__ = ["beta", "newcombe", "newcombe_paired", "newcombe_stratified", "wilson"]
+__all__ = ["beta", "bounded_mean", "newcombe", "newcombe_paired", "newcombe_stratified", "wilson"]
 
 JEFFREYS = (0.5, 0.5)
 
@@ -38,6 +38,26 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     check_counts(successes, n)
     check_level(confidence)
+    return _score(successes, n, confidence)
+
+
+def bounded_mean(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """A conservative score interval of the mean of values in [0, 1], such as rubric progress.
+
+    No variable in [0, 1] of mean m varies more than ``m(1 - m)``, which is what a success varies;
+    so Wilson's interval with the sum of the values as successes covers at least as often. Of zeros
+    and ones it is :func:`wilson`, and it has a width where all values are equal.
+
+    Raises:
+        InputError: no value, one outside [0, 1], or an impossible confidence.
+    """
+    check_level(confidence)
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise InputError(f"expected values in [0, 1], at least one, found {list(values)!r}")
+    return _score(math.fsum(values), len(values), confidence)
+
+
+def _score(successes: float, n: int, confidence: float) -> tuple[float, float]:
     z = normal_quantile(confidence)
     rate = successes / n
     shrink = 1 + z * z / n
