@@ -159,6 +159,7 @@ def test_a_directory_for_a_path(plugins: Any, tmp_path: Path) -> None:
     assert command([str(source), str(target)]) == 0
     assert command([str(source), str(target)]) == 1  # it is there
     assert command([str(source)]) == 2
+    assert json.loads((target / "config.json").read_text())["device"] is None
     policy, before, after = policy_of(str(target))
     engine = vlakern.load(source, device="cpu")
     assert policy.config.n_action_steps == engine.execute == 5

@@ -23,7 +23,8 @@ def write(source: Path, target: Path) -> None:
         CheckpointError, ConfigError: ``source`` cannot be read or ``target`` is there.
     """
     check_new(target)
-    config = VlakernConfig(source="policy", device="cpu")
+    config = VlakernConfig(source="policy")
+    config.device = None  # that of the machine which reads it
     with atomic_directory(target) as temporary:
         to_native(source, temporary / config.source)
         config.save_pretrained(temporary)
