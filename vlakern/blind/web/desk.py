@@ -1,0 +1,166 @@
+"""What the pages act upon: one study's rules, models, videos and tokens."""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from vlakern.blind.events import Event
+from vlakern.blind.protocol import Conduct
+from vlakern.blind.results import Judgement
+from vlakern.blind.seal import open_key, read_plan
+from vlakern.blind.store import Store
+from vlakern.blind.tokens import read_tokens
+from vlakern.errors import StudyError
+
+__all__ = ["Desk", "Models"]
+
+VIDEOS, RECORD = "videos", "record"
+MOST_BYTES = 512 << 20  # of a video
+BLOCK = 1 << 20
+KINDS = {b"ftyp": ".mp4", b"\x1aE\xdf\xa3": ".webm"}
+
+
+class Models(Protocol):
+    """What runs the trials; see :class:`vlakern.blind.router.Router`."""
+
+    def prepare(self, group: int) -> None: ...
+    def begin(self, code: str) -> None: ...
+    def end(self) -> int: ...
+
+
+class Desk:
+    """A study that is open for work. Forms come from many threads, and take turns.
+
+    Args:
+        folder: of a locked study.
+        models: who answers the robot.
+        late: replies so far that left after their time.
+
+    Raises:
+        StudyError: the study is damaged, was changed after the lock, or is open elsewhere.
+    """
+
+    def __init__(self, folder: Path, models: Models, late: Callable[[], int] = lambda: 0) -> None:
+        self.folder, self.models, self._late = folder, models, late
+        self.plan, self.tokens = read_plan(folder), read_tokens(folder)
+        spares = open_key(folder).allocation.spares
+        self.store = Store(folder / RECORD)
+        self.videos = folder / VIDEOS
+        self.conduct = Conduct(self.plan, self.store, spares, self.videos)
+        self._turn = threading.RLock()
+        self._late_before = 0
+        self._resume()
+
+    def close(self) -> None:
+        """Gives the record free."""
+        self.store.close()
+
+    def start(self, key: str, code: str) -> Event:
+        """Starts a trial: its group's models are loaded, then its own answers."""
+        with self._turn:
+            turn = self.conduct.state.next
+            if turn is not None and turn.trial.code == code and self.conduct.rest() is None:
+                self.models.prepare(turn.trial.group)
+            event = self.conduct.start(key, "operator", code)
+            self._resume()
+            return event
+
+    def stop(self, key: str, code: str, video: BinaryIO) -> Event:
+        """Ends the trial that runs, with its video."""
+        with self._turn:
+            known = self.store.find(key)
+            if known is not None:
+                return known
+            running = self.conduct.state.running
+            if running is None or running.trial.code != code:
+                raise StudyError(f"trial {code[:16]} is not running; reload the page")
+            name = self._keep(video)
+            requests = self.models.end()
+            try:
+                return self.conduct.end(
+                    key, "operator", code, name, requests, self._late() - self._late_before
+                )
+            finally:
+                if self.conduct.state.running is not None:  # nothing was saved: it goes on
+                    (self.videos / name).unlink(missing_ok=True)
+                    self._resume()
+
+    def abort(self, key: str, code: str, reason: str) -> Event:
+        """Voids the trial that runs."""
+        with self._turn:
+            event = self.conduct.abort(key, "operator", code, reason)
+            self.models.end()
+            return event
+
+    def guess(self, key: str, code: str, choice: str) -> Event:
+        """The operator's guess after a trial."""
+        with self._turn:
+            return self.conduct.guess(key, "operator", code, choice)
+
+    def pause(self, key: str) -> Event:
+        """Begins or ends a break."""
+        with self._turn:
+            return self.conduct.pause(key, "operator")
+
+    def judge(self, key: str, code: str, verdict: Judgement, why: str = "") -> Event:
+        """A judgement, or with a reason a correction of an earlier one."""
+        with self._turn:
+            if why:
+                return self.conduct.correct(key, verdict.judge, code, verdict, why)
+            return self.conduct.judge(key, verdict.judge, code, verdict)
+
+    def adjudicate(self, key: str, code: str, verdict: Judgement) -> Event:
+        """The word that settles a dispute."""
+        with self._turn:
+            return self.conduct.adjudicate(key, verdict.judge, code, verdict)
+
+    def finish(self, key: str, incomplete: str) -> Event:
+        """Closes the study."""
+        with self._turn:
+            return self.conduct.close(key, "analyst", incomplete)
+
+    def request(self, key: str) -> Event:
+        """The first step to the names."""
+        with self._turn:
+            return self.conduct.request(key, "analyst")
+
+    def unblind(self, key: str, commitment: str) -> Event:
+        """The second step to the names."""
+        with self._turn:
+            return self.conduct.unblind(key, "analyst", commitment.strip())
+
+    def _resume(self) -> None:
+        """The trial that the record says is running gets its model, also after a restart."""
+        running = self.conduct.state.running
+        if running is not None:
+            self.models.prepare(running.trial.group)
+            self.models.begin(running.trial.code)
+            self._late_before = self._late()
+
+    def _keep(self, video: BinaryIO) -> str:
+        """Writes a video under a name and a time that say nothing; returns the name."""
+        head = video.read(12)
+        ending = KINDS.get(head[4:8]) or KINDS.get(head[:4])
+        if ending is None:
+            raise StudyError("the video is neither MP4 nor WebM; record it as one of these")
+        name = f"{secrets.token_hex(12)}{ending}"
+        temporary = self.videos / f".{name}.part"
+        try:
+            with temporary.open("wb") as file:
+                file.write(head)
+                size = len(head)
+                while block := video.read(BLOCK):
+                    size += len(block)
+                    if size > MOST_BYTES:
+                        raise StudyError(f"the video is larger than {MOST_BYTES >> 20} MiB")
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            os.utime(temporary, (0, 0))
+            temporary.rename(self.videos / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return name
