@@ -96,8 +96,9 @@ class Sessions:
             begin = time.perf_counter()
             reply = await self._reply(data, previous)
             if self.config.blind is not None:
-                left = begin + self.config.blind - time.perf_counter()
-                self.statistics.late += left < 0
+                over = int((time.perf_counter() - begin) // self.config.blind)
+                self.statistics.late += over > 0
+                left = begin + (over + 1) * self.config.blind - time.perf_counter()
                 await asyncio.sleep(max(left, 0.0))
             await self._send(peer, reply)
             if isinstance(reply, str):

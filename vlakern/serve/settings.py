@@ -31,7 +31,7 @@ class ServerConfig:
         close_timeout: for a client's goodbye [s].
         end_timeout: for requests in flight when the server ends [s].
         blind: metadata and timing are left out, and every reply is sent this long after its
-            request [s]; None for an open server.
+            request, a late one at the next multiple [s]; None for an open server.
     """
 
     host: str = "127.0.0.1"
