@@ -1,6 +1,7 @@
 """A small locked study, its record, a clock that tests move, and a closed study for reports."""
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -53,7 +54,7 @@ class Clock:
     """UTC and monotonic time that a test moves together, or apart."""
 
     def __init__(self) -> None:
-        self.utc, self.ticks = 1.7e9, 100.0
+        self.utc, self.ticks = time.time(), 100.0  # the lock was now
 
     def pass_by(self, seconds: float) -> None:
         self.utc += seconds

@@ -1,12 +1,15 @@
 """The rules: whose turn it is, breaks, aborts, judgements, and two steps to the names."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vlakern.blind.protocol import Conduct
 from vlakern.blind.results import UNKNOWN, Judgement
 from vlakern.blind.state import ADJUDICATOR
+from vlakern.blind.store import Store
 from vlakern.errors import StudyError
 
 
@@ -52,7 +55,7 @@ def test_a_form_sent_twice_is_answered_from_the_record(site: Callable[..., Any])
     ]
     first = [form() for form in forms]
     assert [form() for form in forms] == first
-    assert len(here.store.events) == len(forms)
+    assert len(here.store.events) == 1 + len(forms)
     here.clock.pass_by(301.0)
     here.conduct.pause("6", "operator")
     turn = here.conduct.state.next.trial.code
@@ -248,3 +251,12 @@ def test_an_early_end_says_why(site: Callable[..., Any]) -> None:
     here.conduct.close("c", "analyst", "the arm broke")
     assert here.store.events[-1].data["incomplete"] == "the arm broke"
     assert here.conduct.state.closed == "the arm broke"
+
+
+def test_a_record_of_another_study_is_refused(site: Callable[..., Any], tmp_path: Path) -> None:
+    """Its first entry names the study it belongs to."""
+    here = site()
+    with Store(tmp_path / "other") as store:
+        store.append("lock", "runner", "locked", {"commitment": "0" * 64})
+        with pytest.raises(StudyError, match="is not that of the study"):
+            Conduct(here.public, store, {}, here.folder / "videos")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlakern.blind._browser import Browser
+from vlakern.blind.opened import open_study
 from vlakern.blind.operator import SimulatedRobot, judge_all, run_trials
 from vlakern.blind.results import ClosedStudy
-from vlakern.blind.seal import lock, open_key
+from vlakern.blind.seal import lock
 from vlakern.blind.site import Addresses, SiteConfig, serve_study
 from vlakern.blind.tokens import draw_tokens
 from vlakern.errors import StudyError
@@ -158,16 +159,4 @@ def play(file: Path, folder: Path, done: Callable[[int], None] = lambda count: N
         analyst.send("/close", incomplete="")
         analyst.send("/request")
         analyst.send("/unblind", commitment=public.commitment)
-    return opened(folder)
-
-
-def opened(folder: Path) -> ClosedStudy:
-    """The results of a study that was unblinded."""
-    from vlakern.blind.opened import closed_study
-    from vlakern.blind.seal import read_plan
-    from vlakern.blind.state import fold
-    from vlakern.blind.store import Store
-
-    plan = read_plan(folder)
-    with Store(folder / "record") as store:
-        return closed_study(plan, open_key(folder), fold(plan, store.events))
+    return open_study(folder)

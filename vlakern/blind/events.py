@@ -10,7 +10,7 @@ from vlakern.errors import ConfigError, StudyError
 from vlakern.records import from_dict
 from vlakern.untrusted import parse_json
 
-__all__ = ["KINDS", "ROOT", "Event", "check_chain", "decode", "encode", "link"]
+__all__ = ["KINDS", "ROOT", "Event", "canonical", "check_chain", "decode", "encode", "link"]
 
 ROOT = "0" * 64  # the hash before the first event
 KINDS = (
@@ -52,6 +52,11 @@ class Event:
     hash: str
 
 
+def canonical(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
 def link(
     number: int,
     key: str,
@@ -70,7 +75,7 @@ def link(
 
 def encode(event: Event) -> bytes:
     """The event's one line."""
-    return _text(asdict(event)) + b"\n"
+    return canonical(asdict(event)) + b"\n"
 
 
 def decode(line: bytes) -> Event:
@@ -103,8 +108,4 @@ def check_chain(events: Iterable[Event], where: str, previous: str = ROOT, numbe
 def _hash(event: Event) -> str:
     values = asdict(event)
     del values["hash"]
-    return hashlib.sha256(_text(values)).hexdigest()
-
-
-def _text(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return hashlib.sha256(canonical(values)).hexdigest()

@@ -3,15 +3,28 @@
 import platform
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from vlakern.blind.results import ClosedStudy, Model, Result, Voided
-from vlakern.blind.seal import Key, PublicPlan
-from vlakern.blind.state import State
+from vlakern.blind.seal import Key, PublicPlan, open_key, read_plan
+from vlakern.blind.state import State, fold
+from vlakern.blind.store import Store
 from vlakern.errors import StudyError
 
-__all__ = ["closed_study"]
+__all__ = ["closed_study", "open_study"]
 
 PACKAGES = ("vlakern", "torch", "numpy", "scipy")
+
+
+def open_study(folder: Path) -> ClosedStudy:
+    """The results of a study's folder.
+
+    Raises:
+        StudyError: as :func:`closed_study`, or the folder is damaged.
+    """
+    plan = read_plan(folder)
+    with Store(folder / "record") as store:
+        return closed_study(plan, open_key(folder), fold(plan, store.events))
 
 
 def closed_study(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:

@@ -41,6 +41,9 @@ class Conduct:
         spares: alias of the plan -> aliases of its repetitions, from the sealed key.
         videos: folder of the recordings.
         source: where a repetition is put into the queue: the operating system's entropy.
+
+    Raises:
+        StudyError: the record is that of another study.
     """
 
     def __init__(
@@ -56,6 +59,12 @@ class Conduct:
         self._spares, self._clock = spares, clock
         self._source = source or random.SystemRandom()
         self._tasks = {task.name: task for task in plan.tasks}
+        first = store.events[0].data if store.events else {}
+        if first.get("commitment") != plan.commitment:
+            raise StudyError(
+                f"the record in {store.folder} is not that of the study with the commitment"
+                f" {plan.commitment[:12]}; restore the two from one backup"
+            )
         self.state: State = fold(plan, store.events)
         self._applied = len(store.events)
 

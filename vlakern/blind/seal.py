@@ -6,7 +6,6 @@ random salt, is shown at the lock and proves later that nothing was changed.
 """
 
 import hashlib
-import json
 import random
 import secrets
 import time
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vlakern import __version__
+from vlakern.blind.events import canonical
 from vlakern.blind.plan import Allocation, Plan, draw
+from vlakern.blind.store import Store
 from vlakern.blind.study import PoolModel, Study, read_study
 from vlakern.errors import ConfigError, StudyError
 from vlakern.files import atomic_directory, write_bytes, write_json
@@ -29,7 +30,6 @@ __all__ = [
     "SEALED",
     "Key",
     "PublicPlan",
-    "canonical",
     "identities",
     "lock",
     "open_key",
@@ -113,11 +113,6 @@ class Key:
         )
 
 
-def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
 def lock(file: Path, folder: Path, source: random.Random | None = None) -> PublicPlan:
     """Draws groups, queue and aliases, and writes the study's folder in one step.
 
@@ -146,7 +141,8 @@ def lock(file: Path, folder: Path, source: random.Random | None = None) -> Publi
     public = _public(key)
     with atomic_directory(folder) as there:
         write_json(there / PLAN, to_dict(public))
-        (there / "record").mkdir()
+        with Store(there / "record") as store:
+            store.append("lock", "runner", "locked", {"commitment": public.commitment})
         (there / "videos").mkdir()
         (there / SEALED).mkdir(mode=0o700)
         write_bytes(there / SEALED / STUDY, content)

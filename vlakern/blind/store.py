@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlakern.blind.events import ROOT, Event, check_chain, decode, encode, link
-from vlakern.blind.seal import canonical
+from vlakern.blind.events import ROOT, Event, canonical, check_chain, decode, encode, link
 from vlakern.errors import StudyError
 
 __all__ = ["DATABASE", "LOG", "Store", "verify"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from vlakern import __version__
-from vlakern.cli import bench, collect, convert, data, doctor, rollout, serve, train
+from vlakern.cli import bench, blind, collect, convert, data, doctor, rollout, serve, train
 from vlakern.errors import VlakernError
 
 __all__ = ["VERBS", "main"]
@@ -21,6 +21,7 @@ VERBS = {
     "train": train,
     "rollout": rollout,
     "serve": serve,
+    "blind": blind,
     "convert": convert,
 }
 

@@ -143,7 +143,7 @@ def test_a_form_sent_twice_is_one_trial(pages: Make) -> None:
     operator.send("stop", video=MP4)
     assert operator.status == 200
     kinds = [event.kind for event in here.desk.store.events]
-    assert kinds == ["started", "ended"]
+    assert kinds == ["locked", "started", "ended"]
     assert len(list((here.folder / "videos").iterdir())) == 1
 
 
@@ -170,8 +170,8 @@ def test_what_cannot_be_saved_stays_in_the_form(pages: Make, monkeypatch: Any) -
     monkeypatch.setattr(os, "fsync", real)
     operator.send("abort", reason="operator error")
     assert operator.status == 200
-    assert "Saved as entry 2" in operator.page
-    assert verify(here.folder / "record") == 2
+    assert "Saved as entry 3" in operator.page
+    assert verify(here.folder / "record") == 3
 
 
 def test_a_wrong_form_is_shown_again(pages: Make) -> None:

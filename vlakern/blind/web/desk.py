@@ -15,7 +15,7 @@ from vlakern.blind.store import Store
 from vlakern.blind.tokens import read_tokens
 from vlakern.errors import StudyError
 
-__all__ = ["Desk", "Models"]
+__all__ = ["Desk", "Models", "NoModels"]
 
 VIDEOS, RECORD = "videos", "record"
 MOST_BYTES = 512 << 20  # of a video
@@ -29,6 +29,20 @@ class Models(Protocol):
     def prepare(self, group: int) -> None: ...
     def begin(self, code: str) -> None: ...
     def end(self) -> int: ...
+
+
+class NoModels:
+    """For steps that need no robot."""
+
+    def prepare(self, group: int) -> None:
+        """Nothing to load."""
+
+    def begin(self, code: str) -> None:
+        """Nobody answers."""
+
+    def end(self) -> int:
+        """No requests."""
+        return 0
 
 
 class Desk:
