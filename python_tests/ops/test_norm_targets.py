@@ -40,7 +40,8 @@ def test_norm_compiles_without_spills(arch: int, width: int) -> None:
     kinds, forward = ("LAYER", "PLUS_ONE"), kernels.norm_kernel
     types = signature(forward, "*bf16", (), {"row_group_ptr": "*i32"})
     flags = (*kinds, *launch.FORWARD_FLAGS)
-    used = [compile_with(forward, arch, types, flags, launch.options(width))]
+    whole = launch.options(width) | {"WIDEN": False}
+    used = [compile_with(forward, arch, types, flags, whole)]
 
     backward, sums = kernels.norm_backward_kernel, ("p_ptr", "q_ptr", "g_ptr")
     types = signature(backward, "*bf16", sums, dict.fromkeys(("order_ptr", "start_ptr"), "*i64"))
@@ -67,7 +68,8 @@ def test_qkv_prep_compiles_without_spills(
     angles, rows = ("cos_ptr", "sin_ptr"), {"rows_ptr": "*i32"}
     forward, backward = kernels.qkv_prep_kernel, kernels.qkv_prep_backward_kernel
     types = signature(forward, "*bf16", angles, rows)
-    used = [compile_with(forward, arch, types, ("NORM", "PLUS_ONE"), settings)]
+    whole = settings | {"WIDEN": False}
+    used = [compile_with(forward, arch, types, ("NORM", "PLUS_ONE"), whole)]
     sums = (*angles, "partial_ptr", "dcos_ptr", "dsin_ptr")
     types = signature(backward, "*bf16", sums, rows)
     flags = ("NORM", "PLUS_ONE", "ANGLES")

@@ -7,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from vlakern import env
 from vlakern.ops.norm._check import Tensors
 from vlakern.ops.norm.triton_kernels import norm_backward_kernel, norm_finish_kernel, norm_kernel
 
@@ -69,6 +70,7 @@ def launch(t: Tensors, kind: str, eps: float) -> None:
     arguments: list[Any] = [_or(one, t.x) for one in t]
     arguments += [rows, width, _groups(t), eps, *map(_step, t)]
     kinds: dict[str, Any] = {"LAYER": kind == "layer", "PLUS_ONE": kind == "rms_plus_one"}
+    kinds["WIDEN"] = env.triton_interpret()
     with torch.cuda.device_of(t.x):
         norm_kernel[(rows,)](*arguments, **kinds, **_flags(t), **options(width))
 

@@ -8,6 +8,8 @@ per group.
 import triton
 import triton.language as tl
 
+from vlakern.ops._triton import rounded
+
 __all__ = ["norm_backward_kernel", "norm_finish_kernel", "norm_kernel"]
 
 
@@ -103,6 +105,7 @@ def norm_kernel(
     RESIDUAL: tl.constexpr,
     INDEXED: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)  # [BLOCK]
@@ -117,9 +120,9 @@ def norm_kernel(
             h = tl.fma(gate.to(tl.float32), added, h)
         else:
             h = h + added
-        rounded = h.to(h_ptr.dtype.element_ty)
-        tl.store(h_ptr + r * h_stride + i, rounded, mask=inside)
-        h = rounded.to(tl.float32)
+        stored = rounded(h, h_ptr.dtype.element_ty, WIDEN)
+        tl.store(h_ptr + r * h_stride + i, stored, mask=inside)
+        h = stored.to(tl.float32)
     n, _ = _normalised(h, inside, width, eps, LAYER)
     a, c = _affine(
         group,
@@ -140,8 +143,8 @@ def norm_kernel(
         SHIFT,
         BLOCK,
     )
-    y = tl.fma(n, a, c)
-    tl.store(y_ptr + r * y_stride + i, y.to(y_ptr.dtype.element_ty), mask=inside)
+    y = rounded(tl.fma(n, a, c), y_ptr.dtype.element_ty, WIDEN)
+    tl.store(y_ptr + r * y_stride + i, y, mask=inside)
 
 
 @triton.jit

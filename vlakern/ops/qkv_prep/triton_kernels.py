@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlakern import env
+from vlakern.ops._triton import rounded
 from vlakern.ops.qkv_prep._check import Call, Expert
 from vlakern.ops.qkv_prep.reference import Gradients
 
@@ -48,9 +50,9 @@ def _load_pair(ptr, at, half, inside):
 
 
 @triton.jit
-def _store_pair(ptr, at, half, inside, low, high):
-    tl.store(ptr + at, low.to(ptr.dtype.element_ty), mask=inside)
-    tl.store(ptr + at + half, high.to(ptr.dtype.element_ty), mask=inside)
+def _store_pair(ptr, at, half, inside, low, high, WIDEN: tl.constexpr = False):  # pyright: ignore[reportArgumentType]
+    tl.store(ptr + at, rounded(low, ptr.dtype.element_ty, WIDEN), mask=inside)
+    tl.store(ptr + at + half, rounded(high, ptr.dtype.element_ty, WIDEN), mask=inside)
 
 
 @triton.jit
@@ -108,6 +110,7 @@ def qkv_prep_kernel(
     PLUS_ONE: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     e = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -137,7 +140,7 @@ def qkv_prep_kernel(
     low, high = _load_pair(x_ptr, head * x_head + i[None, :], half, inside)
     to = head * y_head + i[None, :]
     if part == 2:
-        _store_pair(y_ptr, to, half, inside, low, high)
+        _store_pair(y_ptr, to, half, inside, low, high, WIDEN)
     else:
         cos = tl.load(cos_ptr + row * cos_stride + i, mask=within, other=0.0)[None, :]
         sin = tl.load(sin_ptr + row * sin_stride + i, mask=within, other=0.0)[None, :]
@@ -148,7 +151,8 @@ def qkv_prep_kernel(
             )
             low = low * r * w_low
             high = high * r * w_high
-        _store_pair(y_ptr, to, half, inside, low * cos - high * sin, high * cos + low * sin)
+        turned = low * cos - high * sin
+        _store_pair(y_ptr, to, half, inside, turned, high * cos + low * sin, WIDEN)
 
 
 @triton.jit
@@ -298,6 +302,7 @@ def launch(
         arguments += [one.rows.stride(0), call.cos.stride(0), call.sin.stride(0)]
         arguments += _steps(q_out, k_out, v_out)
         flags: dict[str, Any] = {"NORM": one.q_weight is not None, "PLUS_ONE": call.plus_one}
+        flags["WIDEN"] = env.triton_interpret()
         with torch.cuda.device_of(one.q):
             qkv_prep_kernel[(tokens, 3)](*arguments, **flags, **options(heads, groups, head_dim))
 
