@@ -12,6 +12,8 @@ from vlakern.infer import backends
 from vlakern.infer import policy as policies
 from vlakern.infer.graph_engine import GraphEngine
 
+OPS = {"as a gpu": "reference", "interpreted": "triton"}
+
 
 @pytest.fixture(scope="session")
 def goldens() -> ModuleType:
@@ -28,11 +30,12 @@ def goldens() -> ModuleType:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CPU, or the CPU in the place of a GPU: its engine over the ops' references."""
+    """The CPU, or the CPU in the place of a GPU: its engine over the ops' references, or over the
+    Triton kernels where Triton interprets."""
     if request.param == "cpu":
         return "cpu"
     monkeypatch.setattr(policies, "choose_device", lambda name: "cpu:0")
     for room in (policies, backends):
         monkeypatch.setattr(room, "graph_refusal", lambda device, dtype="bf16": None)
-    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops="reference"))
+    monkeypatch.setattr(backends, "GraphEngine", partial(GraphEngine, ops=OPS[request.param]))
     return "cpu:0"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vlakern
+from vlakern import env
 from vlakern.errors import CheckpointError
 from vlakern.infer._clock import Clock
 from vlakern.infer.graph_engine import GraphEngine
@@ -72,7 +73,12 @@ def test_other_files_are_refused(
         read_golden(tmp_path / "other.npz")
 
 
-@pytest.mark.parametrize("device", ["cpu", "as a gpu"], indirect=True)
+# TRITON_INTERPRET=1 pytest -m soak: minutes.
+INTERPRETED = pytest.mark.skipif(not env.triton_interpret(), reason="Triton compiles here")
+DEVICES = ("cpu", "as a gpu", pytest.param("interpreted", marks=(pytest.mark.soak, INTERPRETED)))
+
+
+@pytest.mark.parametrize("device", DEVICES, indirect=True)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla"])
 def test_the_engine_agrees(
