@@ -70,6 +70,8 @@ def test_a_missing_part_of_the_state_is_named() -> None:
         ({"front": np.zeros((0, 4, 3), np.uint8)}, "sides of 1 to 4096"),
         ({"front": np.zeros((1, 4097, 3), np.uint8)}, "sides of 1 to 4096"),
         ({"state": [1, 2]}, "a state of 2 numbers, expected 1"),
+        ({"state": [float("nan")]}, "not finite"),
+        ({"state": [1e300]}, "not finite"),
         ({"prompt": "x" * 4097}, "4097 characters"),
     ],
 )

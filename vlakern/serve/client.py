@@ -4,6 +4,8 @@ Dimension letters: H steps of a chunk, A action width.
 """
 
 import contextlib
+import itertools
+import secrets
 import socket
 import struct
 import threading
@@ -19,8 +21,9 @@ from websockets.sync.client import connect
 from vlakern.errors import InputError, VlakernError
 from vlakern.serve.codec import MOST_BYTES, decode, pieces
 from vlakern.serve.shared import SharedConnection
+from vlakern.serve.wire import REQUEST
 
-__all__ = ["ActionBroker", "Client", "ServerError"]
+__all__ = ["ActionBroker", "Client", "ServerError", "actions_of"]
 
 SHARED = "shm://"
 FRAGMENT, SMALL = 100_000, 4096  # bytes
@@ -36,6 +39,10 @@ class _Transport(Protocol):
     def send(self, pieces: Sequence[bytes | memoryview], timeout: float) -> None: ...
 
     def recv(self, timeout: float) -> bytes | str: ...
+
+    def drain(self) -> int:
+        """Throws away what nobody asked for; how many messages that was."""
+        ...
 
     def close(self) -> None:
         """With a word of goodbye, where there is one."""
@@ -57,6 +64,8 @@ class Client:
 
     Attributes:
         metadata: what the server said of itself.
+        stale: replies to other requests, which were thrown away. This project's server repeats a
+            request's number; of another one, what came before the request was sent is stale.
     """
 
     def __init__(
@@ -73,6 +82,8 @@ class Client:
         if not (timeout > 0 and patience > 0):
             raise InputError(f"timeout is {timeout} and patience {patience}, expected more than 0")
         self._turn = threading.Lock()
+        self._numbers, self._numbered = itertools.count(secrets.randbits(60)), False
+        self.stale = 0
         self.metadata: dict[str, Any] = {}
         with self._turn:
             self._open = self._connected()
@@ -84,24 +95,37 @@ class Client:
             InputError: the message holds what cannot be sent.
             ServerError: no reply, or one that says what was wrong.
         """
-        parts = pieces(message)
         with self._turn:
             if self._open is None:
                 self._open = self._connected()
-            end = time.monotonic() + self._timeout
             try:
-                self._open.send(parts, self._timeout)
-                reply = self._open.recv(max(end - time.monotonic(), 0.001))
+                return self._asked(self._open, message)
             except TimeoutError as error:
                 self._abandon()
                 raise ServerError(f"{self._url} did not answer in {self._timeout} s") from error
             except (ConnectionClosed, OSError) as error:
                 self._abandon()
                 raise ServerError(f"{self._url} closed the connection ({error})") from error
-            if isinstance(reply, str):
+            except ServerError:
                 self._abandon()
+                raise
+
+    def _asked(self, server: _Transport, message: Mapping[str, Any]) -> dict[str, Any]:
+        end = time.monotonic() + self._timeout
+        number = next(self._numbers) if self._numbered else None
+        if number is None:
+            self.stale += server.drain()
+        else:
+            message = {**message, REQUEST: number}
+        server.send(pieces(message), self._timeout)
+        while True:
+            reply = server.recv(max(end - time.monotonic(), 0.001))
+            if isinstance(reply, str):
                 raise ServerError(f"{self._url} answered: {reply[:400]}")
-        return _decoded(reply, self._url)
+            found = _decoded(reply, self._url)
+            if number is None or found.pop(REQUEST, None) == number:
+                return found
+            self.stale += 1  # of a request that was given up, or once more
 
     def close(self) -> None:
         """Closes the connection."""
@@ -127,6 +151,8 @@ class Client:
                     found = self._opened(max(end - time.monotonic(), 0.1))
                     failed.callback(found.abandon)
                     self.metadata = _decoded(found.recv(self._timeout), self._url)
+                    keys = self.metadata.get("keys")
+                    self._numbered = isinstance(keys, dict) and keys.get("request") == REQUEST
                     failed.pop_all()
                     return found
             except (InvalidHandshake, InvalidURI, PermissionError) as error:
@@ -175,6 +201,14 @@ class _WebSocket:
     def recv(self, timeout: float) -> bytes | str:
         return self._connection.recv(timeout=timeout)
 
+    def drain(self) -> int:
+        for count in itertools.count():
+            try:
+                self._connection.recv(timeout=0)
+            except TimeoutError:
+                return count
+        raise AssertionError("unreachable")
+
     def close(self) -> None:
         self._open.close()
 
@@ -210,6 +244,18 @@ def _decoded(data: bytes | str, url: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ServerError(f"{url} sent a {type(found).__name__}, expected a map")
     return found
+
+
+def actions_of(reply: Mapping[str, Any]) -> np.ndarray:
+    """``[H, A]``.
+
+    Raises:
+        ServerError: there are none.
+    """
+    actions = reply.get("actions")
+    if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not actions.size:
+        raise ServerError("the reply holds no actions [steps, width]")
+    return actions
 
 
 class ActionBroker:
@@ -253,10 +299,8 @@ class ActionBroker:
         return action_A
 
     def _take(self, reply: Mapping[str, Any], skip: int) -> None:
-        actions = reply.get("actions")
-        if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not len(actions):
-            raise ServerError("the reply holds no actions [steps, width]")
-        self._chunk_HA, self._step = actions, min(skip, len(actions) - 1)
+        self._chunk_HA = actions_of(reply)
+        self._step = min(skip, len(self._chunk_HA) - 1)
 
     def reset(self) -> None:
         """Forgets what is left of the chunk, for a new episode."""

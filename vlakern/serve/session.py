@@ -15,7 +15,7 @@ from vlakern.errors import InputError
 from vlakern.serve.batcher import Answer, Batcher, PolicyFailed
 from vlakern.serve.codec import decode, encode
 from vlakern.serve.settings import ServerConfig, Statistics
-from vlakern.serve.wire import Keys, observation
+from vlakern.serve.wire import REQUEST, Keys, observation
 
 __all__ = ["Peer", "Sessions"]
 
@@ -143,7 +143,8 @@ class Sessions:
         try:
             if isinstance(data, str):
                 raise InputError("a text message; expected msgpack")
-            seen, seed = observation(decode(data, self.config.most_bytes), self._keys)
+            message = decode(data, self.config.most_bytes)
+            seen, seed = observation(message, self._keys)
             answer = await self._batcher.act(seen, seed)
         except InputError as error:
             self.statistics.refused += 1
@@ -157,10 +158,13 @@ class Sessions:
             hint = "" if self.config.blind else ": the policy failed; the server's log says why"
             return f"error {number}{hint}"
         self.statistics.largest_batch = max(self.statistics.largest_batch, answer.rows)
-        return self._encoded(answer, (time.perf_counter() - begin) * 1e3, previous)
+        found = {"actions": np.asarray(answer.chunk.actions, np.float32)}
+        found.update({REQUEST: message[REQUEST]} if REQUEST in message else {})
+        return self._encoded(found, answer, (time.perf_counter() - begin) * 1e3, previous)
 
-    def _encoded(self, answer: Answer, took_ms: float, previous: float | None) -> bytes:
-        found: dict[str, Any] = {"actions": np.asarray(answer.chunk.actions, np.float32)}
+    def _encoded(
+        self, found: dict[str, Any], answer: Answer, took_ms: float, previous: float | None
+    ) -> bytes:
         if self.config.blind is None:
             found["policy_timing"] = {"infer_ms": answer.infer_ms}
             found["server_timing"] = {"infer_ms": took_ms}

@@ -12,12 +12,14 @@ import numpy as np
 from vlakern.errors import ConfigError, InputError
 from vlakern.types import Observation
 
-__all__ = ["Keys", "observation", "parse_keys"]
+__all__ = ["REQUEST", "Keys", "observation", "parse_keys"]
 
 PROMPTS = ("prompt", "task")
 STATES = ("observation/state", "state", "observation.state")
 PLACES = ("observation/{}", "images/{}", "observation/images/{}", "observation.images.{}", "{}")
 SEED = "seed"
+# A number that comes back with the reply: openpi's protocol cannot tell a reply from an older one.
+REQUEST = "request"
 MOST_SIDE, MOST_PROMPT = 4096, 4096  # pixels, characters
 
 
@@ -55,6 +57,7 @@ class Keys:
             "prompt": list(PROMPTS),
             "prompt_most": MOST_PROMPT,
             "seed": SEED,
+            "request": REQUEST,
         }
 
     def _places(self, view: str) -> tuple[str, ...]:
@@ -79,6 +82,7 @@ class Keys:
         state = self._state(flat)
         prompt = next((flat.pop(key) for key in PROMPTS if key in flat), None)
         flat.pop(SEED, None)
+        flat.pop(REQUEST, None)
         if flat:
             known = [*self.views, *(self.state or STATES[:1]), PROMPTS[0]]
             raise InputError(
@@ -99,6 +103,8 @@ class Keys:
         state = np.concatenate([_numbers(one) for one in found])
         if self.state_width not in (None, len(state)):
             raise InputError(f"a state of {len(state)} numbers, expected {self.state_width}")
+        if not np.isfinite(state).all():
+            raise InputError("a state with numbers that are not finite")
         return state
 
 
@@ -121,7 +127,8 @@ def _numbers(value: Any) -> np.ndarray:
     if not isinstance(value, (np.ndarray, list, float, int)):
         raise InputError(f"a state that is a {type(value).__name__}, expected an array of numbers")
     try:
-        return np.asarray(value, np.float32).ravel()
+        with np.errstate(over="ignore"):  # an infinity then, which is refused
+            return np.asarray(value, np.float32).ravel()
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError("a state that is no list of numbers; send an array") from error
 
@@ -151,11 +158,13 @@ def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, in
         raise InputError(f"the prompt is a {type(prompt).__name__}, expected words as 'prompt'")
     if len(prompt) > MOST_PROMPT:
         raise InputError(f"a prompt of {len(prompt)} characters, expected at most {MOST_PROMPT}")
-    seed = message.get(SEED)
-    if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
-        raise InputError(f"seed is {str(seed)[:40]!r}, expected a whole number from 0 to 2^63 - 1")
+    for key in (SEED, REQUEST):
+        value = message.get(key)
+        if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
+            found = str(value)[:40]
+            raise InputError(f"{key} is {found!r}, expected a whole number from 0 to 2^63 - 1")
     pictures = {view: _picture(image, view) for view, image in images.items()}
-    return Observation(pictures, state, prompt), seed
+    return Observation(pictures, state, prompt), message.get(SEED)
 
 
 def parse_keys(
