@@ -1,7 +1,9 @@
 """What the way to a server and back takes is measured beside a call in this process."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,20 @@ def test_both_ways_are_timed() -> None:
         assert one["request_bytes"] == 3 * 224 * 224 * 3
         assert 0.0 < one["p50_ms"] <= one["p95_ms"] <= one["p99_ms"] <= one["max_ms"]
         assert one["p50_ms"] < 20.0
+
+
+def test_the_benchmark_prints_a_row_per_way(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "serve" / "bench_serve.py"
+    words = ["--views", "1", "--side", "32", "--calls", "20", "--ways", "websocket"]
+    kept = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, str(script), *words, "--json", str(kept)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "websocket" in done.stdout
+    assert json.loads(kept.read_text())["overhead"]["websocket"]["request_bytes"] == 32 * 32 * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

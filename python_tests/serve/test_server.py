@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+import torch
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -19,6 +20,7 @@ from python_tests.serve.conftest import Echo, Start, message, shaken, wait_for
 from vlakern.serve import Client, ServerError
 from vlakern.serve.codec import decode, encode
 from vlakern.serve.wire import Keys
+from vlakern.types import ActionChunk
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -50,23 +52,54 @@ def test_a_recorded_exchange(start: Start) -> None:
             assert ("prev_total_ms" in reply["server_timing"]) == (turn == 1)
 
 
-def test_health_is_answered_while_the_policy_thinks(start: Start, echo: Echo) -> None:
-    running = start()
-    echo.takes = 0.5
-    with Client(running.url) as client:
-        thread = threading.Thread(target=client.infer, args=(message(),))
-        thread.start()
-        took = []
-        while thread.is_alive():
-            begin = time.perf_counter()
-            peer = http.client.HTTPConnection("127.0.0.1", running.server.port, timeout=5)
-            peer.request("GET", "/healthz")
-            reply = peer.getresponse()
-            assert (reply.status, reply.read()) == (200, b"OK\n")
-            took.append(time.perf_counter() - begin)
-            time.sleep(0.02)
-        assert len(took) > 3
-        assert float(np.median(took)) < 0.05
+class Thinking:
+    """A policy of matrix products, which let go of the interpreter, and loops, which do not."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def act_batch(self, observations: Any, seeds: Any = None) -> list[ActionChunk]:
+        end = time.perf_counter() + 0.15
+        weights, x = torch.full((512, 512), 0.001), torch.ones(512, 512)
+        while time.perf_counter() < end:
+            x = x @ weights
+            sum(i * i for i in range(20_000))
+        self.calls += 1
+        return [ActionChunk(np.full((4, 3), float(x[0, 0]), np.float32)) for _ in observations]
+
+
+def test_health_is_answered_while_the_policy_thinks(start: Start) -> None:
+    """p99 of at most 50 ms, beside calls of 150 ms that compute and hold the interpreter."""
+    thinking = Thinking()
+    running, ending = start(thinking), threading.Event()
+
+    def ask() -> None:
+        with Client(running.url) as client:
+            while not ending.is_set():
+                client.infer(message())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        took = [healthy(running.server.port) for _ in range(150)]
+    finally:
+        ending.set()
+        thread.join()
+    print(f"p50 {np.percentile(took, 50) * 1e3:.1f} ms, p99 {np.percentile(took, 99) * 1e3:.1f} ms")
+    assert thinking.calls >= 3
+    assert np.percentile(took, 99) < 0.05
+
+
+def healthy(port: int) -> float:
+    """How long a look at the server's health takes [s]."""
+    begin = time.perf_counter()
+    peer = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    peer.request("GET", "/healthz")
+    reply = peer.getresponse()
+    assert (reply.status, reply.read()) == (200, b"OK\n")
+    peer.close()
+    time.sleep(0.005)
+    return time.perf_counter() - begin - 0.005
 
 
 def test_requests_that_wait_together_share_a_call_and_keep_their_answers(
