@@ -118,6 +118,10 @@ def check_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.startswith(("vlakern/", "vlakern-")) for name in names)
     strangers = [name for name in names if name.endswith((".cpp", ".cu", ".h", ".cuh", ".pyc"))]
+    # Those that C++ programs include, see vlakern.cmake.
+    strangers = [name for name in strangers if not name.startswith("vlakern/cpp/include/vlakern/")]
+    assert "vlakern/cpp/lib/cmake/vlakern/vlakernConfig.cmake" in names
+    assert "vlakern/cpp/include/vlakern/policy/policy.h" in names
     strangers += [name for name in names if Path(name).name.startswith(("test_", "conftest"))]
     assert strangers == []
     assert len([name for name in names if name.startswith("vlakern/_native.")]) == 1

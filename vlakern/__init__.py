@@ -4,6 +4,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlakern.cmake import cmake_prefix
     from vlakern.errors import (
         CheckpointError,
         ConfigError,
@@ -31,11 +32,13 @@ __all__ = [
     "Unsupported",
     "VlakernError",
     "__version__",
+    "cmake_prefix",
     "explain",
     "load",
 ]
 
 _HOMES = {
+    "vlakern.cmake": ("cmake_prefix",),
     "vlakern.errors": (
         "CheckpointError",
         "ConfigError",

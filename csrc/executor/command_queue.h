@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "executor/core.h"
+#include "core.h"
 
 namespace vlakern::executor {
 

@@ -9,9 +9,9 @@
 #include <mutex>
 #include <vector>
 
-#include "executor/chunk_buffer.h"
-#include "executor/counters.h"
-#include "executor/limiter.h"
+#include "chunk_buffer.h"
+#include "counters.h"
+#include "limiter.h"
 
 namespace vlakern::executor {
 

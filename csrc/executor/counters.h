@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "executor/chunk_buffer.h"
+#include "chunk_buffer.h"
 
 namespace vlakern::executor {
 

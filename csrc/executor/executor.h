@@ -10,9 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "executor/core.h"
-#include "executor/realtime.h"
-#include "executor/trace.h"
+#include "core.h"
+#include "realtime.h"
+#include "trace.h"
 
 namespace vlakern::executor {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "executor/chunk_buffer.h"
+#include "chunk_buffer.h"
 
 namespace vlakern::executor {
 

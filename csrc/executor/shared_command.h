@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "executor/core.h"
+#include "core.h"
 
 namespace vlakern::executor {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "executor/core.h"
+#include "core.h"
 
 namespace vlakern::executor {
 

@@ -74,7 +74,7 @@ class Packer:
         if self._config.vision.final_norm:
             patches = self._config.vision.pixel_shuffle**2
             scale, shift = (self.read(f"vision.final_norm.{one}") for one in ("weight", "bias"))
-            bias = bias + weight @ shift.repeat(patches)
+            bias = bias + _product(weight, shift.repeat(patches))
             weight = weight * scale.repeat(patches)
         return self.large("connector.0", weight, bias)
 
@@ -89,7 +89,7 @@ class Packer:
     def _after_layer_norm(self, name: str, linear: str, norm: str) -> Array:
         """W (w n + b) + c = (W w) n + (W b + c)."""
         weight = self.read(f"{linear}.weight")
-        bias = self.read(f"{linear}.bias") + weight @ self.read(f"{norm}.bias")
+        bias = self.read(f"{linear}.bias") + _product(weight, self.read(f"{norm}.bias"))
         return self.large(name, weight * self.read(f"{norm}.weight"), bias)
 
     def _scaled(self, name: str, linear: str, scale: Tensor | None) -> Array:
@@ -132,7 +132,7 @@ class Packer:
         w3, b3 = self.read("action_encoder.w3.weight"), self.read("action_encoder.w3.bias")
         yield self.small("action_in.first", product(w2[:, :width], w1))
         yield "action_in.time_weight", w2[:, width:].contiguous()
-        yield "action_in.time_bias", b2 + product(w2[:, :width], b1[:, None])[:, 0]
+        yield "action_in.time_bias", b2 + _product(w2[:, :width], b1)
         yield self.small("action_in.last", w3, b3)
 
     def _time_norms(self) -> Iterator[Array]:
@@ -180,6 +180,11 @@ class Packer:
         both = pack_linear(torch.cat([gate, up]), self._large, gate=True, isa=self._isa)
         yield f"{name}.gate_up", both
         yield self.large(f"{name}.down", self.read(f"{source}.down_proj.weight"))
+
+
+def _product(weight: Tensor, vector: Tensor) -> Tensor:
+    """Rounded once: the sum's order leaves no trace, so that other languages pack the same bits."""
+    return product(weight, vector[:, None])[:, 0]
 
 
 def _times(weight: Tensor, norm: Tensor | None) -> Tensor:

@@ -1,0 +1,132 @@
+// A policy drives a simulated arm from C++, without Python: the engine infers on this thread while
+// the executor's thread sends a checked command per tick.
+//
+//   cpp_native_loop POLICY_DIRECTORY [SECONDS]     (for policies of Meta-World's arm)
+//
+// This is no safety-rated function: the robot's own emergency stop stays in charge.
+#include <vlakern/executor/executor.h>
+#include <vlakern/policy/policy.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace ex = vlakern::executor;
+
+constexpr int kDims = 4;             // the hand's x, y, z [m], and the gripper's effort
+constexpr double kMetres = 0.01;     // of an action of 1, per step
+constexpr double kTickRate = 200.0;  // [Hz]
+
+// Goes where it is told at once; its camera sees a grey table with the hand as a white square.
+class Arm {
+ public:
+  static int send(void* arm, const ex::Command& command) {
+    auto& position = static_cast<Arm*>(arm)->position_;
+    for (std::size_t i = 0; i < kDims; ++i) position[i].store(command.position[i]);
+    return 0;
+  }
+  std::array<double, kDims> position() const {
+    std::array<double, kDims> now{};
+    for (std::size_t i = 0; i < kDims; ++i) now[i] = position_[i].load();
+    return now;
+  }
+  std::vector<std::uint8_t> look(int side) const {
+    std::vector<std::uint8_t> pixels(static_cast<std::size_t>(3 * side * side), 128);
+    const auto at = position();
+    const int x = place(at[0] + 0.5, side), y = place(at[1], side);
+    for (int row = y; row < y + 6; ++row) {
+      std::fill_n(pixels.begin() + 3 * (row * side + x), 18, std::uint8_t{255});
+    }
+    return pixels;
+  }
+
+ private:
+  static int place(double share, int side) {
+    return static_cast<int>(std::clamp(share, 0.0, 1.0) * (side - 6));
+  }
+  std::array<std::atomic<double>, kDims> position_{0.0, 0.6, 0.2, 0.0};
+};
+
+int run(const std::string& directory, double seconds) {
+  vlakern::Policy policy(directory);
+  const vlakern::PolicyFacts& facts = policy.facts();
+  if (facts.actions != kDims || facts.states != kDims) {
+    std::fprintf(stderr,
+                 "this arm takes %d numbers, the policy gives %d; use one of Meta-World's\n", kDims,
+                 facts.actions);
+    return 1;
+  }
+  ex::Config config;
+  config.tick_rate = kTickRate;
+  config.policy_rate = facts.control_rate;
+  config.most_steps = facts.chunk;
+  config.held = {3};
+  config.limits.position_min = {-0.5, 0.3, 0.0, -1.0};
+  config.limits.position_max = {0.5, 1.0, 0.5, 1.0};
+  config.limits.velocity = {1.0, 1.0, 1.0, 400.0};
+  Arm arm;
+  ex::Executor executor(config, {}, {Arm::send, &arm});
+  executor.start(arm.position().data());
+
+  std::vector<double> latencies;  // [ms]
+  const ex::Nanoseconds end = ex::monotonic_now() + static_cast<ex::Nanoseconds>(seconds * 1e9);
+  for (std::uint64_t turn = 0; ex::monotonic_now() < end; ++turn) {
+    const ex::Nanoseconds observed = ex::monotonic_now();
+    const auto now = arm.position();
+    vlakern::Observation observation;
+    const std::vector<std::uint8_t> picture = arm.look(facts.image_size);
+    for (const std::string& view : facts.views) {
+      observation.images[view] = {picture.data(), facts.image_size, facts.image_size};
+    }
+    observation.state = {now[0], now[1], now[2], 1.0};
+    observation.instruction = "reach the goal";
+    policy.prefill(observation);
+    const std::vector<float> normalised = policy.integrate(policy.noise(turn));
+    const std::vector<float> actions = policy.decode(normalised, observation.state);
+    // Steps of the hand become the places that it is to be at.
+    std::vector<double> commands;
+    std::array<double, kDims> target = now;
+    for (std::size_t i = 0; i < actions.size(); ++i) {
+      const double action = std::clamp(static_cast<double>(actions[i]), -1.0, 1.0);
+      double& value = target[i % kDims];
+      value = i % kDims < 3 ? value + kMetres * action : action;
+      commands.push_back(value);
+    }
+    latencies.push_back(static_cast<double>(ex::monotonic_now() - observed) * 1e-6);
+    std::uint64_t id = 0;
+    executor.submit(commands.data(), facts.chunk, kDims, observed, &id);
+    ex::sleep_until(observed +
+                    static_cast<ex::Nanoseconds>(1e9 * facts.execute / facts.control_rate));
+  }
+  const auto& counters = executor.core().counters();
+  executor.stop();
+  const auto at = arm.position();
+  std::sort(latencies.begin(), latencies.end());
+  std::printf("inference: %zu chunks, p50 %.2f ms, max %.2f ms\n", latencies.size(),
+              latencies[latencies.size() / 2], latencies.back());
+  std::printf("ticks: %llu at %.0f Hz, missed %llu, late p99 %.3f ms\n",
+              static_cast<unsigned long long>(counters.ticks.get()), kTickRate,
+              static_cast<unsigned long long>(counters.missed.get()),
+              counters.lateness.quantile(0.99) * 1e3);
+  std::printf("chunks begun: %llu; the hand is at %.3f %.3f %.3f\n",
+              static_cast<unsigned long long>(counters.chunks.get()), at[0], at[1], at[2]);
+  return 0;
+}
+
+int main(int count, char** words) {
+  if (count < 2) {
+    std::fprintf(stderr, "usage: %s POLICY_DIRECTORY [SECONDS]\n", words[0]);
+    return 2;
+  }
+  try {
+    return run(words[1], count > 2 ? std::atof(words[2]) : 3.0);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
