@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <iostream>
 #include <vector>
 
 namespace ex = vlakern::executor;
@@ -22,7 +23,6 @@ using namespace pybind11::literals;
 constexpr int kDims = 4;             // the hand's x, y, z [m], and the gripper's effort
 constexpr double kMetres = 0.01;     // of an action of 1, per step
 constexpr double kTickRate = 200.0;  // [Hz]
-
 struct Arm {
   std::atomic<double> position[kDims] = {0.0, 0.6, 0.2, 0.0};
 
@@ -32,8 +32,8 @@ struct Arm {
   }
 };
 
-double seconds_since(ex::Nanoseconds begin) {
-  return static_cast<double>(ex::monotonic_now() - begin) * 1e-9;
+double seconds_since(ex::Nanoseconds t) {
+  return 1e-9 * static_cast<double>(ex::monotonic_now() - t);
 }
 
 // The places that the hand is to be at after each action of a chunk.
@@ -53,13 +53,13 @@ std::vector<double> commands(const py::array_t<float>& actions, const std::vecto
 
 void run(const char* name, double seconds) {
   const py::object vlakern = py::module_::import("vlakern");
-  const py::object numpy = py::module_::import("numpy");
   const py::object policy = vlakern.attr("load")(name, "device"_a = "cpu");
   const int side = policy.attr("image_size").cast<int>();
   const auto observe = [&](const std::vector<double>& at) {
     py::dict images;
     for (const py::handle view : policy.attr("views")) {
-      images[view] = numpy.attr("full")(py::make_tuple(side, side, 3), 128, "uint8");
+      images[view] =
+          py::module_::import("numpy").attr("full")(py::make_tuple(side, side, 3), 128, "uint8");
     }
     const double measured[kDims] = {at[0], at[1], at[2], 1.0};
     const py::array_t<double> state(kDims, measured);
@@ -90,22 +90,18 @@ void run(const char* name, double seconds) {
     std::uint64_t id = 0;
     executor.submit(wanted.data(), static_cast<int>(wanted.size()) / kDims, kDims, observed, &id);
     ++chunks;
-    // Whatever else a program does in Python, without giving the lock away.
     const ex::Nanoseconds taken = ex::monotonic_now();
-    py::eval("sum(range(1_000_000))");
+    py::eval("sum(range(1_000_000))");  // whatever else Python does with its lock
     held += seconds_since(taken);
   }
-  const double lasted = seconds_since(begin);
   const auto& counters = executor.core().counters();
-  const auto ticks = static_cast<unsigned long long>(counters.ticks.get());
-  const auto missed = static_cast<unsigned long long>(counters.missed.get());
-  const ex::Lateness& late = counters.lateness;
   std::printf("Python made %d chunks in %.2f s, and held its lock for %.2f s besides\n", chunks,
-              lasted, held);
-  std::printf("ticks: %llu at %.0f Hz, missed %llu\n", ticks, kTickRate, missed);
+              seconds_since(begin), held);
+  std::cout << "ticks: " << counters.ticks.get() << " at " << kTickRate << " Hz, missed "
+            << counters.missed.get() << std::endl;
   std::printf("late: p50 %.3f ms, p99 %.3f ms, p99.9 %.3f ms, max %.3f ms\n",
-              late.quantile(0.5) * 1e3, late.quantile(0.99) * 1e3, late.quantile(0.999) * 1e3,
-              late.most() * 1e3);
+              counters.lateness.quantile(0.5) * 1e3, counters.lateness.quantile(0.99) * 1e3,
+              counters.lateness.quantile(0.999) * 1e3, counters.lateness.most() * 1e3);
   executor.stop();
 }
 

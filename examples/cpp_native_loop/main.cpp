@@ -22,34 +22,18 @@ constexpr int kDims = 4;             // the hand's x, y, z [m], and the gripper'
 constexpr double kMetres = 0.01;     // of an action of 1, per step
 constexpr double kTickRate = 200.0;  // [Hz]
 
-// Goes where it is told at once; its camera sees a grey table with the hand as a white square.
-class Arm {
- public:
+// Goes where it is told at once; its cameras see a grey table.
+struct Arm {
+  std::array<std::atomic<double>, kDims> position{0.0, 0.6, 0.2, 0.0};
+
   static int send(void* arm, const ex::Command& command) {
-    auto& position = static_cast<Arm*>(arm)->position_;
-    for (std::size_t i = 0; i < kDims; ++i) position[i].store(command.position[i]);
+    for (std::size_t i = 0; i < kDims; ++i)
+      static_cast<Arm*>(arm)->position[i] = command.position[i];
     return 0;
   }
-  std::array<double, kDims> position() const {
-    std::array<double, kDims> now{};
-    for (std::size_t i = 0; i < kDims; ++i) now[i] = position_[i].load();
-    return now;
+  std::array<double, kDims> look() const {
+    return {position[0], position[1], position[2], position[3]};
   }
-  std::vector<std::uint8_t> look(int side) const {
-    std::vector<std::uint8_t> pixels(static_cast<std::size_t>(3 * side * side), 128);
-    const auto at = position();
-    const int x = place(at[0] + 0.5, side), y = place(at[1], side);
-    for (int row = y; row < y + 6; ++row) {
-      std::fill_n(pixels.begin() + 3 * (row * side + x), 18, std::uint8_t{255});
-    }
-    return pixels;
-  }
-
- private:
-  static int place(double share, int side) {
-    return static_cast<int>(std::clamp(share, 0.0, 1.0) * (side - 6));
-  }
-  std::array<std::atomic<double>, kDims> position_{0.0, 0.6, 0.2, 0.0};
 };
 
 int run(const std::string& directory, double seconds) {
@@ -71,15 +55,16 @@ int run(const std::string& directory, double seconds) {
   config.limits.velocity = {1.0, 1.0, 1.0, 400.0};
   Arm arm;
   ex::Executor executor(config, {}, {Arm::send, &arm});
-  executor.start(arm.position().data());
+  executor.start(arm.look().data());
 
   std::vector<double> latencies;  // [ms]
   const ex::Nanoseconds end = ex::monotonic_now() + static_cast<ex::Nanoseconds>(seconds * 1e9);
   for (std::uint64_t turn = 0; ex::monotonic_now() < end; ++turn) {
     const ex::Nanoseconds observed = ex::monotonic_now();
-    const auto now = arm.position();
+    const auto now = arm.look();
     vlakern::Observation observation;
-    const std::vector<std::uint8_t> picture = arm.look(facts.image_size);
+    const std::vector<std::uint8_t> picture(
+        static_cast<std::size_t>(3 * facts.image_size * facts.image_size), 128);
     for (const std::string& view : facts.views) {
       observation.images[view] = {picture.data(), facts.image_size, facts.image_size};
     }
@@ -105,7 +90,7 @@ int run(const std::string& directory, double seconds) {
   }
   const auto& counters = executor.core().counters();
   executor.stop();
-  const auto at = arm.position();
+  const auto at = arm.look();
   std::sort(latencies.begin(), latencies.end());
   std::printf("inference: %zu chunks, p50 %.2f ms, max %.2f ms\n", latencies.size(),
               latencies[latencies.size() / 2], latencies.back());
