@@ -346,7 +346,9 @@ def test_dtypes_follow_the_device() -> None:
     assert choose_dtype("bf16", "cpu") == "bf16"
     assert choose_dtype("int8", "cpu") == "int8"
     assert (choose_dtype("int8", "cuda:0"), choose_dtype("fp8", "cuda:0")) == ("int8", "fp8")
-    with pytest.raises(Unsupported, match=r"'fp8' is not supported on cpu; use auto, .* int8"):
+    with pytest.raises(
+        Unsupported, match=r"'fp8' needs an NVIDIA GPU of sm_89 .* on cpu use .*int8"
+    ):
         choose_dtype("fp8", "cpu")
     with pytest.raises(
         Unsupported, match="dtype 'fp64' is not supported on cpu; use auto, fp32, bf16"

@@ -18,6 +18,8 @@ from vlakern.infer.quantisation import (
     quantised_products,
     seeded_observations,
 )
+from vlakern.models.presets import preset
+from vlakern.models.vla import VLA
 from vlakern.models.weights import read
 from vlakern.ops.linear.packed import ROWS
 
@@ -89,6 +91,34 @@ def test_every_large_layer_is_reported(reports: dict[str, QuantisationReport]) -
                 assert 0 < layer.weight < 0.05
     for eight, float8 in zip(reports["int8"].layers, reports["fp8"].layers, strict=True):
         assert eight.weight < float8.weight
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["tiny-pi0", "tiny-pi05", "tiny-smolvla"])
+def test_other_families_are_quantised_as_they_are_packed(name: str, dtype: str) -> None:
+    """Every large matrix of their packed weights is some of the report's layers, bit by bit."""
+    torch.manual_seed(0)
+    network = VLA(preset(name)).eval()
+    for one in network.parameters():
+        one.data += 0.1 * torch.randn_like(one)  # norms that are not 1
+    isa = ROWS if dtype == "fp8" else None
+    packed = pack_model(network.config, network.state_dict().__getitem__, dtype, isa=isa)
+    ours = {
+        tuple(product.levels.float().flatten()[:64].tolist()): product
+        for product in quantised_products(network, dtype)
+    }
+    found = 0
+    for matrix in packed.matrices.values():
+        if matrix.kind != dtype:
+            continue
+        levels, scale, _ = matrix.unpack()
+        assert scale is not None
+        product = ours[tuple(levels.float().flatten()[:64].tolist())]
+        rows = len(product.levels)
+        assert torch.equal(levels.float()[:rows], product.levels.float())
+        assert torch.equal(scale[:rows], product.w_scale)
+        found += 1
+    assert found > 4 * network.config.vision.layers + 4 * network.config.mot.layers
 
 
 UNUSED = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

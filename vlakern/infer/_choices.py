@@ -32,6 +32,11 @@ def choose_dtype(name: str, device: str) -> str:
     if name == "auto":
         return "fp32" if device == "cpu" else "bf16"
     known = (*DTYPES, *QUANTISED["cpu" if device == "cpu" else "cuda"])
+    if name in QUANTISED["cuda"] and name not in known:
+        raise Unsupported(
+            f"dtype {name!r} needs an NVIDIA GPU of sm_89 or newer; on {device} use"
+            f" {', '.join(known)}"
+        )
     if name not in known:
         raise Unsupported(
             f"dtype {name!r} is not supported on {device}; use auto, {', '.join(known)}"

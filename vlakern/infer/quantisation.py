@@ -245,9 +245,11 @@ class Product:
         bias = None if self.layer.bias is None else self.layer.bias.detach().float()
         self.shift = self.scale = None
         if self.norm is not None:
-            self.scale = self.norm.get_parameter("weight").detach().float()
+            own = self.norm.get_parameter("weight").detach().float()
+            times = weight.shape[1] // len(own)  # the same for every patch that a token joins
+            self.scale = own.repeat(times)
             if isinstance(self.norm, nn.LayerNorm):
-                self.shift = self.norm.bias.detach().float()
+                self.shift = self.norm.bias.detach().float().repeat(times)
                 more = weight @ self.shift
                 bias = more if bias is None else bias + more
             weight = weight * self.scale
@@ -313,6 +315,8 @@ def _norm_before(name: str, modules: Mapping[str, nn.Module], network: VLA) -> n
     parent, _, own = name.rpartition(".")
     if name == "vision.connector.1":
         return modules["vision.connector.0"]
+    if name == "vision.connector" and network.config.vision.final_norm:
+        return modules["vision.final_norm"]
     crosses = name.startswith("mot.action.") and own in ("k_proj", "v_proj")
     if crosses and network.config.mot.crosses(int(parent.split(".")[-1])):
         return None  # its inputs are the other expert's keys and values

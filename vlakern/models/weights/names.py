@@ -61,7 +61,12 @@ def _one(
 
 def scaled(factor: float) -> Fold:
     """The tensor times a constant, in fp32: bf16 would round the products once more."""
-    return _one(lambda w: w.float() * factor, lambda w: w.float() / factor, exact=False)
+
+    def apply(w: Tensor) -> Tensor:
+        # In place: a table of words is the largest tensor of all.
+        return w.to(torch.float32, copy=True).mul_(factor)
+
+    return _one(apply, lambda w: w.float() / factor, exact=False)
 
 
 def joined(count: int) -> Fold:
