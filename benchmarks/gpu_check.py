@@ -23,6 +23,7 @@ from gpu_plan import BUDGETS, Op, build_command, find_ops, missing
 from gpu_report import Report, device_slug, read_rows
 from gpu_run import Result, Runner
 from gpu_tests import Outcome, run_tests, sanitize
+from gpu_train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +61,15 @@ class Check:
     def fail(self, what: str) -> None:
         self.red.append(what)
         self.say(f"RED {what}")
+
+    def red_because(self, op: str) -> str | None:
+        """Why an op may not be timed, None if it may."""
+        if self.tested.get(op, "its tests did not run") != "ok":
+            return self.tested.get(op, "its tests did not run")
+        if not self.backends.get(op):
+            return "no GPU backend serves it"
+        verdict = self.sanitized.get(op, "not run")
+        return None if verdict in ("clean", "not run") else verdict
 
 
 def environment_stage(check: Check, limit: float) -> Result:
@@ -173,16 +183,6 @@ def machine_stage(check: Check, limit: float) -> Result:
     return result
 
 
-def red_because(check: Check, op: str) -> str | None:
-    """Why an op may not be timed, None if it may."""
-    if check.tested.get(op, "its tests did not run") != "ok":
-        return check.tested.get(op, "its tests did not run")
-    if not check.backends.get(op):
-        return "no GPU backend serves it"
-    verdict = check.sanitized.get(op, "not run")
-    return None if verdict in ("clean", "not run") else verdict
-
-
 def speed_stage(check: Check, limit: float) -> Result:
     """The benchmark of every op that is green; baselines last, with what time is left."""
     begin, deadline = time.monotonic(), time.monotonic() + limit
@@ -198,7 +198,7 @@ def speed_stage(check: Check, limit: float) -> Result:
         "--limit",
         f"{max(0.8 * left, 1):.0f}",
     ]
-    green = [op for op in ("linear", "shared_attention") if red_because(check, op) is None]
+    green = [op for op in ("linear", "shared_attention") if check.red_because(op) is None]
     command += ["--vlakern", *green] if green else []
     results.append(check.runner.run("baselines", command, left))
     for row in read_rows(rows):
@@ -212,7 +212,7 @@ def _speed_of(check: Check, op: Op, deadline: float) -> Result | None:
     if not op.takes_device:
         check.say(f"speed {op.name}: its benchmark takes no --device")
         return None
-    why = red_because(check, op.name)
+    why = check.red_because(op.name)
     if why is not None:
         check.say(f"speed {op.name}: not measured, {why}")
         return None
@@ -241,6 +241,7 @@ STAGES = {
     "machine": machine_stage,
     "speed": speed_stage,
     "engine": engine_stage,
+    "train": train_stage,
 }
 # A mistake in a stage must not cost the stages after it.
 RECORDED = (OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError)

@@ -1,4 +1,4 @@
-"""The last stage of ``gpu_check.py``: the whole engine, tested and then timed beside PyTorch."""
+"""A stage of ``gpu_check.py``: the whole engine, tested and then timed beside PyTorch."""
 
 import time
 from typing import Any

@@ -51,6 +51,14 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "error": NUMBER,
         "why_eager": MAYBE,
     },
+    "train": {
+        "preset": TEXT,
+        "device": TEXT,
+        "samples": WHOLE,
+        "samples_per_s": TABLE,
+        "ratios": TABLE,
+        "backends": TABLE,
+    },
     "summary": {"ok": (bool,), "red": LIST, "seconds": NUMBER, "speed_lines": WHOLE},
 }
 

@@ -120,7 +120,18 @@ def engine(words: list[str]) -> int:
     return 0
 
 
+def train(words: list[str]) -> int:
+    by = SCENE.get("train", "triton")
+    row = {"preset": "rethink-2b", "device": option(words, "--device"), "samples": 64}
+    rates = {"packed": 30.0, "padded": 10.0}
+    ratios = {name: 30.0 / rate for name, rate in rates.items()}
+    row |= {"samples_per_s": rates, "ratios": ratios, "backends": {"norm": [by]}}
+    append(option(words, "--json"), row)
+    return 0
+
+
 PROGRAMS = {
+    "bench_step.py": train,
     "bench_engine.py": engine,
     "environment.py": environment,
     "sanitize.py": sanitize,

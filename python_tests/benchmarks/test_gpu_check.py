@@ -99,6 +99,7 @@ def test_a_green_run(machine: Machine) -> None:
     assert ran.of("tests", op="engine", status="ok")
     assert ran.of("engine", case="rethink-2b", name="vlakern-bf16")
     assert ran.of("tests", op="loop", status="ok")
+    assert ran.of("train", preset="rethink-2b", device="cuda")
     kinds = [line["kind"] for line in ran.lines if line.get("op") not in ("engine", "loop")]
     assert max(i for i, kind in enumerate(kinds) if kind in ("tests", "sanitizer")) < kinds.index(
         "speed"
@@ -146,6 +147,7 @@ def test_what_is_red_is_not_timed(machine: Machine) -> None:
         "tests",
         "sanitizer",
         "speed",
+        "train",
     ]
     assert any("norm" in one for one in ran.lines[-1]["red"])
 
@@ -164,6 +166,7 @@ def test_a_build_that_fails(machine: Machine) -> None:
         "machine": "ok",
         "speed": "skipped",
         "engine": "skipped",
+        "train": "skipped",
     }
     assert ran.of("machine")
     assert not ran.of("speed")
@@ -187,6 +190,19 @@ def test_a_red_kernel_of_the_integration_stops_itself_alone(machine: Machine) ->
     assert ran.of("tests", op="loop", status="failed")
     assert len(ran.of("engine")) == 1
     assert len(machine({}, *words).of("engine")) == 2
+
+
+def test_a_training_step_with_a_red_op_is_not_timed(machine: Machine) -> None:
+    """Nor is a step green in which an op fell back to its definition; its rates are kept."""
+    words = ("--only", "build", "backends", "tests", "train")
+    ran = machine({"pytest test_qkv_prep": "fail"}, *words)
+    assert ran.code == 1
+    assert not ran.of("train")
+    assert ran.of("stage", name="train", status="failed")
+    slow = machine({"train": "reference"}, *words)
+    assert slow.code == 1
+    assert slow.of("train", preset="rethink-2b", device="cuda")
+    assert any("norm by reference" in one for one in slow.lines[-1]["red"])
 
 
 def test_no_gpu(machine: Machine) -> None:
