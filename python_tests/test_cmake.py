@@ -209,6 +209,22 @@ def test_a_damaged_directory_is_one_sentence(programs: Path, name: str, tmp_path
     assert said.count("\n") == 1
 
 
+@pytest.mark.ci
+def test_random_damage_is_read_or_refused(tmp_path: Path) -> None:
+    """800 variants each of a weights file, a config and a tokenizer, under sanitizers."""
+    names = ("json", "bytes", "weights_file", "config", "tokenizer")
+    sources = [ROOT / "csrc/tests/policy_files_test.cpp"]
+    sources += [ROOT / f"csrc/policy/{name}.cpp" for name in names]
+    sanitizers = "-fsanitize=address,undefined"
+    flags = ["-std=c++17", "-O1", "-g1", sanitizers, "-fno-sanitize-recover=all"]
+    run("g++", *flags, "-I", ROOT / "csrc", *sources, "-o", tmp_path / "test")
+    said = run(tmp_path / "test", SHIPPED, tmp_path, "800")
+    for passed, refused in re.findall(r"(\d+) read, (\d+) refused", said):
+        assert int(passed) + int(refused) == 800
+        assert int(refused) > 400
+    assert said.count("refused") == 3
+
+
 def check_ticks(said: str, seconds: float) -> None:
     """Every tick of the time was sent or counted as missed; most were sent."""
     found = re.search(r"ticks: (\d+) at 200 Hz, missed (\d+)", said)

@@ -11,12 +11,12 @@ namespace vlakern {
 namespace {
 
 constexpr int kMostDepth = 64;
-constexpr std::size_t kMostValues = 4'000'000;
 constexpr std::size_t kMostShown = 80;
 
 class Parser {
  public:
-  Parser(std::string_view content, const std::string& where) : content_(content), where_(where) {}
+  Parser(std::string_view content, const std::string& where, std::size_t most_values)
+      : content_(content), where_(where), most_values_(most_values) {}
 
   Json whole() {
     Json value = any(where_, 0);
@@ -44,7 +44,7 @@ class Parser {
 
   Json any(const std::string& where, int depth) {
     if (depth > kMostDepth) fail("it is nested deeper than " + std::to_string(kMostDepth));
-    if (++values_ > kMostValues) fail("it holds too many values");
+    if (++values_ > most_values_) fail("it holds too many values");
     space();
     Json value;
     value.where = where;
@@ -210,6 +210,7 @@ class Parser {
 
   std::string_view content_;
   const std::string& where_;
+  const std::size_t most_values_;
   std::size_t at_ = 0, values_ = 0;
 };
 
@@ -295,8 +296,8 @@ void Json::only(const std::vector<std::string>& known) const {
   }
 }
 
-Json parse_json(std::string_view content, const std::string& where) {
-  return Parser(content, where).whole();
+Json parse_json(std::string_view content, const std::string& where, std::size_t most_values) {
+  return Parser(content, where, most_values).whole();
 }
 
 }  // namespace vlakern

@@ -2,6 +2,7 @@
 // where a value is that does not fit.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -42,7 +43,10 @@ class Json {
   [[noreturn]] void fail(const std::string& expected) const;
 };
 
+constexpr std::size_t kMostValues = 200'000;
+
 // InputError names `where` and what is wrong.
-Json parse_json(std::string_view content, const std::string& where);
+Json parse_json(std::string_view content, const std::string& where,
+                std::size_t most_values = kMostValues);
 
 }  // namespace vlakern

@@ -11,7 +11,7 @@
 namespace vlakern {
 namespace {
 
-constexpr std::size_t kMostBytes = 64 << 20;
+constexpr std::size_t kMostBytes = 64 << 20, kMostEntries = 4'000'000;
 
 bool is_null(const Json* json) { return json == nullptr || json->kind == Json::Kind::kNull; }
 
@@ -86,7 +86,7 @@ Tokenizer::Tokenizer(const std::string& directory, std::int64_t vocab) {
     refused_ = "there is no tokenizer.json";
     return;
   }
-  const Json json = parse_json(read_file(path, kMostBytes), "tokenizer.json");
+  const Json json = parse_json(read_file(path, kMostBytes), "tokenizer.json", kMostEntries);
   if (refused_ = refusal(json); !refused_.empty()) {
     refused_ = "tokenizer.json " + refused_;
     return;
