@@ -229,8 +229,15 @@ def test_a_sink_that_hangs_stops_the_robot() -> None:
     arm.start([0.0, 0.0])
     wait(arm, "fault")
     assert arm.counters().sink_failures >= 1
+    begin = time.monotonic()
+    assert not arm.stop(0.2)  # the program goes on, and is told
+    assert time.monotonic() - begin < 5
+    assert "has not returned within 0.2 s" in str(arm.error)
+    with pytest.raises(InputError, match="make another executor"):
+        arm.start([0.0, 0.0])
     blocked.set()
-    arm.stop()
+    assert arm.stop()
+    assert len(free) == 1  # what was due while it hung is not sent late
 
 
 READER = """

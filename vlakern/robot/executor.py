@@ -33,6 +33,8 @@ State = Literal["waiting", "running", "starved", "stopping", "holding", "fault"]
 Verdict = Literal["accepted", "not_finite", "out_of_order", "expired", "fault", "full"]
 # For the next command, until the thread that hands them over looks whether it is to end [s].
 PATIENCE = 0.1
+# For a send that does not return, at the end [s].
+FAREWELL = 5.0
 
 
 @dataclass(frozen=True)
@@ -208,21 +210,37 @@ class Executor:
         """Starts ticking; the robot rests at ``position_J``.
 
         Raises:
-            InputError: it is outside the limits, or the executor runs already.
+            InputError: it is outside the limits, or the executor runs already, or ``send`` hangs.
         """
+        if self._hand is not None and not self._native.runs():
+            raise InputError("send of the last run has not returned; make another executor")
         self._native.start(_numbers(position_J))
         if self._send is not None:
             self._ending.clear()
             self._hand = threading.Thread(target=self._hand_over, name="vlakern-send", daemon=True)
             self._hand.start()
 
-    def stop(self) -> None:
-        """Brakes the robot, sends the last commands and ends."""
+    def stop(self, patience: float = FAREWELL) -> bool:
+        """Brakes the robot, sends the last commands and ends.
+
+        Args:
+            patience: for ``send`` once the robot's commands are at rest [s].
+
+        Returns:
+            Whether ``send`` took the last command. One that hangs is left behind with the commands
+            it did not take, ``error`` says so, and the executor cannot be started again.
+        """
         self._native.stop()
         self._ending.set()
-        if self._hand is not None:
-            self._hand.join()
-            self._hand = None
+        if self._hand is None:
+            return True
+        self._hand.join(patience)
+        if self._hand.is_alive():
+            hung = f"send has not returned within {patience:g} s of the stop; its thread is left"
+            self.error = self.error or TimeoutError(f"{hung} behind, and the last commands with it")
+            return False
+        self._hand = None
+        return True
 
     def __enter__(self) -> "Executor":
         return self
@@ -285,7 +303,7 @@ class Executor:
                 if self._ending.is_set():
                     return
                 continue
-            if self.error is None:  # whoever could not send is not asked again
+            if self.error is None:  # whoever could not send, or hung, is not asked again
                 with _Halting(self):
                     self._send(_command(command))
 
