@@ -1,6 +1,7 @@
 """A session over any transport: metadata, replies in order, and an end for whoever is slow."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,7 +24,12 @@ class Told:
         self.sends: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self.got: asyncio.Queue[bytes | str] = asyncio.Queue()
         self.codes: list[int] = []
-        self.takes, self.leaves, self.aborted = True, True, False
+        self.takes, self.leaves, self.aborted, self.direct = True, True, False, False
+        self.now: list[tuple[str, bytes]] = []
+
+    def send_now(self, message: bytes) -> bool:
+        self.now.append((threading.current_thread().name, message))
+        return self.takes
 
     async def recv(self) -> bytes | str:
         found = await self.sends.get()
@@ -90,6 +96,27 @@ def test_replies_come_in_order_and_count_their_time(echo: Echo) -> None:
             found = decode(reply)
             assert found["actions"][0, 0] == i
             assert ("prev_total_ms" in found["server_timing"]) == (i > 0)
+        peer.abort()
+
+    play(echo, script)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_direct_reply_is_sent_once(echo: Echo, takes: bool) -> None:
+    """By the policy's thread, or by the event loop where that could not."""
+
+    async def script(sessions: Sessions, peer: Told) -> None:
+        await peer.got.get()
+        peer.direct, peer.takes = True, takes
+        peer.sends.put_nowait(encode(message()))
+        while not peer.now:
+            await asyncio.sleep(0.01)
+        peer.takes = True
+        await asyncio.sleep(0.05)
+        thread, sent = peer.now[0]
+        assert thread == "vlakern-infer"
+        assert decode(sent)["actions"].shape == (4, 3)
+        assert peer.got.qsize() == (0 if takes else 1)
         peer.abort()
 
     play(echo, script)

@@ -42,6 +42,7 @@ class _Waiting:
     seed: int
     future: "asyncio.Future[Answer]"
     loop: asyncio.AbstractEventLoop
+    deliver: Callable[[Answer], None] | None
 
 
 class Batcher:
@@ -59,8 +60,17 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="vlakern-infer", daemon=True)
         self._thread.start()
 
-    async def act(self, observation: Observation, seed: int | None = None) -> Answer:
+    async def act(
+        self,
+        observation: Observation,
+        seed: int | None = None,
+        deliver: Callable[[Answer], None] | None = None,
+    ) -> Answer:
         """The next chunk.
+
+        Args:
+            deliver: called with it before anyone else, on the policy's thread: it raises nothing
+                and waits for nobody.
 
         Raises:
             InputError: the observation does not suit the policy.
@@ -69,7 +79,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         drawn = secrets.randbits(63) if seed is None else seed
-        self._waiting.put(_Waiting(observation, drawn, future, loop))
+        self._waiting.put(_Waiting(observation, drawn, future, loop, deliver))
         return await future
 
     def close(self, timeout: float | None = None) -> bool:
@@ -107,7 +117,10 @@ class Batcher:
             )
             took = (time.perf_counter() - begin) * 1e3
             for row, chunk in zip(rows, chunks, strict=True):
-                _tell(row, _give, Answer(chunk, took, len(rows)))
+                answer = Answer(chunk, took, len(rows))
+                if row.deliver is not None:
+                    row.deliver(answer)
+                _tell(row, _give, answer)
         if outcome.error is None:
             return
         if isinstance(outcome.error, InputError) and len(rows) > 1:

@@ -116,6 +116,10 @@ class _Connection(ServerConnection):
     """One of ``owner``, who learns when it goes."""
 
     owner: Server
+    direct = False
+
+    def send_now(self, message: bytes) -> bool:
+        return False  # the event loop's own thread alone may send
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,15 @@ ERROR, GOING, REFUSED = 1011, 1001, 1008  # of RFC 6455, section 7.4.1
 
 class Peer(Protocol):
     """One client; a websocket connection is one. What it raises when it has gone is ``OSError``."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether :meth:`send_now` may be used."""
+        ...
+
+    def send_now(self, message: bytes) -> bool:
+        """From any thread, without waiting; whether it went."""
+        ...
 
     async def recv(self) -> bytes | str: ...
 
@@ -94,13 +104,14 @@ class Sessions:
                 data = await peer.recv()
             self._idle.discard(peer)
             begin = time.perf_counter()
-            reply = await self._reply(data, previous)
+            reply = await self._reply(peer, data, previous)
             if self.config.blind is not None:
                 over = int((time.perf_counter() - begin) // self.config.blind)
                 self.statistics.late += over > 0
                 left = begin + (over + 1) * self.config.blind - time.perf_counter()
                 await asyncio.sleep(max(left, 0.0))
-            await self._send(peer, reply)
+            if reply is not None:
+                await self._send(peer, reply)
             if isinstance(reply, str):
                 await self._part(peer, ERROR, "error")
                 return
@@ -136,8 +147,10 @@ class Sessions:
         except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
             peer.abort()
 
-    async def _reply(self, data: bytes | str, previous: float | None) -> bytes | str:
-        """The reply to a request, or the sentence of an error."""
+    async def _reply(
+        self, peer: Peer, data: bytes | str, previous: float | None
+    ) -> bytes | str | None:
+        """The reply to a request, or the sentence of an error; None where it went already."""
         self.statistics.requests += 1
         begin = time.perf_counter()
         try:
@@ -145,7 +158,9 @@ class Sessions:
                 raise InputError("a text message; expected msgpack")
             message = decode(data, self.config.most_bytes)
             seen, seed = observation(message, self._keys)
-            answer = await self._batcher.act(seen, seed)
+            way = _Way(self, peer, message, begin, previous)
+            direct = peer.direct and self.config.blind is None
+            answer = await self._batcher.act(seen, seed, way.deliver if direct else None)
         except InputError as error:
             self.statistics.refused += 1
             number = _number()
@@ -158,18 +173,37 @@ class Sessions:
             hint = "" if self.config.blind else ": the policy failed; the server's log says why"
             return f"error {number}{hint}"
         self.statistics.largest_batch = max(self.statistics.largest_batch, answer.rows)
-        found = {"actions": np.asarray(answer.chunk.actions, np.float32)}
-        found.update({REQUEST: message[REQUEST]} if REQUEST in message else {})
-        return self._encoded(found, answer, (time.perf_counter() - begin) * 1e3, previous)
+        return None if way.gone else way.encoded(answer)
 
-    def _encoded(
-        self, found: dict[str, Any], answer: Answer, took_ms: float, previous: float | None
-    ) -> bytes:
-        if self.config.blind is None:
+
+@dataclass
+class _Way:
+    """From an answer to its client.
+
+    Attributes:
+        gone: the reply was sent by the policy's thread, which saves the way over the event loop.
+    """
+
+    sessions: Sessions
+    peer: Peer
+    message: Mapping[str, Any]
+    begin: float
+    previous: float | None
+    gone: bool = False
+
+    def deliver(self, answer: Answer) -> None:
+        self.gone = self.peer.send_now(self.encoded(answer))
+
+    def encoded(self, answer: Answer) -> bytes:
+        found: dict[str, Any] = {"actions": np.asarray(answer.chunk.actions, np.float32)}
+        if REQUEST in self.message:
+            found[REQUEST] = self.message[REQUEST]
+        if self.sessions.config.blind is None:
+            took_ms = (time.perf_counter() - self.begin) * 1e3
             found["policy_timing"] = {"infer_ms": answer.infer_ms}
             found["server_timing"] = {"infer_ms": took_ms}
-            if previous is not None:
-                found["server_timing"]["prev_total_ms"] = previous
+            if self.previous is not None:
+                found["server_timing"]["prev_total_ms"] = self.previous
         return encode(found)
 
 
