@@ -1,7 +1,12 @@
 """A client waits no longer than it said, connects again, and hands actions out one by one."""
 
+import base64
+import contextlib
+import hashlib
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -26,6 +31,38 @@ def test_a_server_that_does_not_answer_is_given_up(start: Start, echo: Echo) -> 
         echo.takes = 0.0
         time.sleep(0.6)
         assert client.infer(message())["actions"].shape == (4, 3)
+
+
+def frozen(listener: socket.socket) -> None:
+    """Shakes hands, sends metadata, and does nothing ever after."""
+    peer, _ = listener.accept()
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        asked += peer.recv(1)
+    key = asked.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    peer.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n\x82\x01\x80"
+    )
+    with contextlib.suppress(OSError):
+        listener.accept()  # until the test closes it
+
+
+@pytest.mark.parametrize("side", [4, 2000])
+def test_a_server_that_hangs_is_waited_for_as_long_as_was_said(side: int) -> None:
+    """It reads nothing: 12 MB do not even go out, and it says no goodbye."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=frozen, args=(listener,), daemon=True)
+        thread.start()
+        client = Client(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5, patience=5.0)
+        begin = time.monotonic()
+        with pytest.raises(ServerError, match=r"did not answer in 0\.5 s"):
+            client.infer({"front": np.zeros((side, side, 3), np.uint8)})
+        assert time.monotonic() - begin < 4.0
+        client.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 def test_no_server_is_one_sentence() -> None:
