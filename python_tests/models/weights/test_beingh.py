@@ -55,18 +55,27 @@ def bound(shapes: Shapes, values: dict[str, Any]) -> Binding:
     return bind(beingh_table(config, positions), native_shapes(config), shapes, "here")
 
 
-def test_full_size_names(goldens: ModuleType) -> None:
-    """Every tensor of a full-size file is used, the head that would predict words is not."""
-    shapes = goldens.read_names(goldens.GOLDEN / "beingh_full.json")
-    config, _ = beingh_config(settings(True), "here")
-    ours = preset("rethink-2b")
+@pytest.mark.parametrize(("name", "width"), [("rethink-2b", 3072), ("rethink-2b-wide", 6144)])
+def test_full_size_names(name: str, width: int, goldens: ModuleType) -> None:
+    """Every tensor of a full-size file is used, the head that would predict words is not.
+
+    The wider one has the same names and an expert whose MLP is twice as wide.
+    """
+    shapes = {
+        one: tuple(width if size == 3072 and ".mlp_mot_gen." in one else size for size in shape)
+        for one, shape in goldens.read_names(goldens.GOLDEN / "beingh_full.json").items()
+    }
+    values = settings(True)
+    values["llm_config"]["expert_config"]["intermediate_size"] = width
+    config, _ = beingh_config(values, "here")
+    ours = preset(name)
     assert (config.vision, config.mot) == (ours.vision, ours.mot)
     assert (config.vocab_size, config.chunk, config.steps) == (151936, 16, 4)
-    found = bound(shapes, settings(True))
+    found = bound(shapes, values)
     used = {name for sources, _ in found.made.values() for name in sources}
     assert set(shapes) - used == {"language_model.lm_head.weight"}
     refined = shapes | {"mpg.gate.weight": (3,), "action_to_vlm_proj.bias": (2048,)}
-    assert len(bound(refined, settings(True)).skipped) == 3
+    assert len(bound(refined, values).skipped) == 3
 
 
 def network(goldens: ModuleType, dtype: torch.dtype) -> VLA:
