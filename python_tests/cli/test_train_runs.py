@@ -111,6 +111,17 @@ def test_another_seed_is_not_continued(
     assert "seed was 0 and is 1 now" in capsys.readouterr().err
     assert run(*words, "--resume", "auto", "--set", "clip=2") == 1
     assert "recipe.train.clip was 1.0 and is 2.0 now" in capsys.readouterr().err
+    # Before the data are read: here there are none.
+    nothing = ("--data", tmp_path / "nothing", "--out", out, "--save-every", 3, "--resume", "auto")
+    assert run(*nothing, "--batch-size", 2) == 1
+    assert "recipe.train.batch_size was 4 and is 2 now" in capsys.readouterr().err
+    assert run(*nothing) == 0
+    assert "policy is trained to step 6: nothing is left to do" in "".join(
+        capsys.readouterr().out.split("\n")
+    )
+    os.utime(out / "model.safetensors", (0, 0))
+    assert run(*nothing) == 1, "an older policy is not the last one's"
+    assert "nothing" in capsys.readouterr().err
     first = checkpoint.checkpoints(tmp_path / "policy.checkpoints")[0]
     assert run(*words, "--resume", first) == 0
     assert run(*words) == 1

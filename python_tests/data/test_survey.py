@@ -1,5 +1,6 @@
 """A survey counts frames, shares and slots as they are, and says what looks odd."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,21 @@ def test_a_video_that_ends_early_is_flagged(tmp_path: Path, collect: Callable[..
     assert len(said) == 1
     assert said[0].startswith("a: view ")
     assert video.name in said[0]
+
+
+def test_a_feature_that_no_file_holds_is_flagged(
+    tmp_path: Path, collect: Callable[..., Path]
+) -> None:
+    """By name; the features of a whole dataset are all there."""
+    root = collect(tmp_path / "a", lengths=[40])
+    mixture = Mixture("m", (DatasetEntry("a", str(root)),))
+    assert not [flag for flag in survey(mixture, "native", 8, 0).flags if "declares" in flag]
+    info = root / "meta/info.json"
+    fields = json.loads(info.read_text())
+    fields["features"]["observation.force"] = {"dtype": "float32", "shape": [6], "names": None}
+    info.write_text(json.dumps(fields))
+    (said,) = [flag for flag in survey(mixture, "native", 8, 0).flags if "declares" in flag]
+    assert said == (
+        "a: meta/info.json declares the feature observation.force, which no data file holds; write"
+        " it, or remove it from meta/info.json"
+    )

@@ -283,6 +283,30 @@ def test_a_full_disk_does_not_stop_training(
     assert said[1].startswith("the policy of step 2 was NOT written")
 
 
+def test_an_end_without_a_state_is_an_error(
+    lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy is there and the older checkpoint stays, but nobody may take the run for whole."""
+    room, put, policies = [True], checkpoint._put, []
+
+    def full(file: Any, block: Any) -> None:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        put(file, block)
+
+    def on_step(step: int, row: dict[str, Any]) -> None:
+        room[0] = step == 1
+
+    monkeypatch.setattr(checkpoint, "_put", full)
+    place = Place(tmp_path / "checkpoints", policies.append, {}, lambda text: None)
+    rest = (place, RunConfig(save_every=1))
+    with pytest.raises(VlakernError, match=r"trained to step 2 .* its checkpoint is not; free"):
+        train(lab.make_model(), lab.longer(2), 0, lab.Samples(4), *rest, on_step=on_step)
+    assert len(policies) == 2
+    found = checkpoint.checkpoints(tmp_path / "checkpoints")
+    assert [checkpoint.read(path).step for path in found] == [1]
+
+
 def test_a_stop_without_a_state_is_an_error(
     lab: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,11 @@ def run(args: Args) -> int:
         start = _prepare(args, world)
         recipe = _recipe(args)
         _check_run(args, recipe, world)
+        if start is not None and _finished(args, recipe, start):
+            if world.first:
+                steps = recipe.train.steps
+                console().print(f"{args.out} is trained to step {steps}: nothing is left to do")
+            return 0
         corpus = _corpus(args, recipe, world)
         return _train(args, recipe, corpus, start, world)
 
@@ -178,6 +183,29 @@ def _check_run(args: Args, recipe: "Recipe", world: "World") -> None:
     check_model(preset(recipe.preset), recipe.train)
     if args.init is not None and not args.init.is_dir():
         raise ConfigError(f"--init {args.init} is not a directory; expected a policy directory")
+
+
+def _finished(args: Args, recipe: "Recipe", start: Path) -> bool:
+    """Whether a checkpoint is a run's last and its policies are written; reads no data.
+
+    Raises:
+        CheckpointError: it is of another recipe or seed.
+    """
+    from vlakern.records import to_dict
+    from vlakern.train import checkpoint, loop
+
+    found = checkpoint.facts(start)
+    begun = found["config"]
+    # What is known before the data are; the rest is compared when they are open.
+    loop.check_same(start, {**begun, "recipe": to_dict(recipe), "seed": args.seed})
+    robots = sorted({one["robot"] for one in begun["data"].values()})
+    targets = [args.out] if len(robots) == 1 else [args.out / robot for robot in robots]
+    files = [path / "model.safetensors" for path in targets]
+    # The last policy is written after the last checkpoint; one before it is of fewer steps.
+    begin = max(path.stat().st_mtime_ns for path in start.iterdir())
+    written = all(one.exists() and one.stat().st_mtime_ns >= begin for one in files)
+    asked = args.json is not None or args.plot is not None
+    return written and not asked and found["step"] >= recipe.train.steps
 
 
 def _device(name: str) -> str:

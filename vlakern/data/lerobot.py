@@ -163,6 +163,14 @@ class LeRobotDataset:
         self._check_size(str(path), camera, picture.shape[:2])
         return picture
 
+    def absent(self) -> list[str]:
+        """Declared features, videos aside, that are no column of the first, middle or last file."""
+        last = len(self.lengths) - 1
+        files = {self._place(i).data for i in {0, last // 2, last}} if self.lengths else set()
+        there = {name for path in files for name in self._tables.columns(path)}
+        features = self._info.features.items()
+        return [key for key, f in features if f.get("dtype") != "video" and key not in there]
+
     def _place(self, i: int) -> Place:
         if not 0 <= i < len(self.lengths):
             raise DatasetError(f"{self.root} has episodes 0..{len(self.lengths) - 1}, not {i}")

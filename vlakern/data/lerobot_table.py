@@ -67,6 +67,10 @@ class FrameTables:
         """Rows of a file, from its footer alone."""
         return self._footer(path).num_rows
 
+    def columns(self, path: Path) -> list[str]:
+        """Names of a file's columns, from its footer alone."""
+        return list(self._footer(path).schema.to_arrow_schema().names)
+
     def _footer(self, path: Path) -> Any:
         return self._footers.get(
             path,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from vlakern.data.lerobot import LeRobotDataset
 from vlakern.data.measure import Count, measure
 from vlakern.data.mixture import Mixture, shares
 from vlakern.data.motion import motion_flags
@@ -145,6 +146,7 @@ def survey(
     for one in recordings:
         flags += motion_flags(one, chunk)
         flags += _unreadable(one)
+        flags += _absent(one)
         robot = one.body.robot.name
         if robot not in ranges:
             ranges[robot] = {
@@ -172,6 +174,17 @@ def survey(
         {damage.name: damage.reason for damage in measured.damaged},
         tuple(measured.sampled),
     )
+
+
+def _absent(recording: Recording) -> list[str]:
+    """Features that a LeRobot dataset declares and none of its files holds."""
+    dataset = recording.dataset
+    found = dataset.absent() if isinstance(dataset, LeRobotDataset) else []
+    return [
+        f"{recording.name}: meta/info.json declares the feature {key}, which no data file holds;"
+        " write it, or remove it from meta/info.json"
+        for key in found
+    ]
 
 
 def _unreadable(recording: Recording) -> list[str]:

@@ -165,7 +165,7 @@ def train(
 
     Raises:
         VlakernError: after three updates in a row with a loss or gradient that is not finite,
-            naming the samples; or no step had a finite loss.
+            naming the samples; no step had a finite loss; or the last state could not be written.
         CheckpointError: the checkpoint is of another run.
         OSError: the last policy could not be written.
     """
@@ -186,10 +186,9 @@ def train(
                 _save(learner, place, run, state)
                 _save_policy(learner, place, state)
         stopped = state.step < config.steps
-        if stopped or run.save_every:
-            saved = _save(learner, place, run, state)
-            if stopped and not saved:
-                raise VlakernError(f"stopped by SIGTERM after {state.step} steps, without a state")
+        saved = not (stopped or run.save_every) or _save(learner, place, run, state)
+        if stopped and not saved:
+            raise VlakernError(f"stopped by SIGTERM after {state.step} steps, without a state")
     if not stopped:
         if not state.losses:
             raise VlakernError(
@@ -197,6 +196,11 @@ def train(
             )
         weights = learner.policy()
         world.on_first(lambda: place.policy(weights), None)
+        if not saved:
+            raise VlakernError(
+                f"trained to step {state.step} and its policy is written, but its checkpoint is"
+                f" not; free some space beside {place.checkpoints} and continue from the one before"
+            )
     seconds = time.perf_counter() - begin
     return _summary(state, world, seconds, (state.step - first) * config.batch_size, stopped)
 
