@@ -59,6 +59,11 @@ class Args:
     """Of the weights, images, words and noise."""
     machine: bool = False
     """Measure only what this machine can do at most."""
+    loop: bool = False
+    """Measure only the control loop: lateness of the native thread beside a busy interpreter and an
+    inference, what a stall does, and what the way to a server costs."""
+    seconds: float | None = None
+    """Of --loop: length of each of its two runs [s]; 20."""
     json: Path | None = None
     """File for the results as JSON."""
     plot: Path | None = None
@@ -70,6 +75,8 @@ def run(args: Args) -> int:
     _check(args)
     if args.machine:
         return _machine(args)
+    if args.loop:
+        return _loop(args)
     from vlakern.bench.latency import run as measure
 
     config = _config(args)
@@ -89,6 +96,8 @@ def run(args: Args) -> int:
 def _check(args: Args) -> None:
     if args.preset is not None and args.policy is not None:
         raise InputError(f"found --preset {args.preset} and --policy {args.policy}; name one")
+    if args.seconds is not None and not args.loop:
+        raise InputError("--seconds is the length of --loop's runs; say --loop, or leave it out")
     check_json(args.json)
     if args.plot is not None:
         if args.plot.suffix != ".png":
@@ -135,6 +144,52 @@ def _stops(config: "BenchConfig") -> int:
     """How often ``run`` says what begins."""
     pairs = len(config.against)
     return 4 + 2 * pairs + (pairs == 0) + config.cold
+
+
+def _loop(args: Args) -> int:
+    from dataclasses import asdict
+
+    from vlakern.bench.loop import bench_loop
+
+    seconds = 20.0 if args.seconds is None else args.seconds
+    with Progress(4, "loop") as bar:
+        found = bench_loop(
+            args.policy or "metaworld-small",
+            seconds,
+            say=lambda what: bar.update(1, what, at_once=True),
+        )
+    table = Table(
+        title=f"lateness at {found.rate:g} Hz, {seconds:g} s each [ms]", title_justify="left"
+    )
+    table.add_column("thread")
+    for name in ("ticks", "missed", *found.native_idle.late_ms):
+        table.add_column(name, justify="right")
+    rows = {
+        "native, alone": found.native_idle,
+        "native, busy": found.native_busy,
+        "Python, alone": found.python_idle,
+        "Python, busy": found.python_busy,
+    }
+    for name, thread in rows.items():
+        late = [f"{value:.3f}" for value in thread.late_ms.values()]
+        table.add_row(name, str(thread.ticks), str(thread.missed), *late)
+    out = console()
+    out.print(table)
+    out.print(
+        f"busy: {found.busy} Python threads and {found.calls} inferences; the native p99.9 grows by"
+        f" {found.growth_ms:.3f} ms\na stall of 200 ms: {found.stall_missed} ticks skipped,"
+        f" {found.stall_bursts} in a burst",
+        soft_wrap=True,
+    )
+    for way, times in found.overhead.items():
+        out.print(
+            f"{way}: p50 {times['p50_ms']:.2f} ms, p99 {times['p99_ms']:.2f} ms over the call"
+        )
+    for sentence in found.statements:
+        out.print(escape(sentence), soft_wrap=True)
+    if args.json is not None:
+        write_report(args.json, args, {"loop": {**asdict(found), "growth_ms": found.growth_ms}})
+    return 0
 
 
 def _machine(args: Args) -> int:

@@ -1,0 +1,29 @@
+"""The loop's numbers: both threads keep their rate alone, and only the native one beside load."""
+
+import pytest
+
+from vlakern.bench.loop import bench_loop
+from vlakern.errors import InputError
+
+
+def test_the_native_thread_does_not_feel_the_interpreter() -> None:
+    """Two seconds: counts add up, a stall is skipped and not caught up, every part is filled."""
+    said: list[str] = []
+    found = bench_loop(seconds=2.0, say=said.append)
+    assert len(said) == 4
+    for thread in (found.native_idle, found.native_busy):
+        assert abs(thread.ticks + thread.missed - 400) <= 60  # the end brakes first
+        p50, p99, most = (thread.late_ms[name] for name in ("p50", "p99", "max"))
+        assert 0.0 <= p50 <= p99 <= most + 1e-3  # shares come from a histogram of microseconds
+    assert found.calls > 0
+    assert found.native_busy.late_ms["p50"] < found.python_busy.late_ms["p50"]
+    assert 38 <= found.stall_missed <= 60
+    assert found.stall_bursts == 0
+    assert set(found.overhead) == {"websocket", "shared"}
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0.0}, {"busy": -1}])
+def test_a_run_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(InputError, match="expected"):
+        bench_loop(**wrong)  # pyright: ignore[reportArgumentType]
