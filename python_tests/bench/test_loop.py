@@ -17,7 +17,7 @@ def test_the_native_thread_does_not_feel_the_interpreter() -> None:
         assert 0.0 <= p50 <= p99 <= most + 1e-3  # shares come from a histogram of microseconds
     assert found.calls > 0
     assert found.native_busy.late_ms["p50"] < found.python_busy.late_ms["p50"]
-    assert 38 <= found.stall_missed <= 60
+    assert found.stall_missed >= 38  # of 40; more where others hold the machine
     assert found.stall_bursts == 0
     assert set(found.overhead) == {"websocket", "shared"}
 

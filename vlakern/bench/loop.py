@@ -53,7 +53,7 @@ class LoopBench:
         native_idle, native_busy, python_idle, python_busy: the two threads, alone and beside them.
         calls: inferences that ran in the busy time.
         stall_missed, stall_bursts: ticks skipped after a stall of 200 ms of the native thread, and
-            ticks that came less than half a period after another.
+            ticks that came less than a tenth of a period after another.
         statements: what the operating system granted the native thread.
         overhead: way -> percentiles [ms] of a served call over the same call in this process.
     """
@@ -229,4 +229,4 @@ def _stall(rate: float) -> tuple[int, int]:
         time.sleep(STALL + 0.5)
         trace, missed = executor.trace(), executor.counters().missed
     sent = np.array([tick.time_ns + tick.late_ns for tick in trace]) / 1e9
-    return missed, int(np.count_nonzero(np.diff(sent) < 0.5 / rate))
+    return missed, int(np.count_nonzero(np.diff(sent) < 0.1 / rate))
