@@ -49,6 +49,11 @@ class Args:
     """Views that are recorded, side by side."""
     out: Path = Path("outputs/rollout")
     """Directory for report.html and the videos; an earlier report there is replaced."""
+    realtime: float | None = None
+    """Control steps a second of a simulator that does not wait for the policy (metaworld; its own
+    rate is 80): one episode at a time, no videos and no page."""
+    latency: str = "0"
+    """Milliseconds, separated by commas, that inference takes longer, with --realtime."""
     json: Path | None = None
     """File for the results as JSON."""
 
@@ -59,6 +64,8 @@ def run(args: Args) -> int:
     from vlakern.sim.rollout import Plan, rollout
 
     simulator = _simulator(args.env)
+    if args.realtime is not None:
+        return _realtime(args, simulator)
     out = args.out.resolve()
     check_folder(out)
     check_writable(out)
@@ -86,6 +93,22 @@ def run(args: Args) -> int:
         write_report(args.json, args, result.payload())
     print(f"report: {args.out / PAGE}")
     return 0
+
+
+def _realtime(args: Args, simulator: Any) -> int:
+    from vlakern.cli._realtime import delays, run
+
+    if args.env != "metaworld":
+        raise ConfigError(f"--realtime is for metaworld, found --env {args.env}; leave it out")
+    if not 1 <= (args.realtime or 0) <= 80:
+        raise ConfigError(f"--realtime is {args.realtime:g}, expected 1 to 80 steps a second")
+    delays(args.latency)
+    policy = _load(args)
+    if policy.frame != "native" or policy.robot.controller is None:
+        raise ConfigError(
+            f"--realtime drives policies in the frame native, {policy.name} has {policy.frame}"
+        )
+    return run(args, policy, _environment(args.env, simulator, policy), _tasks(args, policy))
 
 
 @dataclass

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from vlakern.errors import InputError, VlakernError
 from vlakern.robot.chunks import Ensemble, Placed, prefix_at
 from vlakern.robot.executor import Command, Executor, ExecutorConfig, Limits
 from vlakern.robot.latency import Latency
+from vlakern.robot.native import native_chunks
 from vlakern.robot.ports import Newest, Robot, Seen
 from vlakern.robot.settings import Begun, Ended, LoopConfig, LoopReport, check_delay
 from vlakern.types import ActionChunk, ActionPrefix, Observation
@@ -33,7 +35,11 @@ FAREWELL = 1.0
 
 
 class ChunkPolicy(Protocol):
-    """What the loop asks; :class:`vlakern.Policy` is one, if its chunks are absolute commands."""
+    """What the loop asks; :class:`vlakern.Policy` is one.
+
+    Chunks are absolute commands, but of one whose ``frame`` is ``native`` and whose ``robot`` has a
+    controller: see :class:`vlakern.robot.native.NativeChunks`.
+    """
 
     def act(
         self, observation: Observation, *, prefix: ActionPrefix | None = None
@@ -62,6 +68,7 @@ class Loop:
         config: LoopConfig,
     ) -> None:
         self.robot, self.policy, self.config = robot, policy, config
+        self._native = native_chunks(policy)
         self._rates, self._step_ns = executor, round(1e9 / executor.policy_rate)
         self._executor = Executor(limits, executor, self._send)
         self.latency = Latency(config.window, config.warm_up)
@@ -79,6 +86,7 @@ class Loop:
         self._there = threading.Condition()
         self._sent: tuple[int, bool, int] = (0, True, 0)  # chunk, from rest, first tick
         self._state_before = "waiting"
+        self._commands: deque[tuple[int, np.ndarray]] = deque(maxlen=4096)
         # Of the thread that infers.
         self._running: Placed | None = None
         self._next_ns = 0
@@ -215,7 +223,15 @@ class Loop:
                 self._sent = (command.chunk, rested, command.time_ns)
                 self._there.notify_all()
         self._state_before = command.state
+        self._commands.append((command.time_ns, command.position_J))
         self.robot.send(command)
+
+    def _commanded(self, time_ns: int) -> np.ndarray:
+        """What was sent last before a time; where the robot rests, before anything was."""
+        for sent_ns, position_J in reversed(self._commands.copy()):
+            if sent_ns <= time_ns:
+                return position_J
+        return self.robot.position()
 
     # The thread that infers.
 
@@ -262,10 +278,7 @@ class Loop:
         attempt, chunk = _Attempt(), None
         self._inferences += 1
         with attempt:
-            if prefix is None:  # a policy that knows of none is never asked about them
-                chunk = self.policy.act(seen.observation)
-            else:
-                chunk = self.policy.act(seen.observation, prefix=prefix)
+            chunk = self._act(seen, prefix)
         if attempt.error is None:
             self._in_a_row = 0
             return chunk
@@ -273,6 +286,20 @@ class Loop:
         self._errors += 1
         self._in_a_row += 1
         return None
+
+    def _act(self, seen: Seen, prefix: ActionPrefix | None) -> ActionChunk:
+        observation = seen.observation
+        if self._native is None:
+            if prefix is None:  # a policy that knows of none is never asked about them
+                return self.policy.act(observation)
+            return self.policy.act(observation, prefix=prefix)
+        begin = (observation.state, self._commanded(seen.time_ns))
+        if prefix is None:
+            chunk = self.policy.act(observation)
+        else:
+            native = self._native.to_prefix(prefix, *begin)
+            chunk = self.policy.act(observation, prefix=native)
+        return replace(chunk, actions=self._native.to_commands(chunk.actions, *begin))
 
     def _count(self, seen: Seen) -> float:
         """The age of an observation whose chunk is there [s]."""
