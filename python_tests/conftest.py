@@ -17,6 +17,7 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-full", action="store_true", help="2,000 random cases instead of 200")
+    parser.addoption("--screenshots", metavar="DIR", help="keep pictures of pages in this folder")
 
 
 @pytest.fixture
