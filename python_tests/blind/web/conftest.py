@@ -75,10 +75,13 @@ class Pages:
     app: Any
     folder: Path
 
-    def browser(self, role: str) -> Browser:
-        client = TestClient(self.app, base_url="http://localhost")
-        found = Browser(client)
+    def browser_without_token(self) -> Browser:
+        found = Browser(TestClient(self.app, base_url="http://localhost"))
         found.get()
+        return found
+
+    def browser(self, role: str) -> Browser:
+        found = self.browser_without_token()
         found.send("enter", word=self.tokens[role])
         assert found.status == 200, found.page
         return found

@@ -6,6 +6,7 @@ import hmac
 import re
 import secrets
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
+from vlakern.blind.tokens import Tokens
 from vlakern.blind.web import views
 from vlakern.blind.web.desk import Desk
 from vlakern.blind.web.download import export, report
@@ -42,6 +45,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 SILENT = ("etag", "last-modified", "server")
+KEY = re.compile("[0-9a-f]{32}")  # of a form, as the pages draw it
+KINDS = ("application/x-www-form-urlencoded", "multipart/form-data")
 Form = dict[str, Any]
 
 
@@ -54,10 +59,10 @@ class _Session:
 
 
 class _Sessions:
-    """Browsers by cookie; a restart of the server signs all of them out."""
+    """Browsers by cookie; a restart of the server, or their token's end, signs them out."""
 
-    def __init__(self) -> None:
-        self._open: dict[str, _Session] = {}
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens, self._open = tokens, dict[str, _Session]()
 
     def begin(self, role: str) -> str:
         cookie = secrets.token_urlsafe(24)
@@ -65,7 +70,9 @@ class _Sessions:
         return cookie
 
     def of(self, request: Request) -> _Session | None:
-        return self._open.get(request.cookies.get(COOKIE, ""))
+        found = self._open.get(request.cookies.get(COOKIE, ""))
+        expired = found is not None and time.time() >= self._tokens.kept[found.role].expires
+        return None if expired else found
 
     def end(self, request: Request) -> None:
         self._open.pop(request.cookies.get(COOKIE, ""), None)
@@ -75,7 +82,7 @@ class _Pages:
     """Renders a role's page and takes its forms."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk, self.sessions = desk, _Sessions()
+        self.desk, self.sessions = desk, _Sessions(desk.tokens)
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -124,10 +131,15 @@ class _Pages:
         session = self.sessions.of(request)
         if session is None or session.role.split("-")[0] != role:
             return self.show(None, error="Sign in with your token first.", status=403)
-        form = await _form(request)
+        try:
+            form = await _form(request)
+        except StudyError as error:
+            return self.show(session, error=f"Not saved: {error}.", status=400)
         typed = {name: value for name, value in form.items() if isinstance(value, str)}
-        if not hmac.compare_digest(typed.get("token", ""), session.secret):
+        if not hmac.compare_digest(typed.get("token", "").encode(), session.secret.encode()):
             return self.show(session, error="This form is too old; send it again.", status=403)
+        if KEY.fullmatch(typed.get("key", "")) is None:
+            return self.show(session, error="This form is not whole; send it again.", status=400)
         try:
             event = await run_in_threadpool(action, session, form)
         except VlakernError as error:
@@ -203,8 +215,8 @@ def _common(app: FastAPI, pages: _Pages) -> None:
 
     @app.post("/enter")
     async def enter(request: Request) -> Response:
-        form = await _form(request)
         try:
+            form = await _form(request)
             role = pages.desk.tokens.role(str(form.get("word", "")).strip())
         except StudyError as error:
             return pages.show(None, error=f"{error}.", status=403)
@@ -305,7 +317,15 @@ def _post(
 
 
 async def _form(request: Request) -> Form:
-    found = await request.form(max_files=1, max_fields=40)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in KINDS:
+        raise StudyError("a form was expected and something else was sent; reload the page")
+    try:
+        found = await request.form(max_files=1, max_fields=40)
+    # A multipart body without a boundary, or with a charset that nobody knows.
+    except (HTTPException, LookupError, ValueError) as error:
+        reason = error.detail if isinstance(error, HTTPException) else "it has no boundary"
+        raise StudyError(f"the form cannot be read ({reason}); reload the page") from error
     return {
         name: value[:MOST_FIELD] if isinstance(value, str) else value
         for name, value in found.items()
