@@ -1,10 +1,13 @@
 """The study file: what is read, and one sentence for everything that is wrong."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from vlakern.blind.study import Study, read_study
+from vlakern.blind.results import Analysis
+from vlakern.blind.study import Breaks, PoolModel, Study, Task, read_study
 from vlakern.errors import ConfigError
 
 TEXT = """
@@ -108,3 +111,13 @@ def test_a_lonely_model_is_refused(tmp_path: Path) -> None:
     path.write_text(three)
     with pytest.raises(ConfigError, match="alone"):
         read_study(path)
+
+
+def test_the_example_shows_every_key() -> None:
+    """It is read, and no key of the file is missing from it, set or as a comment."""
+    path = Path(__file__).parents[2] / "examples" / "blind_study.toml"
+    assert read_study(path).group_sizes == (3, 3)
+    text = path.read_text()
+    for kind in (Study, Breaks, Analysis, PoolModel, Task):
+        for one in dataclasses.fields(kind):
+            assert re.search(rf"^(# )?(\[+)?{one.name}(\]+| = )", text, re.MULTILINE), one.name
