@@ -260,3 +260,27 @@ def test_a_record_of_another_study_is_refused(site: Callable[..., Any], tmp_path
         store.append("lock", "runner", "locked", {"commitment": "0" * 64})
         with pytest.raises(StudyError, match="is not that of the study"):
             Conduct(here.public, store, {}, here.folder / "videos")
+
+
+def test_nothing_is_added_after_the_end(site: Callable[..., Any]) -> None:
+    """Not a word that settles a dispute, which would be spoken with the names known; no break."""
+    here = site(judges=2, every=1)
+    code = here.run()
+    judged(here, code, "judge-1", True)
+    judged(here, code, "judge-2", False)
+    here.conduct.close("c", "analyst", "the arm broke")
+    count = len(here.store.events)
+    word = verdict(here, code, ADJUDICATOR, False)
+    with pytest.raises(StudyError, match="the study is closed"):
+        here.conduct.adjudicate("x", ADJUDICATOR, code, word)
+    with pytest.raises(StudyError, match="the study is closed"):
+        here.conduct.pause("p", "operator")
+    assert len(here.store.events) == count
+
+
+def test_a_complete_study_has_no_excuse(site: Callable[..., Any]) -> None:
+    """A reason typed where nothing is missing does not make the report call it incomplete."""
+    here = site(trials=1, every=1000)
+    finish(here)
+    here.conduct.close("c", "analyst", "we are done")
+    assert here.conduct.state.closed == ""

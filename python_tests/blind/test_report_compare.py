@@ -152,3 +152,17 @@ def test_null_studies_keep_alpha(closed_study: Make, design: Any) -> None:
         )
         wrong += any(row.different for row in compare(study))
     assert wrong / 500 <= 0.05
+
+
+def test_pairs_without_results_count_in_the_correction(closed_study: Make) -> None:
+    """A study that ends after its first group was to compare six pairs, and is corrected for all.
+
+    Else whoever stops at the first finding tests each group's pairs at the whole alpha.
+    """
+    whole = closed_study(analysis=Analysis(design="sequential"))
+    first = [row for row in whole.results if row.group == 0]
+    early = compare(dataclasses.replace(whole, results=tuple(first)))
+    assert len(early) == 3
+    least = min(early, key=lambda row: row.p)
+    assert least.p_holm == pytest.approx(min(1.0, 6 * least.p))
+    assert compare(whole, first) == early

@@ -8,12 +8,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vlakern.blind.store import DATABASE, LOG, Store, verify
+from vlakern.blind.events import Event
+from vlakern.blind.store import DATABASE, LOG, Store, backup, verify
 from vlakern.errors import StudyError
 
 WRITER = """
@@ -29,8 +31,8 @@ with Store(Path(sys.argv[1])) as store:
 """
 
 
-def add(store: Store, number: int, **data: Any) -> None:
-    store.append(f"key{number}", "operator", "started", {"number": number, **data})
+def add(store: Store, number: int, **data: Any) -> Event:
+    return store.append(f"key{number}", "operator", "started", {"number": number, **data})
 
 
 def numbers(store: Store) -> list[int]:
@@ -285,3 +287,46 @@ def test_kills_lose_nothing(tmp_path: Path) -> None:
 def test_a_thousand_kills_lose_nothing(tmp_path: Path) -> None:
     """1,000 times kill -9 at random points."""
     run_kills(tmp_path, 1000)
+
+
+def test_a_backup_needs_not_the_writers_place(tmp_path: Path) -> None:
+    """Another process copies while the writer is open; a line that SQLite lacks stays out."""
+    with Store(tmp_path / "record") as store:
+        for number in range(3):
+            add(store, number)
+        with (tmp_path / "record" / LOG).open("ab") as file:
+            file.write(b'{"half')
+        backup(tmp_path / "record", tmp_path / "copy")
+        assert verify(tmp_path / "copy") == 3
+        add(store, 3)
+    assert verify(tmp_path / "record") == 4
+    with pytest.raises(StudyError, match="there already"):
+        backup(tmp_path / "record", tmp_path / "copy")
+    with pytest.raises(StudyError, match="holds no record"):
+        backup(tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_ends_cut_off_alike_are_seen_by_an_earlier_head(tmp_path: Path) -> None:
+    """Both copies end early, in one chain: only a hash that was noted tells."""
+    with Store(tmp_path) as store:
+        add(store, 0)
+        older = (tmp_path / LOG).read_bytes(), (tmp_path / DATABASE).read_bytes()
+        head = add(store, 1).hash
+    assert verify(tmp_path, head[:16]) == 2
+    for name, content in zip((LOG, DATABASE), older, strict=True):
+        (tmp_path / name).write_bytes(content)
+    assert verify(tmp_path) == 1
+    with pytest.raises(StudyError, match="the ends of both copies were cut off"):
+        verify(tmp_path, head[:16])
+
+
+def test_a_machine_that_slept_is_no_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour asleep, in which only the clock that counts sleep has gone on with UTC."""
+    now = {"utc": time.time(), "awake": 100.0}
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(time, "clock_gettime", lambda which: now["awake"])
+    with Store(tmp_path, lambda: now["utc"]) as store:
+        add(store, 0)
+        now = {name: value + 3600.0 for name, value in now.items()}
+        add(store, 1)
+        assert numbers(store) == [0, 1]

@@ -23,6 +23,7 @@ KINDS = (
     "adjudicated",
     "corrected",
     "rested",
+    "looked",
     "closed",
     "requested",
     "unblinded",

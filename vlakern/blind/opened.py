@@ -11,7 +11,7 @@ from vlakern.blind.state import State, fold
 from vlakern.blind.store import Store
 from vlakern.errors import StudyError
 
-__all__ = ["closed_study", "open_study"]
+__all__ = ["closed_study", "named", "open_study"]
 
 PACKAGES = ("vlakern", "torch", "numpy", "scipy")
 
@@ -37,6 +37,11 @@ def closed_study(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:
         raise StudyError("the study is not closed; names stay sealed until it is")
     if state.unblinded is None:
         raise StudyError("the study is not unblinded; `vlakern blind unblind` does it in two steps")
+    return named(plan, key, state)
+
+
+def named(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:
+    """Results with names as far as they are, for the runner alone; nobody may be shown them."""
     study = key.study
     return ClosedStudy(
         title=study.title,
@@ -65,7 +70,7 @@ def closed_study(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:
         commitment=plan.commitment,
         verified=key.commitment == plan.commitment,
         versions=_versions(),
-        notes=tuple(_notes(state)),
+        notes=tuple(_notes(state, plan.judges)),
     )
 
 
@@ -118,8 +123,10 @@ def _voided(key: Key, state: State) -> Iterator[Voided]:
             yield Voided(code, model, one.trial.task, one.trial.group, order, one.aborted)
 
 
-def _notes(state: State) -> Iterator[str]:
+def _notes(state: State, judges: int) -> Iterator[str]:
     """What a reader has to know before any number."""
+    ended = [one for one in state.trials.values() if one.ended is not None]
+    unjudged = sum(one.outcome(judges) is None for one in ended)
     if state.closed:
         yield f"The study was closed before all was done: {state.closed}"
     late = sum(one.late for one in state.trials.values())
@@ -128,6 +135,13 @@ def _notes(state: State) -> Iterator[str]:
         yield (
             f"{late} of {requests} replies left after their deadline, which may tell models apart."
         )
+    if unjudged:
+        yield (
+            f"{unjudged} trials were run and have no outcome, because a judgement is missing"
+            " or disputed; they are left out."
+        )
+    if state.looks:
+        yield f"The analyst looked {state.looks} times before the end, without names."
 
 
 def _versions() -> dict[str, str]:

@@ -166,8 +166,10 @@ class Conduct:
         """Settles a trial about which two judges disagree."""
         trial = self._trial(code)
         data = self._verdict(trial, verdict)
-        if not self._again(key) and not trial.disputed:
-            raise StudyError(f"trial {code} is not disputed; there is nothing to settle")
+        if not self._again(key):
+            self._open()
+            if not trial.disputed:
+                raise StudyError(f"trial {code} is not disputed; there is nothing to settle")
         return self._say(key, actor, "adjudicated", {"code": code, **data})
 
     def correct(self, key: str, actor: str, code: str, verdict: Judgement, why: str) -> Event:
@@ -207,6 +209,7 @@ class Conduct:
         known = self.store.find(key)
         if known is not None:
             return self._say(key, actor, "rested", known.data)
+        self._open()
         rest = self.rest()
         if rest is None or self.state.running is not None:
             raise StudyError("no break is due now")
@@ -254,11 +257,19 @@ class Conduct:
         missing = self.missing()
         if missing and not incomplete.strip():
             raise StudyError(f"{'; '.join(missing)}; do that, or close with a reason")
+        if not missing:
+            incomplete = ""  # nothing is left out, so there is nothing to excuse
         if not self._again(key):
             self._open()
             if self.state.running is not None:
                 raise StudyError(f"trial {self.state.running.trial.code} is running; stop it first")
         return self._say(key, actor, "closed", {"incomplete": incomplete, "missing": missing})
+
+    def look(self, key: str, actor: str, verdicts: Mapping[str, bool]) -> Event:
+        """An interim look of a sequential design: what the looker was told goes to the record."""
+        if not self._again(key):
+            self._open()
+        return self._say(key, actor, "looked", {"decided": dict(verdicts)})
 
     def request(self, key: str, actor: str) -> Event:
         """The first of two steps to the names: it is logged that somebody wants them."""
@@ -277,11 +288,12 @@ class Conduct:
         return self._say(key, actor, "unblinded", {"commitment": commitment})
 
     def _say(self, key: str, actor: str, kind: str, data: Mapping[str, Any]) -> Event:
-        event = self.store.append(key, actor, kind, data)
-        for one in self.store.events[self._applied :]:
-            apply(self.state, one)
-        self._applied = len(self.store.events)
-        return event
+        try:
+            return self.store.append(key, actor, kind, data)
+        finally:  # a write that was reported as failed may be on disk all the same
+            for one in self.store.events[self._applied :]:
+                apply(self.state, one)
+            self._applied = len(self.store.events)
 
     def _again(self, key: str) -> bool:
         """Whether this form was saved before: then the record answers, not the rules."""

@@ -155,12 +155,22 @@ def chosen_pairs(study: ClosedStudy) -> list[tuple[str, str]]:
     return named or list(combinations([model.name for model in study.models], 2))
 
 
-def compare(study: ClosedStudy) -> tuple[Comparison, ...]:
-    """Every chosen pair that shares a group in which both have results, Holm-corrected."""
-    found = [_compare(study, *pair) for pair in chosen_pairs(study)]
+def compare(study: ClosedStudy, results: Sequence[Result] | None = None) -> tuple[Comparison, ...]:
+    """Every chosen pair that shares a group in which both have results, Holm-corrected.
+
+    Pairs and tasks that the plan compares count in the correction before they have results, too:
+    else a study that ends after its first group would have tested at a milder level.
+
+    Args:
+        results: at an interim look, those that count; all of the study by default.
+    """
+    study = study if results is None else replace(study, results=tuple(results))
+    planned = [pair for pair in chosen_pairs(study) if _shared(study, *pair)]
+    found = [_compare(study, *pair) for pair in planned]
     rows = [row for row in found if row is not None]
-    adjusted = holm([row.p for row in rows])
-    tasks = iter(holm([task.p for row in rows for task in row.tasks]))
+    adjusted = _holm([row.p for row in rows], len(planned))
+    tests = [task.p for row in rows for task in row.tasks]
+    tasks = iter(_holm(tests, len(planned) * len(study.tasks)))
     return tuple(
         replace(
             row,
@@ -170,6 +180,11 @@ def compare(study: ClosedStudy) -> tuple[Comparison, ...]:
         )
         for row, p in zip(rows, adjusted, strict=True)
     )
+
+
+def _holm(p_values: list[float], planned: int) -> list[float]:
+    """Corrected for as many tests as were planned; those without results would have p = 1."""
+    return list(holm([*p_values, *[1.0] * (planned - len(p_values))])[: len(p_values)])
 
 
 def _compare(study: ClosedStudy, first: str, second: str) -> Comparison | None:

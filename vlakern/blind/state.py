@@ -84,6 +84,7 @@ class State:
         started: codes in the order they were started; rested: how many when the last break ended.
         rest_began: of a break that runs, UTC [s].
         closed: the reason of an incomplete end, or "" after a complete one.
+        looks: how often the analyst looked before the end.
         requested, unblinded: when the names were asked for and given, UTC [s].
     """
 
@@ -95,6 +96,7 @@ class State:
     rested: int = 0
     rest_began: float | None = None
     closed: str | None = None
+    looks: int = 0
     requested: float | None = None
     unblinded: float | None = None
 
@@ -171,6 +173,10 @@ def _rested(state: State, event: Event) -> None:
     state.rest_began, state.rested = None, len(state.started)
 
 
+def _looked(state: State, event: Event) -> None:
+    state.looks += 1
+
+
 def _closed(state: State, event: Event) -> None:
     state.closed = event.data["incomplete"]
 
@@ -207,6 +213,7 @@ EFFECTS: Mapping[str, Callable[[State, Event], None]] = {
     "adjudicated": _judged,
     "corrected": _judged,
     "rested": _rested,
+    "looked": _looked,
     "closed": _closed,
     "requested": _requested,
     "unblinded": _unblinded,

@@ -10,15 +10,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vlakern.blind.events import ROOT, Event, canonical, check_chain, decode, encode, link
 from vlakern.errors import StudyError
 
-__all__ = ["DATABASE", "LOG", "Store", "verify"]
+__all__ = ["DATABASE", "LOG", "Store", "awake", "backup", "verify"]
 
 DATABASE, LOG, LOCK = "events.sqlite", "events.jsonl", "writer.lock"
 MOST_BYTES = 1 << 16  # of a line
@@ -32,6 +34,11 @@ BEGIN SELECT RAISE(ABORT, 'events are never edited'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON events
 BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
 """
+
+
+def awake() -> float:
+    """Monotonic time that goes on while the machine sleeps [s]: waking up is no jump."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Store:
@@ -49,7 +56,7 @@ class Store:
         self,
         folder: Path,
         clock: Callable[[], float] = time.time,
-        ticks: Callable[[], float] = time.monotonic,
+        ticks: Callable[[], float] = awake,
     ) -> None:
         self.folder, self._clock, self._ticks = folder, clock, ticks
         self._turn = threading.Lock()
@@ -73,6 +80,11 @@ class Store:
     def events(self) -> tuple[Event, ...]:
         """All events so far."""
         return tuple(self._events)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what is on disk; after a write that failed it may not be."""
+        return not self._unsettled
 
     def find(self, key: str) -> Event | None:
         """The event of a form that was saved before."""
@@ -111,15 +123,8 @@ class Store:
         """A copy of both records into a folder that must not be there, while the study runs."""
         if folder.exists():
             raise StudyError(f"{folder} is there already; give a new folder for the backup")
-        from vlakern.files import atomic_directory, write_bytes
-
-        with self._turn, atomic_directory(folder) as there:
-            target = sqlite3.connect(there / DATABASE)
-            try:
-                self._database.backup(target)
-            finally:
-                target.close()
-            write_bytes(there / LOG, b"".join(encode(event) for event in self._events))
+        with self._turn:
+            _copy(self._database, self._events, folder)
 
     def close(self) -> None:
         """Gives the record free for another writer."""
@@ -211,8 +216,47 @@ class Store:
         os.fsync(self._log)
 
 
-def verify(folder: Path) -> int:
+def backup(folder: Path, to: Path) -> None:
+    """A copy of both records by another process than their writer, while the study is served.
+
+    Raises:
+        StudyError: ``to`` is there already, or the record is damaged.
+    """
+    if not (folder / DATABASE).is_file():
+        raise StudyError(f"{folder} holds no record; give the folder of a locked study")
+    if to.exists():
+        raise StudyError(f"{to} is there already; give a new folder for the backup")
+    database = sqlite3.connect(f"file:{quote(str(folder / DATABASE))}?mode=ro", uri=True)
+    try:
+        with _reading(database):  # what SQLite holds is in the log already, so the log comes second
+            stored = _stored(database)
+            logged = list(islice(_logged(folder / LOG, lambda end: None), len(stored)))
+            check_chain(stored, str(folder / DATABASE))
+            if stored != logged:
+                raise StudyError(f"{folder / LOG} and {DATABASE} hold different events; see verify")
+            _copy(database, stored, to)
+    finally:
+        database.close()
+
+
+def _copy(database: sqlite3.Connection, events: Iterable[Event], folder: Path) -> None:
+    from vlakern.files import atomic_directory, write_bytes
+
+    with atomic_directory(folder) as there:
+        target = sqlite3.connect(there / DATABASE)
+        try:
+            database.backup(target)
+        finally:
+            target.close()
+        write_bytes(there / LOG, b"".join(encode(event) for event in events))
+
+
+def verify(folder: Path, head: str = "") -> int:
     """Checks both records as they are and returns how many events they hold; writes nothing.
+
+    Args:
+        head: a hash that was noted earlier, or its beginning; without one nobody can tell whether
+            the ends of both copies were cut off alike.
 
     Raises:
         StudyError: an event was edited, left out, added or moved, or the copies differ.
@@ -227,6 +271,11 @@ def verify(folder: Path) -> int:
         database.close()
     if stored != logged:
         raise StudyError(f"{path} and {DATABASE} hold different events; restore both")
+    if head and not any(event.hash.startswith(head) for event in logged):
+        raise StudyError(
+            f"no event has the hash {head[:16]}, which was its last one once: the ends of both"
+            " copies were cut off, or it is another study's; restore both from a backup"
+        )
     return len(logged)
 
 
@@ -293,6 +342,16 @@ def _logged(path: Path, torn: Callable[[int], None]) -> Iterator[Event]:
                 raise StudyError(f"{path} was changed: a line at byte {end} is not its event")
             yield event
             end += len(line)
+
+
+@contextmanager
+def _reading(database: sqlite3.Connection) -> Iterator[None]:
+    """One view of the database; the writer's commit waits for its end, for milliseconds."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        database.rollback()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -80,16 +81,26 @@ class VerifyArgs:
 
     folder: tyro.conf.Positional[Path]
     """of a locked study"""
+    head: str = ""
+    """the record's head that `status` showed earlier: shows that no end was cut off since"""
 
 
 @dataclass
 class BackupArgs:
-    """Copy the record into a new folder, checked; for a study that is not being served."""
+    """Copy the record into a new folder, checked, while the study is served or not."""
 
     folder: tyro.conf.Positional[Path]
     """of a locked study"""
     to: tyro.conf.Positional[Path]
     """new folder, better on another disk"""
+
+
+@dataclass
+class LookArgs:
+    """In a sequential design: which comparisons are decided, without names; it is logged."""
+
+    folder: tyro.conf.Positional[Path]
+    """of a study whose server is ended for the look; it goes on where it was"""
 
 
 @dataclass
@@ -136,6 +147,7 @@ Do = (
     | Annotated[StatusArgs, tyro.conf.subcommand("status")]
     | Annotated[VerifyArgs, tyro.conf.subcommand("verify")]
     | Annotated[BackupArgs, tyro.conf.subcommand("backup")]
+    | Annotated[LookArgs, tyro.conf.subcommand("look")]
     | Annotated[UnblindArgs, tyro.conf.subcommand("unblind")]
     | Annotated[ReportArgs, tyro.conf.subcommand("report")]
     | Annotated[DemoArgs, tyro.conf.subcommand("demo")]
@@ -159,6 +171,7 @@ def run(args: Args) -> int:
         StatusArgs: _status,
         VerifyArgs: _verify,
         BackupArgs: _backup,
+        LookArgs: _look,
         UnblindArgs: _unblind,
         ReportArgs: _report,
         DemoArgs: _demo,
@@ -196,13 +209,8 @@ def _plan(args: PlanArgs) -> int:
     out.print(table)
     out.print(said, soft_wrap=True)
     if args.json is not None:
-        payload = {
-            "groups": list(study.group_sizes),
-            "trials": study.total,
-            "hours": hours,
-            "power": [{"n": row.n, "gap": row.gap} for row in rows],
-            "sentence": said,
-        }
+        payload = {"groups": list(study.group_sizes), "trials": study.total, "hours": hours}
+        payload |= {"power": [{"n": row.n, "gap": row.gap} for row in rows], "sentence": said}
         write_report(args.json, args, payload)
     return 0
 
@@ -273,7 +281,7 @@ def _status(args: StatusArgs) -> int:
         from vlakern.blind.web.views import analyst
 
         found = analyst(desk, {})
-    names = ("started", "ended", "judged", "entries", "head", "commitment", "missing", "step")
+    names = "started", "ended", "judged", "entries", "head", "commitment", "missing", "step"
     said = {name: found[name] for name in names}
     for name, value in said.items():
         print(f"{name:<11} {'; '.join(value) if isinstance(value, list) else value}")
@@ -289,7 +297,7 @@ def _verify(args: VerifyArgs) -> int:
     from vlakern.blind.store import verify
 
     key = open_key(args.folder)
-    count = verify(args.folder / "record")
+    count = verify(args.folder / "record", args.head)
     with closing(_desk(args.folder)) as desk:
         trials = [one for one in desk.conduct.state.trials.values() if one.video is not None]
     for one in trials:
@@ -306,11 +314,20 @@ def _verify(args: VerifyArgs) -> int:
 
 
 def _backup(args: BackupArgs) -> int:
-    from vlakern.blind.store import Store, verify
+    from vlakern.blind.store import backup, verify
 
-    with Store(args.folder / "record") as store:
-        store.backup(args.to)
+    backup(args.folder / "record", args.to)
     print(f"{verify(args.to)} entries copied to {args.to} and checked")
+    print("plan.json, videos/ and sealed/ are not in it: copy them too, sealed/ for the runner")
+    return 0
+
+
+def _look(args: LookArgs) -> int:
+    with closing(_desk(args.folder)) as desk:
+        decided = desk.look(f"look {time.time_ns()}").data["decided"]
+    for name, yes in decided.items():
+        print(f"{name}: {'decided, it may stop' if yes else 'not decided, go on'}")
+    print(f"{sum(decided.values())} of {len(decided)} are decided; the look is in the record")
     return 0
 
 

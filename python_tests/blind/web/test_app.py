@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from vlakern.blind.store import verify
+from vlakern.blind.tokens import draw_tokens
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
 Make = Callable[..., Any]
@@ -235,3 +236,28 @@ def test_what_is_no_video_is_refused(pages: Make, body: bytes) -> None:
     assert "Not saved:" in operator.page
     assert here.desk.conduct.state.running is not None
     assert here.models.current is not None
+
+
+def test_new_tokens_end_the_old_ones_browsers(pages: Make) -> None:
+    """Drawn while the study is served: the earlier ones are void at once, the new ones hold."""
+    here = pages()
+    operator = here.browser("operator")
+    assert "/start" in operator.get()
+    new = draw_tokens(here.folder, 1, 1.0)
+    operator.get()
+    assert "/start" not in operator.page
+    assert "/enter" in operator.page
+    client = TestClient(here.app, base_url="http://localhost")
+    assert "not known" in client.post("/enter", data={"word": here.tokens["operator"]}).text
+    assert "/start" in client.post("/enter", data={"word": new["operator"]}).text
+
+
+def test_a_browser_is_signed_out_when_its_token_expires(pages: Make) -> None:
+    """A cookie lives no longer than the token it was given for."""
+    here = pages()
+    operator = here.browser("operator")
+    assert "/start" in operator.get()
+    path = here.folder / "sealed/tokens.json"
+    path.write_text(re.sub(r'"expires": *[0-9.]+', '"expires": 1.0', path.read_text()))
+    operator.get()
+    assert "/start" not in operator.page

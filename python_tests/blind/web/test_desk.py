@@ -1,6 +1,7 @@
 """The desk: rules, models and videos act together, or not at all."""
 
 import io
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -58,3 +59,49 @@ def test_steps_without_a_robot_need_no_models() -> None:
     none.prepare(0)
     none.begin("A")
     assert none.end() == 0
+
+
+def test_why_a_group_does_not_load_is_the_runners_to_know(
+    pages: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The operator reads that it is not ready; the model's name is on the terminal alone."""
+    here = pages()
+    code = here.desk.plan.plan.queue[0].code
+
+    def slow(group: int) -> None:
+        raise StudyError("model 'secret-3' takes 400 ms")
+
+    here.models.prepare = slow
+    with pytest.raises(StudyError, match="the models of group 1 are not ready") as caught:
+        here.desk.start("a", code)
+    assert "secret" not in str(caught.value)
+    assert "secret-3" in caplog.text
+    assert here.desk.conduct.state.running is None
+
+
+def test_a_video_stays_where_its_event_may_be_on_disk(
+    pages: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that is done and reported as failed: the trial has ended, and has its video."""
+    here = pages()
+    code = here.desk.plan.plan.queue[0].code
+    here.desk.start("a", code)
+    real = here.desk.store._database
+
+    class Committed:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def execute(self, sentence: str, *values: Any) -> Any:
+            found = real.execute(sentence, *values)
+            if sentence == "COMMIT":
+                raise sqlite3.OperationalError("disk I/O error")
+            return found
+
+    here.desk.store._database = Committed()
+    with pytest.raises(sqlite3.OperationalError):
+        here.desk.stop("b", code, io.BytesIO(MP4))
+    trial = here.desk.conduct.state.trials[code]
+    assert trial.ended is not None
+    assert (here.folder / "videos" / str(trial.video)).read_bytes() == MP4
+    assert here.desk.stop("b", code, io.BytesIO(MP4)).kind == "ended"

@@ -21,7 +21,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from vlakern.blind.tokens import Tokens
 from vlakern.blind.web import views
 from vlakern.blind.web.desk import Desk
 from vlakern.blind.web.download import export, report
@@ -55,24 +54,26 @@ class _Session:
     """A browser that showed a token."""
 
     role: str
+    kept: Any  # of its token, when it was shown
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 class _Sessions:
     """Browsers by cookie; a restart of the server, or their token's end, signs them out."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        self._tokens, self._open = tokens, dict[str, _Session]()
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._open = desk, dict[str, _Session]()
 
     def begin(self, role: str) -> str:
         cookie = secrets.token_urlsafe(24)
-        self._open[cookie] = _Session(role)
+        self._open[cookie] = _Session(role, self._desk.tokens.kept[role])
         return cookie
 
     def of(self, request: Request) -> _Session | None:
         found = self._open.get(request.cookies.get(COOKIE, ""))
-        expired = found is not None and time.time() >= self._tokens.kept[found.role].expires
-        return None if expired else found
+        if found is None or self._desk.tokens.kept.get(found.role) != found.kept:
+            return None  # new tokens were drawn
+        return None if time.time() >= found.kept.expires else found
 
     def end(self, request: Request) -> None:
         self._open.pop(request.cookies.get(COOKIE, ""), None)
@@ -82,7 +83,7 @@ class _Pages:
     """Renders a role's page and takes its forms."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk, self.sessions = desk, _Sessions(desk.tokens)
+        self.desk, self.sessions = desk, _Sessions(desk)
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -281,6 +282,7 @@ def _judges(app: FastAPI, pages: _Pages) -> None:
 def _analyst(app: FastAPI, pages: _Pages) -> None:
     desk = pages.desk
     actions: dict[str, Callable[[_Session, Form], Any]] = {
+        "look": lambda _, form: desk.look(_text(form, "key")),
         "close": lambda _, form: desk.finish(_text(form, "key"), _text(form, "incomplete")),
         "request": lambda _, form: desk.request(_text(form, "key")),
         "unblind": lambda _, form: desk.unblind(_text(form, "key"), _text(form, "commitment")),

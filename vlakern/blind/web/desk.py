@@ -1,5 +1,6 @@
 """What the pages act upon: one study's rules, models, videos and tokens."""
 
+import logging
 import os
 import secrets
 import threading
@@ -12,11 +13,12 @@ from vlakern.blind.protocol import Conduct
 from vlakern.blind.results import Judgement
 from vlakern.blind.seal import open_key, read_plan
 from vlakern.blind.store import Store
-from vlakern.blind.tokens import read_tokens
-from vlakern.errors import StudyError
+from vlakern.blind.tokens import Tokens, read_tokens
+from vlakern.errors import StudyError, VlakernError
 
 __all__ = ["Desk", "Models", "NoModels"]
 
+LOG = logging.getLogger(__name__)
 VIDEOS, RECORD = "videos", "record"
 MOST_BYTES = 512 << 20  # of a video
 BLOCK = 1 << 20
@@ -59,7 +61,8 @@ class Desk:
 
     def __init__(self, folder: Path, models: Models, late: Callable[[], int] = lambda: 0) -> None:
         self.folder, self.models, self._late = folder, models, late
-        self.plan, self.tokens = read_plan(folder), read_tokens(folder)
+        self.plan = read_plan(folder)
+        read_tokens(folder)
         spares = open_key(folder).allocation.spares
         self.store = Store(folder / RECORD)
         self.videos = folder / VIDEOS
@@ -67,6 +70,11 @@ class Desk:
         self._turn = threading.RLock()
         self._late_before = 0
         self._resume()
+
+    @property
+    def tokens(self) -> Tokens:
+        """As they are now: those drawn meanwhile hold, and the earlier ones do not."""
+        return read_tokens(self.folder)
 
     def close(self) -> None:
         """Gives the record free."""
@@ -77,7 +85,7 @@ class Desk:
         with self._turn:
             turn = self.conduct.state.next
             if turn is not None and turn.trial.code == code and self.conduct.rest() is None:
-                self.models.prepare(turn.trial.group)
+                self._prepare(turn.trial.group)
             event = self.conduct.start(key, "operator", code)
             self._resume()
             return event
@@ -99,7 +107,8 @@ class Desk:
                 )
             finally:
                 if self.conduct.state.running is not None:  # nothing was saved: it goes on
-                    (self.videos / name).unlink(missing_ok=True)
+                    if self.store.settled:
+                        (self.videos / name).unlink(missing_ok=True)
                     self._resume()
 
     def abort(self, key: str, code: str, reason: str) -> Event:
@@ -136,6 +145,14 @@ class Desk:
         with self._turn:
             return self.conduct.close(key, "analyst", incomplete)
 
+    def look(self, key: str) -> Event:
+        """Which comparisons of a sequential design are decided, under aliases."""
+        from vlakern.blind.look import look
+
+        with self._turn:
+            verdicts = look(self.plan, open_key(self.folder), self.conduct.state)
+            return self.conduct.look(key, "analyst", verdicts)
+
     def request(self, key: str) -> Event:
         """The first step to the names."""
         with self._turn:
@@ -153,6 +170,16 @@ class Desk:
             self.models.prepare(running.trial.group)
             self.models.begin(running.trial.code)
             self._late_before = self._late()
+
+    def _prepare(self, group: int) -> None:
+        """Loads a group; why it failed names models, and is for the runner's terminal alone."""
+        try:
+            self.models.prepare(group)
+        except VlakernError as error:
+            LOG.error("the models of group %d: %s", group + 1, error)
+            raise StudyError(
+                f"the models of group {group + 1} are not ready; the runner's terminal says why"
+            ) from None
 
     def _keep(self, video: BinaryIO) -> str:
         """Writes a video under a name and a time that say nothing; returns the name."""
