@@ -129,7 +129,7 @@ def _observation(policy: Any, seed: int) -> "Observation":
 def _show(args: Args, found: dict[str, Any]) -> None:
     table = Table(title=f"{args.source} ({found['family']}) → {args.target}")
     for column in ("what", "found", ""):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
 
     def row(what: str, value: str, good: bool) -> None:
         table.add_row(what, value, "ok" if good else "differs")

@@ -7,7 +7,7 @@ from types import TracebackType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vlakern.errors import CheckpointError, InputError
-from vlakern.untrusted import read_bounded
+from vlakern.untrusted import read_bounded, shown
 
 __all__ = [
     "FILES",
@@ -42,14 +42,20 @@ class TextTokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_file(cls, path: Path, vocab_size: int) -> "TextTokenizer":
+    def from_file(cls, path: Path, vocab_size: int, whose: str = "") -> "TextTokenizer":
         """Reads ``path``: JSON of the tokenizers library, or a SentencePiece ``.model``.
+
+        Args:
+            whose: a repository that has this tokenizer, for the message where it is missing.
 
         Raises:
             CheckpointError: when the file is missing or not a tokenizer.
             Unsupported: a SentencePiece model, and the extra ``spm`` is not installed.
         """
-        content = read_bounded(path, MOST_BYTES, "a policy directory needs its tokenizer")
+        needed = "a policy directory needs its tokenizer"
+        if whose:
+            needed += f"; copy {FILES[0]} of {shown(whose)} there"
+        content = read_bounded(path, MOST_BYTES, needed)
         if path.suffix == ".model":
             from vlakern.models.pieces import PieceTokenizer
 

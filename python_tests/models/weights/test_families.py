@@ -101,6 +101,19 @@ def test_an_unknown_directory_is_refused(tmp_path: Path) -> None:
         family_of(tmp_path, (FAKE,))
 
 
+def test_what_is_there_instead_is_said(tmp_path: Path) -> None:
+    """Another policy's type, an adapter alone, or the folder above."""
+    (tmp_path / "pretrained_model").mkdir()
+    with pytest.raises(CheckpointError, match="name its folder pretrained_model; expected one of"):
+        family_of(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it holds an adapter alone; merge it"):
+        family_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"type": "act"}))
+    with pytest.raises(CheckpointError, match=r"its config\.json is of type 'act'"):
+        family_of(tmp_path)
+
+
 def test_damaged_config_is_called_so(tmp_path: Path) -> None:
     """Not unknown: the file is there and cannot be read."""
     (tmp_path / "config.json").write_text("{")

@@ -48,7 +48,7 @@ def _read(directory: Path) -> PolicyRecords:
     values = read_object(path)
     if "system_message" not in values:
         template = values.get("template")
-        if template not in SYSTEM:
+        if not isinstance(template, str) or template not in SYSTEM:
             raise ConfigError(
                 f"{path}.template is {str(template)[:40]!r}, expected {' or '.join(SYSTEM)}; write"
                 " the conversation's system_message into the file"

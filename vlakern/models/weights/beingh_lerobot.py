@@ -143,7 +143,8 @@ def _read(directory: Path) -> PolicyRecords:
     template = str(pack.get("prompt_template"))
     rule = beingh_prompt("", config.chunk, template)[1]
     state = _parts(pack.get("state_slots"), f"{where}.state_slots")
-    told = [name.removeprefix(STATE) for name in values.get("input_features") or {}]
+    features = values.get("input_features")
+    told = [name.removeprefix(STATE) for name in features] if isinstance(features, dict) else []
     state = {name: span for name, span in state.items() if name in told}
     if not state:
         raise ConfigError(f"{path}.input_features has no {STATE}NAME of {where}.state_slots")
@@ -180,7 +181,9 @@ def _read(directory: Path) -> PolicyRecords:
         ),
         state_stats=_stats("state", seen, state, maps[0], path),
         action_stats=_stats("action", done, ACTION, maps[1], path),
-        tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
+        tokenizer=TextTokenizer.from_file(
+            tokenizer_file(directory), config.vocab_size, str(words.get("tokenizer_name") or "")
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from vlakern.files import atomic_directory
 from vlakern.models.config import VLAConfig
 from vlakern.models.weights.convert import check_new
 from vlakern.models.weights.families import Opened, open_policy
-from vlakern.models.weights.lerobot import ACTION, IMAGES, STATE
+from vlakern.models.weights.lerobot import ACTION, IMAGES, STATE, TOKENIZERS
 from vlakern.models.weights.lerobot_processors import MODES, POST, PRE, STATE_WORDS
 from vlakern.models.weights.names import Table
 from vlakern.models.weights.native import PolicyRecords
@@ -26,11 +26,6 @@ from vlakern.space.vector_stats import FIELDS, VectorStats
 __all__ = ["kind_of", "source_weights", "to_lerobot"]
 
 NAMES = {mode: name for name, mode in MODES.items()}
-TOKENIZERS = {
-    "pi0": "google/paligemma-3b-pt-224",
-    "pi05": "google/paligemma-3b-pt-224",
-    "smolvla": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-}
 HEAD = "model.paligemma_with_expert.paligemma.lm_head.weight"
 DEAD_HEAD = "model.paligemma_with_expert.gemma_expert.lm_head.weight"
 WORDS = "model.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"

@@ -21,6 +21,7 @@ from vlakern.models.weights.native import (
 from vlakern.models.weights.pi_directories import LEROBOT_PI0, LEROBOT_PI05, OPENPI
 from vlakern.models.weights.smolvla_directories import LEROBOT_SMOLVLA
 from vlakern.models.weights.weights_file import check_finite
+from vlakern.untrusted import shown
 
 __all__ = ["FAMILIES", "NATIVE", "Opened", "family_of", "open_policy", "read_policy"]
 
@@ -75,8 +76,23 @@ def family_of(directory: Path, families: tuple[Family, ...] | None = None) -> Fa
         return NATIVE  # whose reader says what is wrong with the file
     looked_for = "; ".join(f"{family.name}: {family.looked_for}" for family in known)
     raise CheckpointError(
-        f"{directory} is missing what tells a policy directory of a known family ({looked_for})"
+        f"{directory} is not a policy directory of a known family: {_said(directory)}; expected one"
+        f" of ({looked_for})"
     )
+
+
+def _said(directory: Path) -> str:
+    """What a directory of no known family has in the place of a policy, and what to do."""
+    values = peek(directory / "config.json")
+    if values:
+        kind = values.get("type", values.get("model_type"))
+        named = "names no type" if kind is None else f"is of type {shown(kind)}"
+        return f"its config.json {named}; use a checkpoint that can be run"
+    if (directory / "adapter_config.json").exists():
+        return "it holds an adapter alone; merge it into its base model and save that"
+    if (directory / "pretrained_model").is_dir():
+        return "it has no config.json; name its folder pretrained_model"
+    return "it has no config.json; copy the whole checkpoint, or name the folder that holds it"
 
 
 def open_policy(directory: Path) -> Opened:

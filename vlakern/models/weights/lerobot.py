@@ -26,6 +26,12 @@ T = TypeVar("T")
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 # LeRobot's policies do not say how fast the robot is; its recordings are made at this rate.
 FRAMES_PER_SECOND = 30.0
+# Its checkpoints name their tokenizer and do not hold it.
+TOKENIZERS = {
+    "pi0": "google/paligemma-3b-pt-224",
+    "pi05": "google/paligemma-3b-pt-224",
+    "smolvla": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+}
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,12 @@ def lerobot_records(
         CheckpointError, ConfigError: naming what is missing or cannot be.
     """
     steps = read_processors(directory)
+    if steps.state_in_words != (config.state == "words"):
+        raise ConfigError(
+            f"{directory / PRE} {'puts' if steps.state_in_words else 'does not put'} the state into"
+            f" the prompt, which the network of {settings.where} (type {settings.kind!r}) needs"
+            " otherwise; copy all files of one checkpoint"
+        )
     widths = settings.state_width, settings.action_width
     robot, state_map, action_map = vectors(
         f"lerobot-{settings.kind}",
@@ -189,7 +201,11 @@ def lerobot_records(
         processing=processing,
         state_stats=steps.state.stats(state_map.names()),
         action_stats=steps.action.stats(action_map.names()),
-        tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
+        tokenizer=TextTokenizer.from_file(
+            tokenizer_file(directory),
+            config.vocab_size,
+            steps.tokenizer or TOKENIZERS.get(settings.kind, ""),
+        ),
     )
 
 
@@ -214,5 +230,6 @@ def is_recent(directory: Path) -> bool:
     """
     path = directory / PRE
     steps = read_object(path).get("steps") if path.is_file() else None
-    names = [step.get("registry_name") for step in steps if isinstance(step, dict)] if steps else []
+    listed = steps if isinstance(steps, list) else []
+    names = [step.get("registry_name") for step in listed if isinstance(step, dict)]
     return "relative_actions_processor" in names

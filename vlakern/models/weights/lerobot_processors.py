@@ -135,13 +135,24 @@ def read_processors(directory: Path) -> LeRobotProcessors:
     return LeRobotProcessors(
         state=_normalised(pre, "normalizer_processor", STATE, directory / PRE),
         action=_normalised(post, "unnormalizer_processor", ACTION, directory / POST),
-        renames=dict(_config(pre, "rename_observations_processor").get("rename_map") or {}),
+        renames=_renames(pre, directory / PRE),
         newline=any(name in pre for name in NEWLINES),
         state_in_words=STATE_WORDS in pre,
         tokenizer=str(words.get("tokenizer_name") or ""),
         most_tokens=most,
         absolute=absolute,
     )
+
+
+def _renames(pre: Mapping[str, dict[str, Any]], path: Path) -> dict[str, str]:
+    step = "rename_observations_processor"
+    found = _config(pre, step).get("rename_map") or {}
+    if not isinstance(found, dict) or not all(isinstance(new, str) for new in found.values()):
+        raise ConfigError(
+            f"{path}: step {step!r}.rename_map is {str(found)[:40]!r}, expected new names by old"
+            " ones; copy the file again"
+        )
+    return found
 
 
 def _steps(path: Path) -> dict[str, dict[str, Any]]:
@@ -182,6 +193,10 @@ def _normalised(steps: Mapping[str, Any], step: str, feature: str, path: Path) -
     if config.get("eps", EPSILON) != EPSILON:
         raise ConfigError(f"{where}: eps is {config['eps']}, expected {EPSILON:g}")
     kind, modes = "ACTION" if feature == ACTION else "STATE", config.get("norm_map", {})
+    if not isinstance(modes, dict):
+        raise ConfigError(
+            f"{where}.norm_map is {str(modes)[:40]!r}, expected modes by kind; copy the file again"
+        )
     mode = _mode(modes.get(kind, "IDENTITY"), f"{where}.norm_map.{kind}")
     if _mode(modes.get("VISUAL", "IDENTITY"), f"{where}.norm_map.VISUAL") != "none":
         raise ConfigError(
@@ -208,8 +223,8 @@ def _normalised(steps: Mapping[str, Any], step: str, feature: str, path: Path) -
 
 
 def _mode(name: Any, where: str) -> Mode:
-    if name not in MODES:
-        raise ConfigError(f"{where} is {name!r}, expected one of {', '.join(MODES)}")
+    if not isinstance(name, str) or name not in MODES:
+        raise ConfigError(f"{where} is {str(name)[:40]!r}, expected one of {', '.join(MODES)}")
     return MODES[name]
 
 
@@ -231,8 +246,15 @@ def _absolute(
         )
     if not goes:
         return None
-    names = [str(name).lower() for name in config.get("action_names") or ()]
-    excluded = [str(one).lower() for one in config.get("exclude_joints") or () if one]
+    lists = [config.get(key) or [] for key in ("action_names", "exclude_joints")]
+    for key, found in zip(("action_names", "exclude_joints"), lists, strict=True):
+        if not isinstance(found, list):
+            raise ConfigError(
+                f"{directory / PRE}: step 'relative_actions_processor'.{key} is"
+                f" {str(found)[:40]!r}, expected a list of names; copy the file again"
+            )
+    names = [str(name).lower() for name in lists[0]]
+    excluded = [str(one).lower() for one in lists[1] if one]
     return tuple(i for i, name in enumerate(names) if any(one in name for one in excluded))
 
 

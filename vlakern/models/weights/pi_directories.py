@@ -11,6 +11,7 @@ from vlakern.models.processing import ImageRule, Processing, PromptRule
 from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
 from vlakern.models.weights.family import Family, native_shapes, peek, weights_path
 from vlakern.models.weights.lerobot import (
+    TOKENIZERS,
     Settings,
     is_recent,
     lerobot_records,
@@ -133,7 +134,9 @@ def _openpi(directory: Path) -> PolicyRecords:
         processing=processing,
         state_stats=stats[0],
         action_stats=stats[1],
-        tokenizer=TextTokenizer.from_file(tokenizer_file(directory), config.vocab_size),
+        tokenizer=TextTokenizer.from_file(
+            tokenizer_file(directory), config.vocab_size, TOKENIZERS["pi0"]
+        ),
     )
 
 
