@@ -332,16 +332,22 @@ def test_a_late_reply_leaves_at_the_next_beat(tmp_path: Path) -> None:
 
 
 def test_a_model_too_slow_for_the_study_is_the_runners_to_know(tmp_path: Path) -> None:
-    """The name stands in the refusal at the start, before anyone else sees a page."""
+    """Also one of the last group: its name stands in the refusal at the start, before any page."""
     (tmp_path / "pool").mkdir()
-    file = write(tmp_path / "pool", ["quick", "slow"], size=2, trials=1, deadline=5.0)
-    lock(file, tmp_path / "study")
-    draw_tokens(tmp_path / "study", 2, 1.0)
+    names = ["quick1", "quick2", "quick3", "slow"]
+    file = write(tmp_path / "pool", names, size=2, trials=1, deadline=5.0)
+
+    def last(folder: Path) -> bool:
+        lock(file, folder)
+        return "slow" in open_key(folder).allocation.groups[1]
+
+    folder = next(one for one in (tmp_path / f"study{i}" for i in range(100)) if last(one))
+    draw_tokens(folder, 2, 1.0)
 
     def load(model: PoolModel) -> Sleeper:
         return Sleeper(0.02 if model.name == "slow" else 0.0)
 
     config = SiteConfig(port=0, web_port=0)
-    serving = serve_study(tmp_path / "study", config, lambda at: None, asyncio.Event(), load, VIEWS)
+    serving = serve_study(folder, config, lambda at: None, asyncio.Event(), load, VIEWS)
     with pytest.raises(StudyError, match="model 'slow' takes"):
         asyncio.run(serving)

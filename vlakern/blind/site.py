@@ -102,9 +102,7 @@ async def serve_study(
     server = Server(batcher, Keys(views or pool_views(key)), {}, _endpoint(key, config))
     desk = Desk(folder, router, lambda: server.statistics.late)
     try:
-        turn = desk.conduct.state.next
-        if turn is not None:
-            await asyncio.to_thread(router.prepare, turn.trial.group)
+        await asyncio.to_thread(_make_ready, desk, router)
         hosts = ("127.0.0.1", "localhost", "::1", config.host, *config.names)
         pages = _pages(
             uvicorn.Config(
@@ -132,6 +130,20 @@ async def serve_study(
     finally:
         batcher.close()
         desk.close()
+
+
+def _make_ready(desk: Any, router: Router) -> None:
+    """The next trial's group is loaded; before the first trial every group is, once.
+
+    A model that is too slow has to be found before the study begins, not in its middle.
+    """
+    turn = desk.conduct.state.next
+    if turn is None:
+        return
+    if not desk.conduct.state.started:
+        for group in reversed(range(len(desk.plan.plan.group_sizes))):
+            router.prepare(group)
+    router.prepare(turn.trial.group)
 
 
 def _pages(config: Any) -> Any:
