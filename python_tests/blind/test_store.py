@@ -226,6 +226,35 @@ def test_a_disk_that_refuses_is_seen_and_survived(
     assert verify(tmp_path) == 3
 
 
+def test_a_read_only_disk_is_seen_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither copy can be written: an error each time, nothing changed, then on without restart."""
+    with Store(tmp_path) as store:
+        add(store, 0)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        real, path = os.write, f"{tmp_path / LOG}"
+
+        def refused(handle: int, content: bytes) -> int:
+            if os.readlink(f"/proc/self/fd/{handle}") == path:
+                raise OSError(30, "Read-only file system", path)
+            return real(handle, content)
+
+        monkeypatch.setattr(os, "write", refused)
+        for _ in range(3):
+            with pytest.raises(OSError, match="Read-only file system"):
+                add(store, 1)
+        monkeypatch.setattr(os, "write", real)
+        store._database.execute("PRAGMA query_only=1")
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            add(store, 1)
+        assert numbers(store) == [0]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        add(store, 1)  # a failed write opens the database anew
+        assert numbers(store) == [0, 1]
+    assert verify(tmp_path) == 2
+
+
 class Committed:
     """A connection whose commit is done and then reported as failed."""
 
