@@ -31,7 +31,8 @@ def report(policy: str, dtype: str, seed: int) -> dict[str, Any]:
         for column in columns:
             table.add_column(column, justify="right")
     for layer in found.layers:
-        layers.add_row(layer.name, *(f"{x:.1e}" for x in (layer.weight, layer.product, layer.bf16)))
+        errors = (layer.weight, layer.product, layer.bf16)
+        layers.add_row(layer.name, *("not run" if x is None else f"{x:.1e}" for x in errors))
     for name, error in (
         (f"{dtype} against bf16", found.actions),
         ("bf16 against fp32", found.bf16),

@@ -55,13 +55,13 @@ class LayerError:
         name: of the layer in the network.
         weight: of the quantised weights.
         product: of the product of quantised weights and quantised inputs, without its bias.
-        bf16: of the product in bf16, to compare with.
+        bf16: of the product in bf16, to compare with. None of both where a chunk never needs it.
     """
 
     name: str
     weight: float
-    product: float
-    bf16: float
+    product: float | None
+    bf16: float | None
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def product_errors(x: Tensor, weight: Tensor, dtype: str) -> tuple[float, float,
     product.take(weight.float(), None)
     product.add(x.float())
     one = product.error()
-    return one.weight, one.product, one.bf16
+    return one.weight, one.product or 0.0, one.bf16 or 0.0
 
 
 @dataclass
@@ -289,6 +289,8 @@ class Product:
         held = self.levels.float() * self.w_scale[:, None]
         weight = _ratio(float((held - self.weight).norm()), float(self.weight.norm()))
         exact, product, plain = map(math.sqrt, self.squares)
+        if not exact:
+            return LayerError(self.name, weight, None, None)
         return LayerError(self.name, weight, _ratio(product, exact), _ratio(plain, exact))
 
 

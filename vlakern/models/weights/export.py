@@ -131,7 +131,8 @@ def _modes(records: PolicyRecords) -> dict[str, str]:
     ):
         if found != wanted:
             raise ConfigError(
-                f"processing.{what} is {found!r}, LeRobot's processors only have {wanted!r}"
+                f"processing.{what} is {found!r}, LeRobot's processors only have {wanted!r} and"
+                " would give other actions; keep the native directory"
             )
     for mode in (p.state, p.action):
         if mode not in NAMES:
