@@ -6,11 +6,13 @@ width, K actions that were decided before. Images are what a camera gives; nothi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["STAGES", "ActionChunk", "ActionPrefix", "Observation"]
+__all__ = ["STAGES", "ActionChunk", "ActionPrefix", "Observation", "PrefixForm"]
+
+PrefixForm = Literal["frozen", "cheap", "exact"]
 
 # "model" instead of the three before it, where a GPU does all in one launch.
 STAGES = ("preprocess", "vision", "prefix", "ode", "model", "postprocess", "total")
@@ -57,7 +59,12 @@ class ActionPrefix:
         actions: ``[K, A]`` of the chunk before, in the units of chunks; row 0 is for the instant of
             the observation that the next chunk is made from.
         frozen: how many of them will have been executed when it is there; it starts with those.
+        form: how the next chunk is made to agree. ``frozen`` keeps those exactly and says nothing
+            of the rest, for networks trained with delays. ``cheap`` leads any network to all of
+            them, less and less firmly (arXiv 2506.07339), by the masked error itself; ``exact`` by
+            its product with the network's Jacobian, which takes a backward pass per evaluation.
     """
 
     actions: np.ndarray
     frozen: int
+    form: PrefixForm = "frozen"

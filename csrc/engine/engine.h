@@ -31,6 +31,13 @@ struct PrefixInput {
   Tensor kv;              // [layers, 2, >= T, G D], written
 };
 
+// What a chunk is led to, by the masked error itself (arXiv 2506.07339, no Jacobian).
+struct Guidance {
+  Tensor decided;  // [N, H, A] fp32
+  Tensor weights;  // [N, H, A] fp32; where 0, decided is not read
+  float most = 0;  // beta, the most that the correction is multiplied by
+};
+
 struct IntegrateInput {
   Tensor x;                          // [N, H, A] fp32: noise, becomes the actions
   Tensor prefix_index;               // [N] int32
@@ -39,6 +46,7 @@ struct IntegrateInput {
   std::optional<Tensor> frozen;      // [N, H, A] fp32
   std::optional<Tensor> frozen_len;  // [N] int32, with frozen
   std::optional<Tensor> slot_mask;   // [N, A] uint8
+  std::optional<Guidance> guidance;
 };
 
 class Engine {

@@ -51,6 +51,24 @@ bool is_contiguous(const Tensor& t) {
   return true;
 }
 
+// v + min(beta, (1 - tau) / (tau r^2)) W (Y - x1) for x1 = x + (1 - tau) v, where v leads, and
+// r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2): Eq. 2 to 4 with the identity as the Jacobian of x1.
+void guide(const Guidance& g, const Tensor& at, const float* x, double tau, float* velocity) {
+  const double left = 1 - tau;
+  if (left <= 0) return;
+  const auto most = static_cast<double>(g.most);
+  const auto scale =
+      static_cast<float>(tau > 0 ? std::min(most, (tau * tau + left * left) / (tau * left)) : most);
+  const auto* decided = reinterpret_cast<const float*>(g.decided.data);
+  const auto* weights = reinterpret_cast<const float*>(g.weights.data);
+  const std::int64_t count = at.shape[0] * at.shape[1] * at.shape[2];
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (weights[i] == 0) continue;
+    const float error = decided[i] - (x[i] + static_cast<float>(left) * velocity[i]);
+    velocity[i] += scale * weights[i] * error;
+  }
+}
+
 }  // namespace
 
 void Engine::check(const IntegrateInput& in) const {
@@ -79,6 +97,15 @@ void Engine::check(const IntegrateInput& in) const {
     if (r < 0 || r >= prefixes) dims.fail("prefix_index leads to a prefix that is not there");
     const std::int64_t begin = ints(in.cu_prefix)[r + 1] - ints(in.cu_prefix)[r];
     if (begin + s.chunk > model_.positions) dims.fail("a prefix is longer than the positions");
+  }
+  if (in.guidance) {
+    const Guidance& g = *in.guidance;
+    dims.check("decided", g.decided, {"N", chunk.c_str(), slots.c_str()}, {DType::kF32});
+    dims.check("weights", g.weights, {"N", chunk.c_str(), slots.c_str()}, {DType::kF32});
+    if (!is_contiguous(g.decided) || !is_contiguous(g.weights)) {
+      dims.fail("decided and weights must be contiguous");
+    }
+    if (!(g.most >= 0)) dims.fail("most_guidance must be 0 or more");
   }
   if (in.frozen.has_value() != in.frozen_len.has_value()) {
     dims.fail("frozen and frozen_len belong together");
@@ -319,6 +346,10 @@ void Engine::integrate(const IntegrateInput& in) const {
     for (std::int64_t i = 0; i < solver.count; ++i) {
       const Stage& stage = solver.stages[i];
       evaluate(in, x, k * solver.count + i, false, at_.velocity[i]);
+      if (in.guidance) {
+        const double done = static_cast<double>(k) + (i > 0 ? solver.stages[i - 1].c.c_tau : 0.0f);
+        guide(*in.guidance, in.x, x, done / static_cast<double>(s.steps), at_.velocity[i]);
+      }
       std::optional<Tensor> first;
       if (stage.with_first) first = contiguous(at_.velocity[0], chunks, s.chunk, s.slots);
       ode_step_cpu({in.x, contiguous(at_.velocity[i], chunks, s.chunk, s.slots), first, tau, dtau,

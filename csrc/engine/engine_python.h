@@ -77,13 +77,16 @@ class Engine {
   }
   void integrate(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
                  const Tensor& kv, const Optional& frozen, const Optional& frozen_len,
-                 const Optional& slot_mask) const {
-    engine_.integrate({x, prefix_index, cu_prefix, kv, frozen, frozen_len, slot_mask});
+                 const Optional& slot_mask, const Optional& decided, const Optional& weights,
+                 float most_guidance) const {
+    std::optional<Guidance> guidance;
+    if (decided && weights) guidance = Guidance{*decided, *weights, most_guidance};
+    engine_.integrate({x, prefix_index, cu_prefix, kv, frozen, frozen_len, slot_mask, guidance});
   }
   void velocity(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
                 const Tensor& kv, const Optional& frozen, const Optional& frozen_len,
                 std::int64_t evaluation, const Tensor& velocity) const {
-    engine_.velocity({x, prefix_index, cu_prefix, kv, frozen, frozen_len, {}}, evaluation,
+    engine_.velocity({x, prefix_index, cu_prefix, kv, frozen, frozen_len, {}, {}}, evaluation,
                      velocity);
   }
 

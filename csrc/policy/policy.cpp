@@ -126,7 +126,7 @@ class Policy::Impl {
     std::vector<float> x = noise;
     const std::vector<std::uint8_t>& mask = space_.action_mask();
     const auto slots = static_cast<std::int64_t>(facts_.slots);
-    IntegrateInput in{chunk_of(x), vector_of(zero_), vector_of(rows_.cu), kv_, {}, {}, {}};
+    IntegrateInput in{chunk_of(x), vector_of(zero_), vector_of(rows_.cu), kv_, {}, {}, {}, {}};
     if (config_.model.zero_unused) {
       for (std::size_t i = 0; i < x.size(); ++i) x[i] *= mask[i % mask.size()];
       in.slot_mask = Tensor{

@@ -10,17 +10,37 @@ Dimension letters: R rows, H chunk, A action width.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
 
-__all__ = ["guided", "soft_mask"]
+__all__ = ["MOST_GUIDANCE", "Guidance", "guided", "overlap_mask", "soft_mask"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 # β of the paper, the most that the correction is multiplied by.
 MOST_GUIDANCE = 5.0
+# 1 - τ below which τ is 1, but for the rounding of sums of steps.
+DONE = 1e-6
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a chunk is led to while it is integrated; see :func:`guided`.
+
+    Attributes:
+        decided_RHA: Y in the model's numbers; where the weight is 0 it is not looked at.
+        weights_RHA: W of each number.
+        most: β.
+        exact: whether the correction goes through the Jacobian of the predicted chunk.
+    """
+
+    decided_RHA: Tensor
+    weights_RHA: Tensor
+    most: float = MOST_GUIDANCE
+    exact: bool = False
 
 
 def soft_mask(chunk: int, delay: int, execute: int) -> Tensor:
@@ -38,8 +58,12 @@ def soft_mask(chunk: int, delay: int, execute: int) -> Tensor:
             f"delay d = {delay}, execute s = {execute} and a chunk of H = {chunk} actions; expected"
             " d <= s <= H - d"
         )
+    return overlap_mask(chunk, delay, chunk - execute)
+
+
+def overlap_mask(chunk: int, delay: int, last: int) -> Tensor:
+    """:func:`soft_mask` of the ``last`` actions of which the former chunk says something."""
     i = torch.arange(chunk, dtype=torch.float64)
-    last = chunk - execute
     c = ((last - i) / (last - delay + 1)).clamp(0.0, 1.0)
     between = c * torch.expm1(c) / math.expm1(1.0)
     return torch.where(i < delay, 1.0, torch.where(i < last, between, 0.0)).float()
@@ -59,20 +83,22 @@ def guided(
     Args:
         velocity: v(x, τ) with x ``[R, H, A]`` and τ ``[R]`` or ``[R, H]``.
         decided_RHA: Y in the model's numbers; rows of weight 0 are not looked at.
-        weights_H: W, ``[H]`` or ``[R, H]``, of :func:`soft_mask`.
+        weights_H: W, ``[H]``, ``[R, H]`` or ``[R, H, A]``, of :func:`soft_mask`.
         most_guidance: β.
 
     Raises:
         InputError: weights that do not fit, or decided actions that count and are not finite.
     """
     rows, chunk, _ = decided_RHA.shape
-    if weights_H.shape not in ((chunk,), (rows, chunk)) or not most_guidance >= 0:
+    shapes = ((chunk,), (rows, chunk), decided_RHA.shape)
+    if weights_H.shape not in shapes or not most_guidance >= 0:
         raise InputError(
             f"weights are {list(weights_H.shape)} with guidance of at most {most_guidance},"
-            f" expected [{chunk}] or [{rows}, {chunk}] and 0 or more"
+            f" expected [{chunk}] or [{rows}, {chunk}] or {list(decided_RHA.shape)} and 0 or more"
         )
-    weights_RH1 = weights_H.expand(rows, chunk)[..., None]
-    decided = torch.where(weights_RH1 > 0, decided_RHA, 0.0)
+    each = weights_H.ndim == 3
+    weights_RHA = weights_H if each else weights_H.expand(rows, chunk)[..., None]
+    decided = torch.where(weights_RHA > 0, decided_RHA, 0.0)
     if not bool(torch.isfinite(decided).all()):
         raise InputError("decided actions hold a value that is not finite")
 
@@ -83,8 +109,8 @@ def guided(
         # (1 - τ) / (τ·r²) as one quotient; it grows without end towards both ends of τ.
         scale = ((t * t + left * left) / (t * left)).clamp(max=most_guidance)
         # At τ = 1 there is nothing left to correct: a position that is frozen stays.
-        scale = torch.where(left > 0, scale, 0.0)
+        scale = torch.where(left > DONE, scale, 0.0)
         error = decided.to(x_RHA.dtype) - (x_RHA + left * v_RHA)
-        return v_RHA + scale * weights_RH1.to(x_RHA.dtype) * error
+        return v_RHA + scale * weights_RHA.to(x_RHA.dtype) * error
 
     return corrected

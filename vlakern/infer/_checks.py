@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits
 from vlakern.models.config import VLAConfig
@@ -17,6 +18,7 @@ __all__ = [
     "check_batch",
     "check_chunks",
     "check_fits",
+    "check_guidance",
     "check_image",
     "check_pixels",
     "check_seed",
@@ -120,6 +122,22 @@ def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
     done_RH = torch.arange(chunk, device=length.device) < length[:, None]
     if not torch.isfinite(action[done_RH]).all():
         raise InputError("frozen actions hold a value that is not finite")
+
+
+def check_guidance(guidance: Guidance, noise_NHA: Tensor) -> None:
+    """Its shapes, and that what counts is finite."""
+    decided, weights = guidance.decided_RHA, guidance.weights_RHA
+    if not decided.shape == weights.shape == noise_NHA.shape:
+        raise InputError(
+            f"decided actions are {list(decided.shape)} with weights {list(weights.shape)},"
+            f" expected the noise's {list(noise_NHA.shape)} of both"
+        )
+    if not 0 <= guidance.most < float("inf"):
+        raise InputError(f"guidance is at most {guidance.most}, expected a number of 0 or more")
+    if not bool(((weights >= 0) & (weights <= 1)).all()):
+        raise InputError("a weight of guidance is not from 0 to 1")
+    if not torch.isfinite(decided[weights > 0]).all():
+        raise InputError("decided actions hold a value that is not finite")
 
 
 def check_seed(seed: int) -> None:

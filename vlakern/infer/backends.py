@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import Unsupported
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits, room
 from vlakern.infer.graph_engine import GraphEngine
@@ -49,6 +50,7 @@ class Stages(Protocol):
         prefix_index: Tensor,
         frozen: Frozen | None,
         slot_mask: Tensor | None,
+        guidance: Guidance | None = None,
     ) -> Tensor: ...
 
 

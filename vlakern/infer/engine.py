@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import SOLVERS, Frozen
-from vlakern.infer._checks import check_batch, check_chunks, check_fits, check_pixels
+from vlakern.infer._checks import (
+    check_batch,
+    check_chunks,
+    check_fits,
+    check_guidance,
+    check_pixels,
+)
 from vlakern.infer.backends import EngineBackend, Plan, Stages, make_stages
 from vlakern.infer.buffers import Limits
 from vlakern.infer.graph_engine import GraphEngine
@@ -230,6 +237,7 @@ class Engine:
         n: int = 1,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
         """Noise to actions: all ODE steps in one call.
 
@@ -239,15 +247,19 @@ class Engine:
             n: chunks per observation.
             frozen: leading positions whose actions are already decided (real-time chunking).
             slot_mask: ``[A]`` or ``[R · n, A]``; slots at 0 keep their noise.
+            guidance: what the chunks are led to.
 
         Returns:
             Actions ``[R · n, H, A]`` fp32.
 
         Raises:
+            Unsupported: guidance of a form that the backend does not have.
             InputError: shapes that do not fit, values that are not finite, or a prefix that a
                 later prefill overwrote.
         """
         index, mask = self._chunks(len(prefix), noise_NHA, n, frozen, slot_mask)
+        if guidance is not None:
+            check_guidance(guidance, noise_NHA)
         with self._lock:
             if prefix.turn is not None and prefix.turn != self._turn:
                 raise InputError(
@@ -255,7 +267,7 @@ class Engine:
                     " another engine; keep one with prefix.clone()"
                 )
             kv = prefix.kv
-            return self._stages.integrate(noise_NHA, kv, prefix.cu, index, frozen, mask)
+            return self._stages.integrate(noise_NHA, kv, prefix.cu, index, frozen, mask, guidance)
 
     def act(
         self,

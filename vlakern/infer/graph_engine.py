@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.errors import InputError
+from vlakern.errors import InputError, Unsupported
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen, evaluation_times
 from vlakern.infer.buckets import Bucket, Ladders, ladders, whole_calls
 from vlakern.infer.buffers import Limits
@@ -194,8 +195,17 @@ class GraphEngine:
         prefix_index: Tensor,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
-        """Noise to actions, a copy of the engine's own memory."""
+        """Noise to actions, a copy of the engine's own memory.
+
+        Raises:
+            Unsupported: guidance, which the recorded programs have no place for.
+        """
+        if guidance is not None:
+            raise Unsupported(
+                "the GPU engine's recorded programs take no guidance; freeze the prefix instead"
+            )
         if len(noise_NHA) == 0:
             return self.buffers.x[:0].clone()
         chunks = Chunks(noise_NHA, cu_prefix.cpu(), prefix_index.cpu(), frozen, slot_mask)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vlakern import env, ops
-from vlakern.errors import InputError
+from vlakern.errors import InputError, Unsupported
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Buffers, Limits, arena, room, vacant
 from vlakern.infer.packing import (
@@ -32,6 +33,10 @@ from vlakern.ops.linear.reference import KINDS
 __all__ = ["NativeEngine"]
 
 View = _native.View
+NO_BACKWARD = (
+    "packed weights have no backward pass, so guidance is not exact: use the form 'cheap', or the"
+    " network's own modules through torch"
+)
 
 
 class NativeEngine:
@@ -163,11 +168,18 @@ class NativeEngine:
         prefix_index: Tensor,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
-        """Noise to actions, a copy of the engine's own memory."""
+        """Noise to actions, a copy of the engine's own memory.
+
+        Raises:
+            Unsupported: guidance through the Jacobian.
+        """
+        decided, weights, most = _guidance(guidance)
         x_NHA = self.buffers.x[: len(noise_NHA)].copy_(noise_NHA)
         given = (x_NHA, prefix_index, cu_prefix, kv, *_frozen(frozen), slot_mask)
-        self._engine.integrate(*map(_native.view, given))
+        led = (_native.view(decided), _native.view(weights), most)
+        self._engine.integrate(*map(_native.view, given), *led)
         return x_NHA.clone()
 
     def velocity(
@@ -217,3 +229,12 @@ def _frozen(frozen: Frozen | None) -> tuple[Tensor | None, Tensor | None]:
     if frozen is None:
         return None, None
     return frozen.action_RHA.float().contiguous(), frozen.length_R.int().contiguous()
+
+
+def _guidance(guidance: Guidance | None) -> tuple[Tensor | None, Tensor | None, float]:
+    if guidance is None:
+        return None, None, 0.0
+    if guidance.exact:
+        raise Unsupported(NO_BACKWARD)
+    decided, weights = guidance.decided_RHA, guidance.weights_RHA
+    return decided.float().contiguous(), weights.float().contiguous(), float(guidance.most)

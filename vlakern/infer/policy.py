@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import CheckpointError, ConfigError, InputError, Unsupported
-from vlakern.flow.solver import Frozen
 from vlakern.infer._checks import check_image, check_seed
 from vlakern.infer._choices import DTYPES, choose_device, choose_dtype
 from vlakern.infer._clock import Clock
-from vlakern.infer._prefix import frozen_prefix
+from vlakern.infer._prefix import Decided, decided_of
 from vlakern.infer.backends import graph_refusal
 from vlakern.infer.engine import MOST_STEPS, Engine
 from vlakern.infer.packed_file import cached_model
@@ -166,11 +165,12 @@ class Policy:
         """The next chunk for one observation; see :meth:`act_batch`.
 
         Args:
-            prefix: what the robot does until the chunk is there: it begins with the frozen ones,
-                and the network sees them (real-time chunking, for networks trained with delays).
+            prefix: what the robot does until the chunk is there (real-time chunking), which it
+                begins with or is led to, as the prefix's form says.
 
         Raises:
             InputError: as :meth:`act_batch`, or a prefix that does not fit.
+            Unsupported: a form of prefix that the engine does not have.
         """
         if prefix is None:
             return self.act_batch([observation], None if seed is None else [seed])[0]
@@ -242,13 +242,9 @@ class Policy:
             seen = [self._images(o) for o in observations]
             batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
-            frozen = (
-                None
-                if prefix is None
-                else frozen_prefix(prefix, states_BS[0], self.space, self.chunk)
-            )
+            decided = decided_of(prefix, states_BS[0], self.space, self.chunk)
         with self._turn:
-            x_BHA = self._run(clock, seen, batch, noise_BHA, n, frozen)
+            x_BHA = self._run(clock, seen, batch, noise_BHA, n, decided)
         with clock.stage("postprocess"):
             actions_BHN = self.space.decode(x_BHA.cpu(), np.repeat(states_BS, n, axis=0))
         latency = clock.finish()
@@ -264,16 +260,16 @@ class Policy:
         batch: Batch,
         noise_BHA: Tensor,
         n: int,
-        frozen: Frozen | None,
+        decided: Decided,
     ) -> Tensor:
         """Actions ``[B, H, A]`` of the model, from the images of each observation."""
         images = [image for views in seen for image in views]
         with clock.stage("preprocess"):
             engine = self._engine_for(batch, n, max(seen, key=len))
-        if engine.at_once(images, batch, n):
+        given = {"n": n, "frozen": decided.frozen, "slot_mask": self._slot_mask}
+        if decided.guidance is None and engine.at_once(images, batch, n):
             with clock.stage("model"):
-                mask = self._slot_mask
-                return engine.act(images, batch, noise_BHA, n=n, frozen=frozen, slot_mask=mask)
+                return engine.act(images, batch, noise_BHA, **given)
         with clock.stage("preprocess"):
             engine.prepare(images)
         with clock.stage("vision"):
@@ -281,8 +277,7 @@ class Policy:
         with clock.stage("prefix"):
             prefix = engine.prefix(batch)
         with clock.stage("ode"):
-            mask = self._slot_mask
-            return engine.integrate(prefix, noise_BHA, n=n, frozen=frozen, slot_mask=mask)
+            return engine.integrate(prefix, noise_BHA, **given, guidance=decided.guidance)
 
     def _prompts(
         self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]

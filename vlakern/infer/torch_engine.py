@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from vlakern import ops
+from vlakern.errors import Unsupported
+from vlakern.flow.guidance import Guidance, guided
 from vlakern.flow.solver import Frozen, integrate
 from vlakern.infer.buffers import Limits
 from vlakern.models.config import Solver
@@ -82,6 +84,7 @@ class TorchEngine:
         prefix_index: Tensor,
         frozen: Frozen | None,
         slot_mask: Tensor | None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
         mot, rows = self.model.config.mot, int(cu_prefix[-1])
         heads = (mot.kv_heads, mot.head_dim)
@@ -95,6 +98,13 @@ class TorchEngine:
         def velocity(x_NHA: Tensor, tau: Tensor) -> Tensor:
             return self.model.velocity(prefix, x_NHA.to(self._dtype), tau, index).float()
 
+        led = velocity
+        if guidance is not None:
+            if guidance.exact:
+                raise Unsupported("the torch engine leads chunks in the form 'cheap' alone")
+            decided = guidance.decided_RHA.float().to(self._device)
+            weights = guidance.weights_RHA.float().to(self._device)
+            led = guided(velocity, decided, weights, guidance.most)
         noise = noise_NHA.to(self._device)
         mask = None if slot_mask is None else slot_mask.to(self._device)
         if frozen is not None:
@@ -102,4 +112,4 @@ class TorchEngine:
                 frozen.action_RHA.float().to(self._device), frozen.length_R.int().to(self._device)
             )
         steps, solver = self.steps, self.solver
-        return integrate(velocity, noise, steps=steps, solver=solver, frozen=frozen, slot_mask=mask)
+        return integrate(led, noise, steps=steps, solver=solver, frozen=frozen, slot_mask=mask)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlakern.errors import ConfigError
-from vlakern.types import ActionPrefix
+from vlakern.types import ActionPrefix, PrefixForm
 
 __all__ = ["Ensemble", "Placed", "prefix_at"]
 
@@ -54,18 +54,21 @@ class Placed:
         return self.begin_ns + np.arange(len(self.actions_HJ), dtype=np.int64) * self.step_ns
 
 
-def prefix_at(running: Placed, observed_ns: int, delay: int) -> ActionPrefix | None:
+def prefix_at(
+    running: Placed, observed_ns: int, delay: int, form: PrefixForm = "frozen"
+) -> ActionPrefix | None:
     """What ``running`` goes on to do from an observation on; None where it is over.
 
     Args:
         observed_ns: of the observation that the next chunk is made from.
         delay: actions that are executed until that chunk is there.
+        form: how that chunk is made to agree.
     """
     shifted = Placed(running.actions_HJ, observed_ns, running.step_ns).times()
     left = shifted[running.covers(shifted)]
     if not len(left) or delay < 1:
         return None
-    return ActionPrefix(running.at(left), min(delay, len(left)))
+    return ActionPrefix(running.at(left), min(delay, len(left)), form)
 
 
 class Ensemble:

@@ -271,7 +271,7 @@ class Loop:
         if self._running is None or not self.config.prefix or self.config.mode == "sync":
             return None
         delay = self.latency.delay_steps(self._rates.policy_rate)
-        return prefix_at(self._running, seen.time_ns, delay)
+        return prefix_at(self._running, seen.time_ns, delay, self.config.form)
 
     def _ask(self, seen: Seen, prefix: ActionPrefix | None) -> ActionChunk | None:
         """One inference; None if it failed."""

@@ -3,6 +3,7 @@
 Dimension letters: H steps of a chunk, K of a prefix, N numbers of a command, S of a state.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class NativeChunks:
             native = self._control.to_native(command_N, state_S, last, limit="clip")
             found.append(native)
             last = self._control.to_command(native, state_S, last)
-        return ActionPrefix(np.stack(found), prefix.frozen)
+        return replace(prefix, actions=np.stack(found))
 
 
 def native_chunks(policy: Any) -> NativeChunks | None:

@@ -1,11 +1,12 @@
 """Settings of a loop, what it has to say at its end, and the rule that its chunks must keep."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vlakern.errors import ConfigError
 from vlakern.robot.executor import Counters, ExecutorConfig
 from vlakern.robot.latency import Latency
+from vlakern.types import PrefixForm
 
 __all__ = ["Begun", "Ended", "LoopConfig", "LoopReport", "check_delay"]
 
@@ -22,6 +23,7 @@ class LoopConfig:
         mode: ``async`` infers while the former chunk is executed; ``sync`` executes, then looks and
             infers while the robot stands.
         prefix: tell the policy what is executed meanwhile (real-time chunking); of ``async``.
+        form: how a chunk is made to agree with that, see :class:`vlakern.types.ActionPrefix`.
         ensemble: m of temporal ensembling, None for none; of ``async`` without prefix.
         warm_up: inferences at the start that say nothing about latency.
         probes: inferences after them, before anything is sent, that do.
@@ -35,6 +37,7 @@ class LoopConfig:
     execute: int
     mode: Mode = "async"
     prefix: bool = False
+    form: PrefixForm = "frozen"
     ensemble: float | None = None
     warm_up: int = 1
     probes: int = 3
@@ -47,6 +50,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("async", "sync"):
             raise ConfigError(f"loop.mode is {self.mode!r}, expected async or sync")
+        if self.form not in get_args(PrefixForm):
+            known = ", ".join(get_args(PrefixForm))
+            raise ConfigError(f"loop.form is {self.form!r}, expected one of {known}")
         for name in ("execute", "probes", "window", "most_errors"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}, expected at least 1")
