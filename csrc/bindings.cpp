@@ -99,6 +99,7 @@ NB_MODULE(_native, m) {
       .def("vision", &py::Engine::vision, Unlocked())
       .def("prefix", &py::Engine::prefix, Unlocked())
       .def("integrate", &py::Engine::integrate, Unlocked())
+      .def("integrate_guided", &py::Engine::integrate_guided, Unlocked())
       .def("velocity", &py::Engine::velocity, Unlocked());
   m.def("monotonic_now", &vlakern::executor::monotonic_now);
   nb::class_<py::ExecutorCore>(m, "ExecutorCore")

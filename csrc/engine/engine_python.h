@@ -77,11 +77,15 @@ class Engine {
   }
   void integrate(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
                  const Tensor& kv, const Optional& frozen, const Optional& frozen_len,
-                 const Optional& slot_mask, const Optional& decided, const Optional& weights,
-                 float most_guidance) const {
-    std::optional<Guidance> guidance;
-    if (decided && weights) guidance = Guidance{*decided, *weights, most_guidance};
-    engine_.integrate({x, prefix_index, cu_prefix, kv, frozen, frozen_len, slot_mask, guidance});
+                 const Optional& slot_mask) const {
+    engine_.integrate({x, prefix_index, cu_prefix, kv, frozen, frozen_len, slot_mask, {}});
+  }
+  void integrate_guided(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
+                        const Tensor& kv, const Optional& frozen, const Optional& frozen_len,
+                        const Optional& slot_mask, const Tensor& decided, const Tensor& weights,
+                        float most) const {
+    engine_.integrate({x, prefix_index, cu_prefix, kv, frozen, frozen_len, slot_mask,
+                       Guidance{decided, weights, most}});
   }
   void velocity(const Tensor& x, const Tensor& prefix_index, const Tensor& cu_prefix,
                 const Tensor& kv, const Optional& frozen, const Optional& frozen_len,

@@ -175,11 +175,14 @@ class NativeEngine:
         Raises:
             Unsupported: guidance through the Jacobian.
         """
-        decided, weights, most = _guidance(guidance)
         x_NHA = self.buffers.x[: len(noise_NHA)].copy_(noise_NHA)
         given = (x_NHA, prefix_index, cu_prefix, kv, *_frozen(frozen), slot_mask)
-        led = (_native.view(decided), _native.view(weights), most)
-        self._engine.integrate(*map(_native.view, given), *led)
+        if guidance is None:
+            self._engine.integrate(*map(_native.view, given))
+        else:
+            led = _guidance(guidance)
+            views = map(_native.view, (*given, *led))
+            self._engine.integrate_guided(*views, float(guidance.most))
         return x_NHA.clone()
 
     def velocity(
@@ -231,10 +234,7 @@ def _frozen(frozen: Frozen | None) -> tuple[Tensor | None, Tensor | None]:
     return frozen.action_RHA.float().contiguous(), frozen.length_R.int().contiguous()
 
 
-def _guidance(guidance: Guidance | None) -> tuple[Tensor | None, Tensor | None, float]:
-    if guidance is None:
-        return None, None, 0.0
+def _guidance(guidance: Guidance) -> tuple[Tensor, Tensor]:
     if guidance.exact:
         raise Unsupported(NO_BACKWARD)
-    decided, weights = guidance.decided_RHA, guidance.weights_RHA
-    return decided.float().contiguous(), weights.float().contiguous(), float(guidance.most)
+    return guidance.decided_RHA.float().contiguous(), guidance.weights_RHA.float().contiguous()
