@@ -1,6 +1,7 @@
 """Chunks that are led to decided actions: the engine's integration against one written out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow import Guidance, soft_mask
 from vlakern.infer import Policy, load
+from vlakern.infer.engine import Engine
 from vlakern.testing import assert_accurate
 from vlakern.types import ActionPrefix, Observation, PrefixForm
 
@@ -136,6 +138,60 @@ def test_full_weight_reaches_what_was_decided(lab: ModuleType) -> None:
         (by_engine(scene, "fp32", one) - there)[..., present].abs().max() for one in (None, led)
     )
     assert after < 0.02 * before
+
+
+def by_differences(velocity: Velocity, x: Tensor, tau: float, g: Guidance) -> Tensor:
+    """The correction with the Jacobian of the predicted chunk, number by number in fp64."""
+    r2 = (1 - tau) ** 2 / (tau**2 + (1 - tau) ** 2)
+    c = g.most if tau == 0 else min(g.most, (1 - tau) / (tau * r2))
+    ahead = x + (1 - tau) * velocity(x, tau)
+    error = g.weights_RHA.to(x) * (g.decided_RHA.to(x) - ahead)
+    pull, step = torch.zeros_like(x), 1e-4
+    for h in range(x.shape[1]):
+        for a in range(x.shape[2]):
+            moved = torch.zeros_like(x)
+            moved[:, h, a] = step
+            up, down = (y + (1 - tau) * velocity(y, tau) for y in (x + moved, x - moved))
+            pull[:, h, a] = ((up - down) / (2 * step) * error).sum((1, 2))
+    return velocity(x, tau) + c * pull
+
+
+@torch.inference_mode()
+def test_the_exact_form_is_the_jacobians_product(lab: ModuleType) -> None:
+    """The torch engine against central differences of the network in fp64, written out."""
+    scene = lab.Scene("tiny").only(0, 1)
+    batch, wide = scene.batch(), scene.batch(F64)
+    led = replace(guidance_of(scene), exact=True)
+    model = lab.network_as("tiny", torch.float32)
+    engine = Engine(model, backend="torch", steps=2, max_batch=2, max_views=2, max_prefix=64)
+    found = engine.integrate(engine.prefill(batch), scene.noise(), guidance=led)
+    right = lab.network_as("tiny", F64)
+    prefix = right.prefill(wide, right.vision(wide.pixels_V3SS))
+
+    def velocity(x: Tensor, tau: float) -> Tensor:
+        return right.velocity(prefix, x, torch.full((len(x),), tau, dtype=F64))
+
+    x = scene.noise().double()
+    for tau in (0.0, 0.5):
+        x = x + by_differences(velocity, x, tau, led) / 2
+    torch.testing.assert_close(found.double(), x, rtol=0, atol=1e-5 * float(x.abs().max()))
+    cheap = engine.integrate(engine.prefill(batch), scene.noise(), guidance=guidance_of(scene))
+    assert (cheap - found).abs().max() > 0.01
+
+
+def test_a_policy_through_torch_takes_every_form(directory: Path, policy: Policy) -> None:
+    """The cheap form is the CPU engine's; the exact one leads, too, and takes a backward pass."""
+    through = load(directory, device="cpu", backend="torch")
+    both = [
+        one.act(policy_sees(), seed=4, prefix=ActionPrefix(DECIDED, 2, "cheap")).actions
+        for one in (policy, through)
+    ]
+    np.testing.assert_allclose(both[1], both[0], atol=1e-3)
+    exact = through.act(policy_sees(), seed=4, prefix=ActionPrefix(DECIDED, 2, "exact"))
+    free = through.act(policy_sees(), seed=4)
+    away, before = (np.abs(one.actions[:2] - DECIDED[:2]).mean() for one in (exact, free))
+    assert away < before
+    assert np.abs(exact.actions - both[1]).max() > 1e-3
 
 
 def policy_sees() -> Observation:

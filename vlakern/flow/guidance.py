@@ -1,7 +1,7 @@
 """Guided prefixes of real-time chunking (arXiv 2506.07339): a chunk that goes on where one is.
 
 A velocity is corrected so that the chunk it leads to agrees with actions that were decided before,
-firmly where they will be executed meanwhile, less and less after that. This is the form whose
+firmly where they will be executed meanwhile, less and less after that. In the cheap form the
 correction is the masked error itself: the Jacobian of the predicted chunk by x is taken as the
 identity, so that it costs no backward pass. It corrects any velocity that ``integrate`` takes.
 
@@ -74,6 +74,7 @@ def guided(
     decided_RHA: Tensor,
     weights_H: Tensor,
     most_guidance: float = MOST_GUIDANCE,
+    exact: bool = False,
 ) -> Velocity:
     """``velocity`` with the correction of Eq. 2 to 4, to be integrated in its place.
 
@@ -85,6 +86,8 @@ def guided(
         decided_RHA: Y in the model's numbers; rows of weight 0 are not looked at.
         weights_H: W, ``[H]``, ``[R, H]`` or ``[R, H, A]``, of :func:`soft_mask`.
         most_guidance: β.
+        exact: multiply the masked error by the Jacobian of x̂ by x, which takes a backward pass
+            through the velocity; nothing may be in inference mode then.
 
     Raises:
         InputError: weights that do not fit, or decided actions that count and are not finite.
@@ -103,14 +106,21 @@ def guided(
         raise InputError("decided actions hold a value that is not finite")
 
     def corrected(x_RHA: Tensor, tau: Tensor) -> Tensor:
-        v_RHA = velocity(x_RHA, tau)
         t = (tau if tau.ndim == 2 else tau[:, None])[..., None]
         left = 1.0 - t
         # (1 - τ) / (τ·r²) as one quotient; it grows without end towards both ends of τ.
         scale = ((t * t + left * left) / (t * left)).clamp(max=most_guidance)
         # At τ = 1 there is nothing left to correct: a position that is frozen stays.
         scale = torch.where(left > DONE, scale, 0.0)
-        error = decided.to(x_RHA.dtype) - (x_RHA + left * v_RHA)
-        return v_RHA + scale * weights_RHA.to(x_RHA.dtype) * error
+        with torch.set_grad_enabled(exact or torch.is_grad_enabled()):
+            if exact:
+                x_RHA = x_RHA.detach().requires_grad_()
+            v_RHA = velocity(x_RHA, tau)
+            ahead_RHA = x_RHA + left * v_RHA
+        error = decided.to(x_RHA.dtype) - (ahead_RHA.detach() if exact else ahead_RHA)
+        pull = weights_RHA.to(x_RHA.dtype) * error
+        if exact:
+            (pull,) = torch.autograd.grad(ahead_RHA, x_RHA, pull)
+        return (v_RHA.detach() if exact else v_RHA) + scale * pull
 
     return corrected

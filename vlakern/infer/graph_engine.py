@@ -204,7 +204,8 @@ class GraphEngine:
         """
         if guidance is not None:
             raise Unsupported(
-                "the GPU engine's recorded programs take no guidance; freeze the prefix instead"
+                "the GPU engine's recorded programs take no guidance; freeze the prefix,"
+                " or load the policy with backend='torch'"
             )
         if len(noise_NHA) == 0:
             return self.buffers.x[:0].clone()

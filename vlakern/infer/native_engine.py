@@ -34,8 +34,8 @@ __all__ = ["NativeEngine"]
 
 View = _native.View
 NO_BACKWARD = (
-    "packed weights have no backward pass, so guidance is not exact: use the form 'cheap', or the"
-    " network's own modules through torch"
+    "packed weights have no backward pass, so guidance is not exact: use the form 'cheap', or load"
+    " the policy with backend='torch'"
 )
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     steps: int | None = None,
+    backend: Literal["auto", "torch"] = "auto",
 ) -> "Policy":
     """Loads a policy that ships with the package, or a policy directory of any known family.
 
@@ -60,6 +62,8 @@ def load(
         dtype: of weights and products: ``fp32``, ``bf16``, ``int8`` or, on GPUs of sm_89 and newer,
             ``fp8``; ``auto`` is fp32 on the CPU and bf16 on a GPU.
         steps: of the flow's integration; the policy's own by default.
+        backend: ``torch`` runs the network's own modules, which have a backward pass, in place of
+            vlakern's engine: for prefixes of the form ``exact``.
 
     Raises:
         CheckpointError, ConfigError: the directory is missing, damaged or contradicts itself.
@@ -80,6 +84,8 @@ def load(
     reason = _native.missing() if device == "cpu" else graph_refusal(device, chosen)
     opened = open_policy(directory)
     reason = reason or not_packed(opened.records.config, None if device == "cpu" else ROWS)
+    if backend == "torch":
+        reason = "the backend is torch"
     if reason is None:
         records, weights = opened.records, opened.weights
         if device == "cpu":
@@ -93,7 +99,7 @@ def load(
     if chosen not in DTYPES:
         raise Unsupported(f"dtype {chosen!r} needs vlakern's own engine: {reason}")
     files = read_policy(directory, DTYPES[chosen], device)
-    return Policy(files.records, files.model, directory.name, device, chosen, steps)
+    return Policy(files.records, files.model, directory.name, device, chosen, steps, backend)
 
 
 class Policy:
@@ -121,6 +127,7 @@ class Policy:
         device: str,
         dtype: str,
         steps: int | None = None,
+        backend: Literal["auto", "torch"] = "auto",
     ) -> None:
         self.name = name
         self.views = records.embodiment.views
@@ -137,7 +144,7 @@ class Policy:
         self._records = records
         self._words = Prompts(records.processing.prompt, records.tokenizer)
         self._called = records.processing.view_of(self.views)
-        self._model = model
+        self._model, self._backend = model, backend
         self._engine: Engine | None = None
         self._turn = threading.Lock()  # of threads at the engine, for all stages of a call
         # Slots that the robot lacks start at 0 and stay there, if the model was trained that way.
@@ -337,6 +344,7 @@ class Policy:
                 image_sizes=[(image.shape[0], image.shape[1]) for image in views_seen],
                 image=self._records.processing.image,
                 steps=self.steps,
+                backend=self._backend,
             )
         return self._engine
 

@@ -1,13 +1,13 @@
 """The engine's stages through the network's own modules, for devices without native code."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlakern import ops
-from vlakern.errors import Unsupported
 from vlakern.flow.guidance import Guidance, guided
 from vlakern.flow.solver import Frozen, integrate
 from vlakern.infer.buffers import Limits
@@ -75,7 +75,6 @@ class TorchEngine:
             slot[0].copy_(layer.k_TGD.flatten(1))
             slot[1].copy_(layer.v_TGD.flatten(1))
 
-    @torch.inference_mode()
     def integrate(
         self,
         noise_NHA: Tensor,
@@ -85,6 +84,31 @@ class TorchEngine:
         frozen: Frozen | None,
         slot_mask: Tensor | None,
         guidance: Guidance | None = None,
+    ) -> Tensor:
+        if guidance is None or not guidance.exact:
+            with torch.inference_mode():
+                rest = (frozen, slot_mask, guidance)
+                return self._integrate(noise_NHA, kv, cu_prefix, prefix_index, *rest)
+        # Backward keeps what it needs, but never tensors of inference mode: copies are none.
+        with torch.inference_mode(False), torch.no_grad():
+            mask = None if slot_mask is None else slot_mask.clone()
+            decided, weights = guidance.decided_RHA.clone(), guidance.weights_RHA.clone()
+            led = replace(guidance, decided_RHA=decided, weights_RHA=weights)
+            if frozen is not None:
+                frozen = Frozen(frozen.action_RHA.clone(), frozen.length_R.clone())
+            noise, kv = noise_NHA.clone(), kv.clone()
+            cu, index = cu_prefix.clone(), prefix_index.clone()
+            return self._integrate(noise, kv, cu, index, frozen, mask, led)
+
+    def _integrate(
+        self,
+        noise_NHA: Tensor,
+        kv: Tensor,
+        cu_prefix: Tensor,
+        prefix_index: Tensor,
+        frozen: Frozen | None,
+        slot_mask: Tensor | None,
+        guidance: Guidance | None,
     ) -> Tensor:
         mot, rows = self.model.config.mot, int(cu_prefix[-1])
         heads = (mot.kv_heads, mot.head_dim)
@@ -100,11 +124,9 @@ class TorchEngine:
 
         led = velocity
         if guidance is not None:
-            if guidance.exact:
-                raise Unsupported("the torch engine leads chunks in the form 'cheap' alone")
             decided = guidance.decided_RHA.float().to(self._device)
             weights = guidance.weights_RHA.float().to(self._device)
-            led = guided(velocity, decided, weights, guidance.most)
+            led = guided(velocity, decided, weights, guidance.most, guidance.exact)
         noise = noise_NHA.to(self._device)
         mask = None if slot_mask is None else slot_mask.to(self._device)
         if frozen is not None:
