@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlakern.errors import InputError, Unsupported
+from vlakern.errors import ConfigError, InputError, Unsupported
 from vlakern.flow import Guidance, soft_mask
 from vlakern.infer import Policy, load
 from vlakern.infer.engine import Engine
@@ -235,6 +235,8 @@ def test_a_prefix_of_nothing_is_a_chunk_of_its_own(policy: Policy) -> None:
 
 def test_what_cannot_lead_is_refused(policy: Policy) -> None:
     """Packed weights have no Jacobian; counts and numbers are checked."""
+    with pytest.raises(ConfigError, match="expected auto or torch"):
+        load("metaworld-small", backend="graph")  # pyright: ignore[reportArgumentType]
     with pytest.raises(Unsupported, match="no backward pass"):
         policy.act(policy_sees(), prefix=ActionPrefix(DECIDED, 2, "exact"))
     bad: list[tuple[ActionPrefix, str]] = [

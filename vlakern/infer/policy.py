@@ -19,7 +19,7 @@ from vlakern.infer._checks import check_image, check_seed
 from vlakern.infer._choices import DTYPES, choose_device, choose_dtype
 from vlakern.infer._clock import Clock
 from vlakern.infer._prefix import Decided, decided_of
-from vlakern.infer.backends import graph_refusal
+from vlakern.infer.backends import EngineBackend, graph_refusal
 from vlakern.infer.engine import MOST_STEPS, Engine
 from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, not_packed, pack_model
@@ -73,6 +73,8 @@ def load(
     chosen = choose_dtype(dtype, device)
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
+    if backend not in ("auto", "torch"):
+        raise ConfigError(f"backend is {backend!r}, expected auto or torch")
     directory = Path(name_or_directory)
     if str(name_or_directory) in shipped_policies():
         directory = Path(str(resources.files("vlakern") / "policies" / str(name_or_directory)))
@@ -144,7 +146,8 @@ class Policy:
         self._records = records
         self._words = Prompts(records.processing.prompt, records.tokenizer)
         self._called = records.processing.view_of(self.views)
-        self._model, self._backend = model, backend
+        self._model = model
+        self._backend: EngineBackend = backend
         self._engine: Engine | None = None
         self._turn = threading.Lock()  # of threads at the engine, for all stages of a call
         # Slots that the robot lacks start at 0 and stay there, if the model was trained that way.
