@@ -49,7 +49,8 @@ class _Reader(HTMLParser):
         if tag in ("dt", "dd"):
             self._inside = tag
         elif tag == "p":
-            self._inside = found.get("class", "")
+            kinds = found.get("class", "").split()
+            self._inside = next((one for one in ("code", "error") if one in kinds), "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "form":

@@ -114,7 +114,7 @@ def run_trials(
         if "/pause" in forms:
             browser.send("/pause")
         elif "/guess" in forms:
-            browser.send("/guess", guess=guess(browser.page.code))
+            browser.send("/guess", guess=guess(forms["/guess"].hidden["code"]))
         elif "/start" in forms:
             code, facts = browser.page.code, browser.page.facts
             browser.send("/start")
@@ -143,7 +143,7 @@ def judge_all(browser: Browser, verdicts: Mapping[str, bool], failure: str) -> i
     count = 0
     browser.read()
     while "/judge" in browser.page.forms:
-        code = browser.page.code
+        code = browser.page.forms["/judge"].hidden["code"]
         steps = {name: "yes" for name in browser.page.forms["/judge"].names if "milestone" in name}
         if verdicts[code]:
             browser.send("/judge", None, outcome="success", failure="", **steps)
