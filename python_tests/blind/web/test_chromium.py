@@ -110,7 +110,7 @@ class Window:
 
     @property
     def text(self) -> str:
-        return self.js("document.body.innerText")
+        return self.js("document.body ? document.body.innerText : ''")
 
     def go(self, path: str, shot: str) -> None:
         self.chromium.events.clear()
