@@ -17,7 +17,9 @@
 namespace vlakern::executor {
 
 // Gets every command on the control thread; another answer than 0 latches a fault. It must not
-// wait.
+// wait: while it does there are no ticks and no watchdog, and stop() and the destructor wait for it
+// without limit, since a thread inside foreign code cannot be ended safely. A sink that talks to a
+// device uses that device's own time limit.
 struct Sink {
   int (*send)(void* context, const Command& command);
   void* context;
@@ -34,7 +36,7 @@ class Executor {
   // Starts the thread; the robot rests at `position` [dims]. Raises InputError outside the limits
   // or where it runs already.
   void start(const double* position);
-  // Brakes, then ends the thread.
+  // Brakes, then ends the thread; returns after the sink's last answer.
   void stop();
   bool runs() const { return thread_.joinable(); }
 
