@@ -252,9 +252,8 @@ def chance(features: np.ndarray, labels: np.ndarray, of: np.ndarray) -> tuple[fl
 def test_nothing_visible_tells_models_apart(tmp_path: Path, trials: int) -> None:
     """Replies of a model that takes 1 ms and one that takes 5: guessed no better than chance.
 
-    Those that the machine kept beyond the deadline are left out: an observer sees them, too, and
-    the record counts them. The same classifier on the same models without the deadline knows them
-    at once.
+    All of them count, late ones too. The same classifier on the same models without the deadline
+    knows them at once.
     """
     (tmp_path / "pool").mkdir()
     file = write(tmp_path / "pool", ["quick", "slow"], size=2, trials=trials, deadline=25.0)
@@ -292,11 +291,9 @@ def test_nothing_visible_tells_models_apart(tmp_path: Path, trials: int) -> None
     features, truth, of = np.array(seen), np.array(labels), np.arange(40 * trials) // 20
     assert len(truth) == 40 * trials
     assert abs(truth.mean() - 0.5) < 0.01
-    timely = features[:, 0] < 0.045  # a late one takes two deadlines or more
-    assert timely.mean() > 0.9
     for columns in (slice(None), slice(0, 2), slice(0, 1)):
-        found, luck = chance(features[timely][:, columns], truth[timely], of[timely])
-        assert luck > 0.001, f"{found:.1%} guessed"
+        found, luck = chance(features[:, columns], truth, of)
+        assert luck > 0.002, f"{found:.1%} guessed"
     shown = []
     for slow in truth[:400]:
         begin = time.perf_counter()
