@@ -11,6 +11,7 @@ import vlakern
 from vlakern import env
 from vlakern.errors import CheckpointError
 from vlakern.infer._clock import Clock
+from vlakern.infer._prefix import Decided
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.models.presets import preset
 from vlakern.models.sequence import pack
@@ -94,7 +95,7 @@ def test_the_engine_agrees(
     state[0] = torch.from_numpy(given["state"])
     batch = pack(config, [doc], torch.empty(len(given["images"]), 3, 0, 0), state)
     noise = torch.from_numpy(given["noise"])[None]
-    chunk = policy._run(Clock("cpu"), [list(given["images"])], batch, noise, 1, None)[0]
+    chunk = policy._run(Clock("cpu"), [list(given["images"])], batch, noise, 1, Decided())[0]
     engine = policy._engine
     assert engine is not None
     assert isinstance(engine._stages, GraphEngine) == (device != "cpu")
