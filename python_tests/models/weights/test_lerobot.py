@@ -75,7 +75,7 @@ def shape_of(key: str, name: str, shape: Any) -> Change:
         (lambda c: c.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha is true: joints with"),
         (lambda c: c.update(n_action_steps=7), "execute is 7, expected 1 to the chunk length 6"),
         (lambda c: c.update(image_resolution=[48, 64]), "image_resolution is .*positions for 56"),
-        (lambda c: c.update(type="pi05"), "holds the other model's norms"),
+        (lambda c: c.update(type="pi05"), "type says pi05, but .* tensors of pi0;"),
     ],
 )
 def test_what_cannot_be_is_named(

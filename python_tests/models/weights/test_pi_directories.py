@@ -123,21 +123,6 @@ def test_openpis_aloha_has_to_say_what_was_learnt(goldens: ModuleType, tmp_path:
         relative(relative_actions=None)
 
 
-@pytest.mark.parametrize(("kind", "other"), [("pi0", "pi05"), ("pi05", "pi0")])
-def test_the_processors_of_the_other_model(
-    kind: str, other: str, goldens: ModuleType, tmp_path: Path
-) -> None:
-    """pi0.5 without its state in the prompt, or pi0 with it twice, would act wrongly."""
-    directory = goldens.lerobot_directory(tmp_path / "mixed", kind)
-    theirs = goldens.lerobot_directory(tmp_path / "other", other)
-    for path in theirs.glob("policy_*"):
-        shutil.copy(path, directory)
-    with pytest.raises(
-        ConfigError, match=r"put.* the state into the prompt.*copy all files of one"
-    ):
-        open_policy(directory)
-
-
 @pytest.mark.parametrize("writer", ["LeRobot", "openpi"])
 def test_a_missing_tokenizer_is_named(writer: str, goldens: ModuleType, tmp_path: Path) -> None:
     """Checkpoints of pi0 come without it: the sentence says where there is one."""

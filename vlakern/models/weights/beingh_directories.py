@@ -15,6 +15,7 @@ from vlakern.models.weights.beingh import beingh_config, beingh_table
 from vlakern.models.weights.beingh_prompt import beingh_prompt
 from vlakern.models.weights.family import Family, native_shapes, peek
 from vlakern.models.weights.lerobot import vectors
+from vlakern.models.weights.mixed import check_tensors
 from vlakern.models.weights.names import Folded, fold_weights
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.statistics import read_object
@@ -39,8 +40,9 @@ SYSTEM = {
 def _weights(directory: Path, config: VLAConfig) -> Folded:
     path = directory / "config.json"
     positions = beingh_config(read_object(path), str(path))[1]
-    table = beingh_table(config, positions)
-    return fold_weights(table, native_shapes(config), open_directory(directory))
+    table, tensors = beingh_table(config, positions), open_directory(directory)
+    check_tensors(["being_h05"], f"{path}.model_type", tensors.shapes, tensors.where)
+    return fold_weights(table, native_shapes(config), tensors)
 
 
 def _read(directory: Path) -> PolicyRecords:

@@ -34,6 +34,7 @@ from vlakern.models.weights.lerobot_processors import (
     PRE,
     read_floats,
 )
+from vlakern.models.weights.mixed import check_tensors
 from vlakern.models.weights.names import Folded, Rule, fold_weights, joined
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.statistics import inside, read_object
@@ -108,7 +109,9 @@ def _weights(directory: Path, config: VLAConfig) -> Folded:
     path = directory / "config.json"
     positions = _network(read_object(path), {}, path)[1]
     table = beingh_table(config, positions, port_rules(config, positions))
-    return fold_weights(table, native_shapes(config), open_directory(directory))
+    tensors = open_directory(directory)
+    check_tensors(["being_h05"], f"{path}.type", tensors.shapes, tensors.where)
+    return fold_weights(table, native_shapes(config), tensors)
 
 
 def _network(

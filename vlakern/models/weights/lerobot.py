@@ -8,10 +8,11 @@ from vlakern.errors import ConfigError
 from vlakern.models.config import VLAConfig
 from vlakern.models.processing import ImageRule, Processing
 from vlakern.models.tokenizer import TextTokenizer, tokenizer_file
-from vlakern.models.weights.lerobot_processors import PRE, read_processors
+from vlakern.models.weights.lerobot_processors import PRE, Normalised, read_processors
+from vlakern.models.weights.mixed import check_processors, check_width
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.statistics import read_object
-from vlakern.space import Embodiment, Field, Slot, SlotMap
+from vlakern.space import Embodiment, Field, Slot, SlotMap, VectorStats
 
 __all__ = [
     "Settings",
@@ -169,6 +170,8 @@ def lerobot_records(
         CheckpointError, ConfigError: naming what is missing or cannot be.
     """
     steps = read_processors(directory)
+    if steps.steps:
+        check_processors(settings.kind, settings.where, steps.steps, directory / PRE)
     if steps.state_in_words != (config.state == "words"):
         raise ConfigError(
             f"{directory / PRE} {'puts' if steps.state_in_words else 'does not put'} the state into"
@@ -199,14 +202,22 @@ def lerobot_records(
         state_map=state_map,
         action_map=action_map,
         processing=processing,
-        state_stats=steps.state.stats(state_map.names()),
-        action_stats=steps.action.stats(action_map.names()),
+        state_stats=_stats(steps.state, state_map, widths[0], settings),
+        action_stats=_stats(steps.action, action_map, widths[1], settings),
         tokenizer=TextTokenizer.from_file(
             tokenizer_file(directory),
             config.vocab_size,
             steps.tokenizer or TOKENIZERS.get(settings.kind, ""),
         ),
     )
+
+
+def _stats(one: Normalised, slots: SlotMap, width: int, settings: Settings) -> VectorStats:
+    """Statistics of a vector; LeRobot has one per number of the robot, neither more nor fewer."""
+    stats = one.stats(slots.names())
+    if one.mode != "none":
+        check_width(sum(stats.present), width, one.where, settings.where)
+    return stats
 
 
 def refuse_aloha(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vlakern.errors import CheckpointError, ConfigError
 from vlakern.models.processing import CameraName, Cleaning, PromptRule
+from vlakern.models.weights.mixed import check_same_statistics
 from vlakern.models.weights.statistics import inside, read_object, vector_stats
 from vlakern.models.weights.weights_file import open_tensors
 from vlakern.space.normalize import Mode
@@ -71,6 +72,7 @@ class LeRobotProcessors:
         most_tokens: longer prompts lose their end.
         absolute: indices of the action that stay so where the others are relative to the state;
             None where nothing is relative.
+        steps: names of what is done before the network; none up to LeRobot 0.3.
     """
 
     state: Normalised
@@ -81,6 +83,7 @@ class LeRobotProcessors:
     tokenizer: str
     most_tokens: int | None
     absolute: tuple[int, ...] | None
+    steps: tuple[str, ...] = ()
 
     def prompt(self, bos: str, numbers: Literal["robot", "padded"] = "robot") -> PromptRule:
         """The prompt rule; ``bos`` and ``numbers`` are not in the files.
@@ -132,6 +135,7 @@ def read_processors(directory: Path) -> LeRobotProcessors:
             f"{directory / PRE}: step {STATE_WORDS!r} leaves the state out of the prompt, which is"
             " not supported; use a checkpoint with the state in words"
         )
+    _check_twins(pre, post, directory)
     return LeRobotProcessors(
         state=_normalised(pre, "normalizer_processor", STATE, directory / PRE),
         action=_normalised(post, "unnormalizer_processor", ACTION, directory / POST),
@@ -141,6 +145,29 @@ def read_processors(directory: Path) -> LeRobotProcessors:
         tokenizer=str(words.get("tokenizer_name") or ""),
         most_tokens=most,
         absolute=absolute,
+        steps=tuple(pre),
+    )
+
+
+def _check_twins(pre: Mapping[str, Any], post: Mapping[str, Any], directory: Path) -> None:
+    """Refuses processors that were written for different actions."""
+    sides = (pre, "normalizer_processor", PRE), (post, "unnormalizer_processor", POST)
+    found = []
+    for steps, step, name in sides:
+        modes = _config(steps, step).get("norm_map")
+        mode = modes.get("ACTION") if isinstance(modes, dict) else None
+        state_file = steps.get(step, {}).get("state_file")
+        if mode is None or state_file is None:
+            return  # nothing to compare, or what its own reader says
+        found.append((mode, inside(directory, state_file, f"{directory / name}: step {step!r}")))
+    (before, first), (after, second) = found
+    if before != after:
+        raise ConfigError(
+            f"{directory / PRE} has norm_map.ACTION {before!r} and {directory / POST} {after!r},"
+            " expected the same; copy both files of one checkpoint"
+        )
+    check_same_statistics(
+        read_floats(first, f"{ACTION}."), read_floats(second, f"{ACTION}."), (first, second)
     )
 
 

@@ -19,6 +19,7 @@ from vlakern.models.weights.lerobot import (
     refuse_aloha,
     vectors,
 )
+from vlakern.models.weights.mixed import check_tensors
 from vlakern.models.weights.names import Folded, fold_weights
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.norm_stats import find_norm_stats, read_norm_stats
@@ -47,13 +48,9 @@ def _weights(directory: Path, config: VLAConfig) -> Folded:
 def _lerobot(directory: Path) -> PolicyRecords:
     settings = read_settings(directory)
     tensors = open_directory(directory)
+    check_tensors([settings.kind], f"{settings.where}.type", tensors.shapes, tensors.where)
     config = pi_config(tensors.shapes, str(tensors.where))
     adaptive = config.mot.action.adaptive
-    if adaptive != (settings.kind == "pi05"):
-        raise ConfigError(
-            f"{settings.where}.type is {settings.kind!r}, but {tensors.where} holds the other"
-            " model's norms; copy both files of one checkpoint"
-        )
     config = replace(
         config,
         chunk=settings.get("chunk_size", int, 50),
@@ -93,6 +90,7 @@ def _time(settings: Settings, base: TimeConfig) -> TimeConfig:
 
 def _openpi(directory: Path) -> PolicyRecords:
     tensors = open_directory(directory)
+    check_tensors(["pi0", "pi05"], OPENPI.name, tensors.shapes, tensors.where)
     config = pi_config(tensors.shapes, str(tensors.where))
     path = directory / "config.json"
     if not path.is_file():

@@ -8,6 +8,7 @@ from vlakern.models.config import VLAConfig
 from vlakern.models.processing import ImageRule
 from vlakern.models.weights.family import Family, native_shapes, peek
 from vlakern.models.weights.lerobot import lerobot_records, read_settings, refuse_aloha
+from vlakern.models.weights.mixed import check_tensors
 from vlakern.models.weights.names import Folded, fold_weights
 from vlakern.models.weights.native import PolicyRecords
 from vlakern.models.weights.smolvla import smolvla_config, smolvla_table
@@ -26,6 +27,7 @@ def _weights(directory: Path, config: VLAConfig) -> Folded:
 def _read(directory: Path) -> PolicyRecords:
     settings = read_settings(directory)
     tensors = open_directory(directory)
+    check_tensors([settings.kind], f"{settings.where}.type", tensors.shapes, tensors.where)
     config = smolvla_config(tensors.shapes, str(tensors.where))
     refuse_aloha(settings)
     for key, wanted in ONLY.items():
