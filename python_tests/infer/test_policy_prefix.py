@@ -1,5 +1,6 @@
 """A policy's chunk begins with the actions that are decided, and goes on from them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from vlakern.errors import InputError
 from vlakern.flow import Frozen
 from vlakern.infer import Policy, load
-from vlakern.types import ActionPrefix, Observation
+from vlakern.types import ActionPrefix, Observation, PrefixForm
 
 DECIDED = np.random.default_rng(5).normal(size=(5, 5)).astype(np.float32)
 
@@ -73,3 +74,25 @@ def test_a_prefix_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         policy.act(look(), prefix=prefix)
+
+
+@pytest.mark.parametrize("form", ["frozen", "cheap"])
+def test_a_row_of_a_batch_has_the_bits_that_it_has_alone(policy: Policy, form: PrefixForm) -> None:
+    """Beside longer and shorter prefixes, and rows without."""
+    decided = DECIDED.astype(np.float64)
+    told = [ActionPrefix(decided, 2, form), None, ActionPrefix(0.5 * decided[:3], 1, form), None]
+    seen = [replace(look(), state=(i + 1.0) * look().state) for i in range(len(told))]
+    found = policy.act_batch(seen, range(len(told)), told)
+    for i, (one, prefix) in enumerate(zip(seen, told, strict=True)):
+        alone = policy.act(one, seed=i, prefix=prefix).actions
+        assert np.array_equal(found[i].actions, alone), i
+        if prefix is not None:
+            assert np.abs(alone - policy.act(one, seed=i).actions).max() > 1e-3
+
+
+def test_a_call_has_prefixes_of_one_form_and_one_a_row(policy: Policy) -> None:
+    told = [ActionPrefix(DECIDED, 2), ActionPrefix(DECIDED, 2, "cheap")]
+    with pytest.raises(InputError, match="'frozen' and 'cheap'"):
+        policy.act_batch([look()] * 2, [0, 1], told)
+    with pytest.raises(InputError, match="2 prefixes for 3 observations"):
+        policy.act_batch([look()] * 3, [0, 1, 2], told)

@@ -50,10 +50,12 @@ class Echo:
 class Running:
     """A server on a thread of its own."""
 
-    def __init__(self, policy: Any, config: ServerConfig, keys: Keys) -> None:
+    def __init__(
+        self, policy: Any, config: ServerConfig, keys: Keys, metadata: dict[str, Any] | None = None
+    ) -> None:
         self._batcher, self.keys = Batcher(policy, 4), keys
         self._failed: BaseException | None = None
-        self.server = Server(self._batcher, keys, {"policy": "secret-name"}, config)
+        self.server = Server(self._batcher, keys, metadata or {"policy": "secret-name"}, config)
         self._ready, self._end = threading.Event(), asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -142,9 +144,14 @@ def start(echo: Echo) -> Iterator[Start]:
     """Starts servers of ``echo``; they end with the test."""
     running: list[Running] = []
 
-    def begin(policy: Any = None, keys: Keys | None = None, **config: Any) -> Running:
+    def begin(
+        policy: Any = None,
+        keys: Keys | None = None,
+        metadata: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> Running:
         settings = ServerConfig(**{"port": 0, **config})
-        running.append(Running(policy or echo, settings, keys or Keys(VIEWS)))
+        running.append(Running(policy or echo, settings, keys or Keys(VIEWS), metadata))
         return running[-1]
 
     yield begin

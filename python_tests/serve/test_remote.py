@@ -14,6 +14,7 @@ from vlakern.ops import _native
 from vlakern.robot import ExecutorConfig, Limits, Loop, LoopConfig, SimulatedArm
 from vlakern.robot.ports import Seen
 from vlakern.serve import Client, RemotePolicy, ServerError
+from vlakern.serve.prefix import PrefixRule
 from vlakern.serve.wire import Keys
 from vlakern.types import ActionChunk, ActionPrefix, Observation
 
@@ -49,12 +50,23 @@ def wave(times_ns: np.ndarray) -> np.ndarray:
     return 0.5 * np.stack([np.sin(phase), np.cos(phase)], axis=-1)
 
 
+def answer(state: np.ndarray, prefix: ActionPrefix | None) -> np.ndarray:
+    """The chunk for an observation and a prefix, which leaves a mark of a thousandth."""
+    mark = 0.0 if prefix is None else 1e-3 * np.tanh(prefix.actions.sum() + prefix.frozen)
+    return (wave(time_of(state) + np.arange(H) * STEP_NS) + mark).astype(np.float32)
+
+
 class Waves:
     """The policy behind the server: its observation's state is a time, split to survive float32."""
 
-    def act_batch(self, observations: Any, seeds: Any = None) -> list[ActionChunk]:
-        times = [time_of(one.state) for one in observations]
-        return [ActionChunk(wave(one + np.arange(H) * STEP_NS).astype(np.float32)) for one in times]
+    def act_batch(
+        self, observations: Any, seeds: Any = None, prefixes: Any = None
+    ) -> list[ActionChunk]:
+        told = prefixes or [None] * len(observations)
+        return [
+            ActionChunk(answer(seen.state, prefix))
+            for seen, prefix in zip(observations, told, strict=True)
+        ]
 
 
 def stamp(time_ns: int) -> np.ndarray:
@@ -77,16 +89,17 @@ class Stamping(SimulatedArm):
 
 @dataclass
 class Watched:
-    """The remote policy, and whether every chunk is for its own observation.
+    """The remote policy, and whether every chunk is for its own observation and prefix.
 
     Attributes:
         foreign: how many chunks were not.
-        chunks: how many came.
+        chunks: how many came, ``led`` of them with a prefix.
     """
 
     policy: RemotePolicy
     foreign: int = 0
     chunks: int = 0
+    led: int = 0
     errors: list[str] = field(default_factory=list)
 
     def act(self, observation: Observation, *, prefix: ActionPrefix | None = None) -> ActionChunk:
@@ -95,9 +108,9 @@ class Watched:
         except VlakernError as error:
             self.errors.append(str(error))
             raise
-        expected = wave(time_of(observation.state) + np.arange(H) * STEP_NS)
         self.chunks += 1
-        self.foreign += bool(np.abs(chunk.actions - expected).max() > 1e-5)
+        self.led += prefix is not None
+        self.foreign += not np.array_equal(chunk.actions, answer(observation.state, prefix))
         return chunk
 
 
@@ -125,24 +138,29 @@ def check_commands(loop: Loop, robot: Stamping, late: float) -> int:
     return len(order)
 
 
-def drive(running: Running, name: str, seed: int, seconds: float) -> tuple[str, int]:
-    """How a run ended, and how often something went wrong in it."""
+def drive(
+    running: Running, name: str, seed: int, seconds: float, led: bool = False
+) -> tuple[str, int]:
+    """How a run ended, and how often something went wrong in it; with prefixes if it is led."""
     now, slow = time.monotonic_ns(), name in ("150±40 ms", "congested")
     robot = Stamping(tuple(wave(np.array(now))), seed=seed)
     with Proxy(running.url, WEATHERS[name], seed) as proxy:
         client = Client(f"ws://127.0.0.1:{proxy.port}", timeout=0.35, patience=0.35)
         watched = Watched(RemotePolicy(client))
-        loop = Loop(robot, watched, LIMITS, RATES, CONFIG if slow else replace(CONFIG, execute=4))
+        config = replace(CONFIG, execute=8 if slow else 4, prefix=led, form="cheap")
+        loop = Loop(robot, watched, LIMITS, RATES, config)
         report = loop.run(seconds)
         client.close()
     assert watched.foreign == 0, (watched, report)
     assert check_commands(loop, robot, report.executor.late["max"]) >= 1, report
     assert (report.executor.sink_failures, report.hung) == (0, ())
+    assert (watched.led > 0) == led, report
     assert report.ended in ("time", "fault"), report
     if name in ("20 % lost", "20 % errors"):
         assert report.errors == len(watched.errors)
     print(
-        f"{name} seed {seed}: {report.ended}, {watched.chunks} chunks, {report.errors} errors,"
+        f"{name} seed {seed}: {report.ended}, {watched.chunks} chunks ({watched.led} led),"
+        f" {report.errors} errors,"
         f" {client.stale} stale replies thrown away, {report.executor.starved} of"
         f" {report.executor.ticks} ticks starved; {proxy.counts}"
     )
@@ -151,25 +169,26 @@ def drive(running: Running, name: str, seed: int, seconds: float) -> tuple[str, 
 
 @pytest.fixture
 def running(start: Start) -> Running:
-    return start(Waves(), Keys(("front",), state_width=3))
+    return start(Waves(), Keys(("front",), state_width=3, prefix=PrefixRule(("cheap",), 2)))
 
 
-def test_a_robot_follows_a_policy_behind_a_server(running: Running) -> None:
-    assert drive(running, "duplicates", 1, 1.2)[0] == "time"
+@pytest.mark.parametrize("led", [False, True])
+def test_a_robot_follows_a_policy_behind_a_server(running: Running, led: bool) -> None:
+    assert drive(running, "duplicates", 1, 1.2, led)[0] == "time"
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", WEATHERS)
 def test_a_robot_stays_safe_in(running: Running, name: str) -> None:
-    """0 stale actions, 0 limits passed, at rest at the end."""
+    """0 stale actions, 0 limits passed, at rest at the end; the second time with prefixes."""
     for seed in range(2):
-        drive(running, name, seed, 2.0)
+        drive(running, name, seed, 2.0, led=seed == 1)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", WEATHERS)
 def test_a_robot_stays_safe_25_times_in(running: Running, name: str) -> None:
-    assert sum(drive(running, name, seed, 3.0)[1] for seed in range(25)) > 25
+    assert sum(drive(running, name, seed, 3.0, seed % 5 == 4)[1] for seed in range(25)) > 25
 
 
 def asking(client: Client, count: int) -> list[bool]:
@@ -219,10 +238,10 @@ def test_a_server_that_repeats_no_numbers_is_asked_with_an_empty_mailbox(running
     assert all(right)
 
 
-def test_prefixes_and_replies_without_actions_are_refused(running: Running) -> None:
-    with Client(running.url) as client:
+def test_prefixes_and_replies_without_actions_are_refused(start: Start) -> None:
+    with Client(start(Waves(), Keys(("front",), state_width=3)).url) as client:
         seen = Observation({"front": np.zeros((2, 2, 3), np.uint8)}, stamp(10**12), "go")
-        with pytest.raises(InputError, match="takes no prefix"):
+        with pytest.raises(InputError, match="takes no prefix; give"):
             RemotePolicy(client).act(seen, prefix=ActionPrefix(np.zeros((2, 2)), 1))
         client.infer = lambda message: {"actions": np.zeros(3)}
         with pytest.raises(ServerError, match="no actions"):

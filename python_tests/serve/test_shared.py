@@ -149,6 +149,7 @@ def test_a_killed_client_leaves_nothing(start: Start, path: str, echo: Echo) -> 
         gc.collect()
         before = len(os.listdir("/proc/self/fd")), mapped()
         for kind in ("rests", "asks"):
+            asked = running.server.statistics.requests
             child = subprocess.Popen(
                 [sys.executable, "-c", code, kind],
                 stdin=subprocess.PIPE,
@@ -159,7 +160,6 @@ def test_a_killed_client_leaves_nothing(start: Start, path: str, echo: Echo) -> 
             assert child.stdin is not None
             assert child.stdout.readline() == b"there\n"
             if kind == "asks":
-                asked = running.server.statistics.requests
                 wait_for(lambda asked=asked: running.server.statistics.requests > asked)
             child.send_signal(signal.SIGKILL)
             child.wait()

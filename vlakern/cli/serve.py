@@ -5,9 +5,9 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import vlakern
 from vlakern.cli._common import check_json, write_report
@@ -40,6 +40,8 @@ class Args:
     """Device of the policy: auto, cpu, cuda, cuda:1."""
     dtype: str = "auto"
     """Number format of the policy: auto, fp32, bf16, int8 (CPU), fp8 (GPU)."""
+    backend: Literal["auto", "torch"] = "auto"
+    """`torch` runs the network's own modules, for clients whose prefixes have the form `exact`."""
     batch: int = 8
     """Most requests that wait together and go through the policy in one call."""
     connections: int = 8
@@ -58,8 +60,9 @@ def run(args: Args) -> int:
     """Serves until a signal, then returns 0."""
     from vlakern.serve._heap import keep_memory
     from vlakern.serve.batcher import Batcher
+    from vlakern.serve.prefix import PrefixRule
     from vlakern.serve.server import ServerConfig
-    from vlakern.serve.warm import describe, warm_up
+    from vlakern.serve.warm import describe, prefix_forms, warm_up
     from vlakern.serve.wire import parse_keys
 
     check_json(args.json)
@@ -75,9 +78,11 @@ def run(args: Args) -> int:
     if args.batch < 1:
         raise ConfigError(f"batch is {args.batch}, expected at least 1")
     keep_memory()
-    policy = vlakern.load(args.policy, args.device, args.dtype)
+    policy = vlakern.load(args.policy, args.device, args.dtype, backend=args.backend)
     keys = parse_keys(policy.views, args.keys, args.state_keys, policy.robot.state_width)
     slowest = warm_up(policy, args.batch)
+    rule = PrefixRule(prefix_forms(policy, args.batch), policy.robot.action_width)
+    keys = replace(keys, prefix=rule)
     batcher = Batcher(policy, args.batch)
     try:
         asyncio.run(_serve(args, batcher, keys, describe(policy), config, slowest))

@@ -182,15 +182,14 @@ class Policy:
             InputError: as :meth:`act_batch`, or a prefix that does not fit.
             Unsupported: a form of prefix that the engine does not have.
         """
-        if prefix is None:
-            return self.act_batch([observation], None if seed is None else [seed])[0]
-        return self._chunks(
-            [observation], [secrets.randbits(63) if seed is None else seed], 1, prefix
-        )[0]
+        return self.act_batch([observation], None if seed is None else [seed], [prefix])[0]
 
     @torch.inference_mode()
     def act_batch(
-        self, observations: Sequence[Observation], seeds: Sequence[int] | None = None
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int] | None = None,
+        prefixes: Sequence[ActionPrefix | None] | None = None,
     ) -> list[ActionChunk]:
         """The next chunk for each observation, in one pass through the network.
 
@@ -198,9 +197,12 @@ class Policy:
             observations: they may differ in instruction and, if a camera dropped out, in views.
             seeds: of each row's noise; the same seed, weights and device give the same actions.
                 Fresh random seeds by default, found in each chunk's ``info``.
+            prefixes: of each row's robot, as in :meth:`act`; None for a row without. All of a call
+                have one form.
 
         Raises:
-            InputError: an image, state or instruction that the policy cannot take.
+            InputError: an image, state, instruction or prefix that the policy cannot take.
+            Unsupported: a form of prefix that the engine does not have.
         """
         if not observations:
             return []
@@ -210,7 +212,7 @@ class Policy:
             raise InputError(
                 f"found {len(seeds)} seeds for {len(observations)} observations; give one each"
             )
-        return self._chunks(observations, seeds, 1)
+        return self._chunks(observations, seeds, 1, prefixes)
 
     @torch.inference_mode()
     def act_candidates(
@@ -241,9 +243,9 @@ class Policy:
         observations: Sequence[Observation],
         seeds: Sequence[int],
         n: int,
-        prefix: ActionPrefix | None = None,
+        prefixes: Sequence[ActionPrefix | None] | None = None,
     ) -> list[ActionChunk]:
-        """``n`` chunks per observation, side by side."""
+        """``n`` chunks per observation, side by side; with prefixes ``n`` is 1."""
         for seed in seeds:
             check_seed(seed)
         clock = Clock(self.device)
@@ -252,7 +254,8 @@ class Policy:
             seen = [self._images(o) for o in observations]
             batch = self._prompts(observations, states_BS)
             noise_BHA = self._noise(seeds)
-            decided = decided_of(prefix, states_BS[0], self.space, self.chunk)
+            told = [None] * len(states_BS) if prefixes is None else prefixes
+            decided = decided_of(told, states_BS, self.space, self.chunk)
         with self._turn:
             x_BHA = self._run(clock, seen, batch, noise_BHA, n, decided)
         with clock.stage("postprocess"):

@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from vlakern.errors import InputError, VlakernError
-from vlakern.types import ActionChunk, Observation
+from vlakern.types import ActionChunk, ActionPrefix, Observation
 
-__all__ = ["Actor", "Answer", "Batcher", "PolicyFailed"]
+__all__ = ["Actor", "Answer", "Batcher", "PolicyFailed", "PrefixActor"]
 
 
 class PolicyFailed(VlakernError):
@@ -24,6 +24,17 @@ class Actor(Protocol):
 
     def act_batch(
         self, observations: Sequence[Observation], seeds: Sequence[int] | None = None
+    ) -> list[ActionChunk]: ...
+
+
+class PrefixActor(Protocol):
+    """A policy that takes prefixes, all of a call in one form."""
+
+    def act_batch(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int] | None = None,
+        prefixes: Sequence[ActionPrefix | None] | None = None,
     ) -> list[ActionChunk]: ...
 
 
@@ -43,6 +54,13 @@ class _Waiting:
     future: "asyncio.Future[Answer]"
     loop: asyncio.AbstractEventLoop
     deliver: Callable[[Answer], None] | None
+    prefix: ActionPrefix | None
+
+    @property
+    def kind(self) -> str:
+        """Rows of a kind go through the policy together; one without prefix is beside frozen ones
+        what it is alone."""
+        return "frozen" if self.prefix is None else self.prefix.form
 
 
 class Batcher:
@@ -65,10 +83,12 @@ class Batcher:
         observation: Observation,
         seed: int | None = None,
         deliver: Callable[[Answer], None] | None = None,
+        prefix: ActionPrefix | None = None,
     ) -> Answer:
         """The next chunk.
 
         Args:
+            prefix: for a policy that is a :class:`PrefixActor`.
             deliver: called with it before anyone else, on the policy's thread: it raises nothing
                 and waits for nobody.
 
@@ -79,7 +99,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         drawn = secrets.randbits(63) if seed is None else seed
-        self._waiting.put(_Waiting(observation, drawn, future, loop, deliver))
+        self._waiting.put(_Waiting(observation, drawn, future, loop, deliver, prefix))
         return await future
 
     def close(self, timeout: float | None = None) -> bool:
@@ -91,8 +111,9 @@ class Batcher:
     def _run(self) -> None:
         while True:
             rows = self._rows()
-            if rows:
-                self._answer([row for row in rows if row is not None])
+            there = [row for row in rows if row is not None]
+            for kind in dict.fromkeys(row.kind for row in there):
+                self._answer([row for row in there if row.kind == kind])
             if not rows or rows[-1] is None:
                 return
 
@@ -106,15 +127,18 @@ class Batcher:
                 break
         return rows
 
+    def _act(self, rows: list[_Waiting]) -> list[ActionChunk]:
+        asked = ([row.observation for row in rows], [row.seed for row in rows])
+        prefixes = [row.prefix for row in rows]
+        if not any(prefixes):  # a policy that knows of none is never told
+            return self._policy.act_batch(*asked)
+        return cast(PrefixActor, self._policy).act_batch(*asked, prefixes)
+
     def _answer(self, rows: list[_Waiting]) -> None:
-        if not rows:
-            return
         begin = time.perf_counter()
         outcome = _Outcome()
         with outcome:
-            chunks = self._policy.act_batch(
-                [row.observation for row in rows], [row.seed for row in rows]
-            )
+            chunks = self._act(rows)
             took = (time.perf_counter() - begin) * 1e3
             for row, chunk in zip(rows, chunks, strict=True):
                 answer = Answer(chunk, took, len(rows))

@@ -16,7 +16,7 @@ from vlakern.errors import InputError
 from vlakern.serve.batcher import Answer, Batcher, PolicyFailed
 from vlakern.serve.codec import decode, encode
 from vlakern.serve.settings import ServerConfig, Statistics
-from vlakern.serve.wire import REQUEST, Keys, observation
+from vlakern.serve.wire import REQUEST, Keys, asked
 
 __all__ = ["Peer", "Sessions"]
 
@@ -157,10 +157,12 @@ class Sessions:
             if isinstance(data, str):
                 raise InputError("a text message; expected msgpack")
             message = decode(data, self.config.most_bytes)
-            seen, seed = observation(message, self._keys)
+            found = asked(message, self._keys)
             way = _Way(self, peer, message, begin, previous)
             direct = peer.direct and self.config.blind is None
-            answer = await self._batcher.act(seen, seed, way.deliver if direct else None)
+            answer = await self._batcher.act(
+                found.observation, found.seed, way.deliver if direct else None, found.prefix
+            )
         except InputError as error:
             self.statistics.refused += 1
             number = _number()

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from vlakern.errors import ConfigError, InputError
-from vlakern.types import Observation
+from vlakern.serve.prefix import PrefixRule
+from vlakern.types import ActionPrefix, Observation
 
-__all__ = ["REQUEST", "Keys", "observation", "parse_keys"]
+__all__ = ["REQUEST", "Asked", "Keys", "asked", "observation", "parse_keys"]
 
 PROMPTS = ("prompt", "task")
 STATES = ("observation/state", "state", "observation.state")
@@ -32,12 +33,14 @@ class Keys:
         of_view: view -> key, where the sender calls it otherwise than ``PLACES`` say.
         state: keys whose numbers are joined in this order; one of ``STATES`` by default.
         state_width: numbers of the state, any by default.
+        prefix: which decided actions a message may hold, none by default.
     """
 
     views: tuple[str, ...]
     of_view: Mapping[str, str] = field(default_factory=dict)
     state: tuple[str, ...] = ()
     state_width: int | None = None
+    prefix: PrefixRule = field(default_factory=PrefixRule)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.of_view) - set(self.views))
@@ -58,6 +61,7 @@ class Keys:
             "prompt_most": MOST_PROMPT,
             "seed": SEED,
             "request": REQUEST,
+            **self.prefix.announced(),
         }
 
     def _places(self, view: str) -> tuple[str, ...]:
@@ -65,8 +69,10 @@ class Keys:
             return (self.of_view[view],)
         return tuple(place.format(view) for place in PLACES)
 
-    def split(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-        """Images by view, state and prompt of a message.
+    def split(
+        self, message: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Any, Any, ActionPrefix | None]:
+        """Images by view, state, prompt and prefix of a message.
 
         Raises:
             InputError: a key that is unknown, missing or there twice.
@@ -83,12 +89,13 @@ class Keys:
         prompt = next((flat.pop(key) for key in PROMPTS if key in flat), None)
         flat.pop(SEED, None)
         flat.pop(REQUEST, None)
+        prefix = self.prefix.taken(flat)
         if flat:
             known = [*self.views, *(self.state or STATES[:1]), PROMPTS[0]]
             raise InputError(
                 f"key {min(flat)[:80]!r} is unknown; this policy takes {', '.join(known)}"
             )
-        return images, state, prompt
+        return images, state, prompt, prefix
 
     def _state(self, flat: dict[str, Any]) -> np.ndarray:
         if not self.state:
@@ -147,13 +154,22 @@ def _picture(image: Any, view: str) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, int | None]:
-    """The observation in a message, and its seed if it has one.
+@dataclass(frozen=True)
+class Asked:
+    """What a message asks for."""
+
+    observation: Observation
+    seed: int | None
+    prefix: ActionPrefix | None
+
+
+def asked(message: Mapping[str, Any], keys: Keys) -> Asked:
+    """What a message holds.
 
     Raises:
         InputError: naming the key that is wrong.
     """
-    images, state, prompt = keys.split(message)
+    images, state, prompt, prefix = keys.split(message)
     if not isinstance(prompt, str):
         raise InputError(f"the prompt is a {type(prompt).__name__}, expected words as 'prompt'")
     if len(prompt) > MOST_PROMPT:
@@ -164,7 +180,13 @@ def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, in
             found = str(value)[:40]
             raise InputError(f"{key} is {found!r}, expected a whole number from 0 to 2^63 - 1")
     pictures = {view: _picture(image, view) for view, image in images.items()}
-    return Observation(pictures, state, prompt), message.get(SEED)
+    return Asked(Observation(pictures, state, prompt), message.get(SEED), prefix)
+
+
+def observation(message: Mapping[str, Any], keys: Keys) -> tuple[Observation, int | None]:
+    """Observation and seed of :func:`asked`."""
+    found = asked(message, keys)
+    return found.observation, found.seed
 
 
 def parse_keys(
