@@ -63,7 +63,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., verb.A
     simulator = SimpleNamespace(CONTROL_RATE=80.0, MetaWorldEnv=Toy)
     usual = {"out": tmp_path / "out", "tasks": "reach-v3,push-v3", "max_steps": 12}
     monkeypatch.setattr(verb, "_simulator", lambda name: simulator)
-    monkeypatch.setitem(vars(vlakern), "load", lambda name, device, dtype: Steady())
+    monkeypatch.setitem(vars(vlakern), "load", lambda name, **options: Steady())
     return lambda **options: verb.Args(**(usual | options))
 
 

@@ -44,6 +44,8 @@ def test_the_synchronous_mode_has_a_rule_of_its_own() -> None:
         check_delay(config, RATES, latency(0.1), 7)
     with pytest.raises(ConfigError, match="most_steps"):
         check_delay(config, RATES, latency(0.1), 65)
+    with pytest.raises(ConfigError, match=r"64 actions and where they begin.*65 or more"):
+        check_delay(config, RATES, latency(0.1), 65, from_here=True)
 
 
 @pytest.mark.parametrize(

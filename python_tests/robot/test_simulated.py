@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import vlakern
+from vlakern.errors import ConfigError
 from vlakern.ops import _native
-from vlakern.robot.executor import Command
+from vlakern.robot.executor import Command, Limits
 from vlakern.robot.simulated import RealtimeSimulator
 from vlakern.types import Observation
 
@@ -24,6 +25,9 @@ class Point:
 
     def reset(self, seed: int) -> None:
         self.x[0] = 0.0
+
+    def hand_range(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
 
     def state(self) -> np.ndarray:
         return np.array([*self.x, 1.0], np.float32)
@@ -40,9 +44,9 @@ class Point:
         self.closed = True
 
 
-def world(make: Any) -> RealtimeSimulator:
+def world(make: Any, rate: float = 50.0) -> RealtimeSimulator:
     control = vlakern.load("metaworld-small", device="cpu").control
-    return RealtimeSimulator(make, control, 0, 50.0, 100, np.array([0.0, 0.0, 0.0, -1.0]))
+    return RealtimeSimulator(make, control, 0, rate, 100)
 
 
 def test_it_goes_on_towards_the_newest_command() -> None:
@@ -50,6 +54,10 @@ def test_it_goes_on_towards_the_newest_command() -> None:
     point = Point()
     arm = world(lambda: point)
     np.testing.assert_allclose(arm.position(), [0, 0.6, 0.2, -1], atol=1e-6)
+    assert arm.limits == Limits(
+        [-0.5, 0.4, 0.05, -1.0], [0.5, 1.0, 0.5, 1.0], [0.5, 0.5, 0.5, 2000.0]
+    )
+    assert arm.held == (3,)
     assert arm.observe() is not None
     time.sleep(0.1)
     assert arm.steps == 0
@@ -70,3 +78,9 @@ def test_what_the_simulator_raises_is_heard() -> None:
 
     with pytest.raises(ConnectionError, match="no renderer"):
         world(broken)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match="expected control steps a second above 0"):
+        world(Point, rate)

@@ -216,3 +216,41 @@ def test_renderer_chosen_too_late(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RenderError, match="MUJOCO_GL=another"):
         MetaWorldEnv("push-v3")
     metaworld._library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("task", "axis", "side"),
+    [("reach-v3", 0, 1), ("reach-v3", 1, -1), ("reach-v3", 2, -1), ("lever-pull-v3", 2, 1)],
+)
+def test_the_hand_goes_as_far_as_its_range_says(task: str, axis: int, side: int):
+    """To within a centimetre of the bound and not beyond it, however long it is pushed there; and
+    as many steps as the range says move the point that drags it, no more."""
+    env = MetaWorldEnv(task, views=())
+    env.reset(0)
+    bound = env.hand_range()[side > 0][axis]
+    step, start = np.zeros(4), env.state()
+    step[axis] = side
+    steps = round(abs(bound - start[axis]) / 0.01)
+    assert steps > 5
+    dragged = [env._sim.data.mocap_pos[0, axis]]
+    for _ in range(steps + 20):
+        env.step(step)
+        dragged.append(env._sim.data.mocap_pos[0, axis])
+    moved = np.abs(np.diff(dragged))
+    np.testing.assert_allclose(moved[: steps - 1], 0.01)
+    np.testing.assert_array_equal(moved[steps + 1 :], 0.0)
+    assert env.state()[axis] == pytest.approx(bound, abs=0.01)
+
+
+def test_the_range_of_the_hand_is_the_tasks_own():
+    """Some tasks let it below the table; none is asked before its episode."""
+    ranges = {}
+    for task in ("reach-v3", "faucet-open-v3"):
+        env = MetaWorldEnv(task, views=())
+        with pytest.raises(InputError, match="has not begun"):
+            env.hand_range()
+        env.reset(0)
+        ranges[task] = env.hand_range()
+        sim = env._sim
+        np.testing.assert_allclose(np.diff(ranges[task], axis=0)[0], sim.hand_high - sim.hand_low)
+    assert ranges["faucet-open-v3"][0][2] == pytest.approx(ranges["reach-v3"][0][2] - 0.2, abs=1e-3)

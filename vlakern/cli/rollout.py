@@ -3,7 +3,7 @@
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -39,33 +39,55 @@ class Args:
     """Device of the policy: auto, cpu, cuda, cuda:1."""
     dtype: str = "auto"
     """Number format of the policy: auto, fp32, bf16, int8 (CPU)."""
+    backend: Literal["auto", "torch"] = "auto"
+    """What runs the network: vlakern's engine, or torch and the network's own modules."""
     seed: int = 0
     """First scene seed and root of the policy's noise; below 1,000,000 (training has the rest)."""
-    batch: int = 5
-    """Most episodes running at once."""
+    batch: int | None = None
+    """Most episodes running at once; 5 by default."""
     max_steps: int = 300
     """Control steps after which an episode has failed."""
-    video: Literal["first", "all", "none"] = "first"
-    """Views that are recorded, side by side."""
-    out: Path = Path("outputs/rollout")
-    """Directory for report.html and the videos; an earlier report there is replaced."""
+    video: Literal["first", "all", "none"] | None = None
+    """Views that are recorded, side by side; first by default."""
+    out: Path | None = None
+    """Directory for report.html and the videos, outputs/rollout by default; an earlier report there
+    is replaced."""
     realtime: float | None = None
     """Control steps a second of a simulator that does not wait for the policy (metaworld; its own
     rate is 80): one episode at a time, no videos and no page."""
-    latency: str = "0"
-    """Milliseconds, separated by commas, that inference takes longer, with --realtime."""
+    latency: str | None = None
+    """Milliseconds, separated by commas, that inference takes longer, with --realtime; each is run
+    and counted on its own."""
+    sudden: bool = False
+    """With --realtime: they come once the robot moves, as where a network gets slower. The loop has
+    not measured them before, so it refuses none, and starves."""
+    prefix: Literal["none", "frozen", "cheap", "exact"] = "none"
+    """With --realtime: how a chunk is made to agree with what is executed meanwhile; frozen is for
+    policies trained with delays, exact needs --backend torch."""
+    ensemble: float | None = None
+    """With --realtime: m of temporal ensembling, which averages chunks with weights exp(-m i)."""
     json: Path | None = None
     """File for the results as JSON."""
 
 
 def run(args: Args) -> int:
     """Runs the episodes, prints the tables, writes the report and returns 0."""
+    if args.realtime is not None:
+        return _realtime(args)
+    for name in ("latency", "sudden", "prefix", "ensemble"):
+        if getattr(args, name) not in (None, False, "none"):
+            raise ConfigError(
+                f"--{name} is for --realtime, which is not given; add it, or leave --{name} out"
+            )
+    return _turns(_filled(args))
+
+
+def _turns(args: Any) -> int:
+    """The policy and the simulator take turns."""
     from vlakern.sim.report import PAGE, check_folder, keep_video, write_page
     from vlakern.sim.rollout import Plan, rollout
 
     simulator = _simulator(args.env)
-    if args.realtime is not None:
-        return _realtime(args, simulator)
     out = args.out.resolve()
     check_folder(out)
     check_writable(out)
@@ -95,20 +117,36 @@ def run(args: Args) -> int:
     return 0
 
 
-def _realtime(args: Args, simulator: Any) -> int:
-    from vlakern.cli._realtime import delays, run
+def _filled(args: Args) -> Any:
+    """With what an ordinary run has by default; Any, because nothing of it is None."""
+    return replace(
+        args,
+        batch=5 if args.batch is None else args.batch,
+        video=args.video or "first",
+        out=args.out or Path("outputs/rollout"),
+    )
+
+
+def _realtime(args: Args) -> int:
+    from vlakern.cli._realtime import Sweep, run
 
     if args.env != "metaworld":
         raise ConfigError(f"--realtime is for metaworld, found --env {args.env}; leave it out")
-    if not 1 <= (args.realtime or 0) <= 80:
-        raise ConfigError(f"--realtime is {args.realtime:g}, expected 1 to 80 steps a second")
-    delays(args.latency)
+    for name in ("batch", "video", "out"):
+        if getattr(args, name) is not None:
+            raise ConfigError(
+                "--realtime runs one episode at a time and writes neither videos nor a page; leave"
+                f" --{name} out"
+            )
+    simulator = _simulator(args.env)
+    sweep = Sweep.of(args, _tasks(args, None), simulator.CONTROL_RATE)
     policy = _load(args)
     if policy.frame != "native" or policy.robot.controller is None:
         raise ConfigError(
-            f"--realtime drives policies in the frame native, {policy.name} has {policy.frame}"
+            f"--realtime drives policies in the frame native, {policy.name} has {policy.frame};"
+            " leave --realtime out"
         )
-    return run(args, policy, _environment(args.env, simulator, policy), _tasks(args, policy))
+    return run(args, sweep, policy, _environment(args.env, simulator, policy))
 
 
 @dataclass
@@ -159,7 +197,7 @@ def _tasks(args: Args, policy: Any) -> tuple[str, ...]:
 
 
 def _load(args: Args) -> Any:
-    return vlakern.load(args.policy, device=args.device, dtype=args.dtype)
+    return vlakern.load(args.policy, device=args.device, dtype=args.dtype, backend=args.backend)
 
 
 def _environment(name: str, simulator: Any, policy: Any) -> Callable[[str], Any]:

@@ -239,7 +239,7 @@ class Loop:
         steps = self._probe()
         if steps is None:
             return
-        check_delay(self.config, self._rates, self.latency, steps)
+        check_delay(self.config, self._rates, self.latency, steps, self._native is not None)
         self._ready.set()
         self._going.wait()
         while not self._ending.is_set():
@@ -294,10 +294,10 @@ class Loop:
                 return self.policy.act(observation)
             return self.policy.act(observation, prefix=prefix)
         begin = (observation.state, self._commanded(seen.time_ns))
-        if prefix is None:
+        native = None if prefix is None else self._native.to_prefix(prefix, *begin)
+        if native is None:
             chunk = self.policy.act(observation)
         else:
-            native = self._native.to_prefix(prefix, *begin)
             chunk = self.policy.act(observation, prefix=native)
         return replace(chunk, actions=self._native.to_commands(chunk.actions, *begin))
 
@@ -320,7 +320,8 @@ class Loop:
         age = self._count(seen)
         actions_HJ = np.asarray(chunk.actions, np.float64)
         if self.config.mode == "sync":
-            self._hand_in(actions_HJ[: self.config.execute], time.monotonic_ns())
+            rows = self.config.execute + (self._native is not None)
+            self._hand_in(actions_HJ[:rows], time.monotonic_ns())
             return
         reason = self._unfit(age, len(actions_HJ), prefix)
         if reason is None:

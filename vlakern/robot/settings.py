@@ -111,18 +111,26 @@ class LoopReport:
         return asdict(self)
 
 
-def check_delay(config: LoopConfig, rates: ExecutorConfig, latency: Latency, steps: int) -> None:
+def check_delay(
+    config: LoopConfig, rates: ExecutorConfig, latency: Latency, rows: int, from_here: bool = False
+) -> None:
     """d <= s <= H - d, with d of the latencies so far.
+
+    Args:
+        rows: of a chunk.
+        from_here: the first of them is where the robot is, and no action.
 
     Raises:
         ConfigError: it does not hold, or the chunk does not fit the executor.
     """
     execute, rate = config.execute, rates.policy_rate
-    if steps > rates.most_steps:
+    if rows > rates.most_steps:
+        first = " and where they begin" if from_here else ""
         raise ConfigError(
-            f"chunks have {steps} actions, the executor takes {rates.most_steps}; raise"
-            " executor.most_steps"
+            f"chunks have {rows - from_here} actions{first}, the executor takes {rates.most_steps}"
+            f" rows; set executor.most_steps to {rows} or more"
         )
+    steps = rows - from_here
     delay, took = latency.delay_steps(rate), latency.p95
     if config.mode == "sync":
         if execute > steps:

@@ -11,12 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
-from vlakern.robot.executor import Command
+from vlakern.errors import ConfigError
+from vlakern.robot.executor import Command, Limits
 from vlakern.robot.ports import Seen
 from vlakern.space.controller import NativeControl
 from vlakern.types import Observation
 
 __all__ = ["RealtimeSimulator", "World"]
+
+# Of an executor's ticks [Hz]: a number that is no pose may go from end to end in one of them.
+MOST_TICKS = 1000.0
 
 
 class Outcome(Protocol):
@@ -30,6 +34,7 @@ class World(Protocol):
     def reset(self, seed: int) -> None: ...
     def observe(self) -> Observation: ...
     def state(self) -> np.ndarray: ...
+    def hand_range(self) -> tuple[np.ndarray, np.ndarray]: ...
     def step(self, action: np.ndarray) -> Outcome: ...
     def close(self) -> None: ...
 
@@ -42,6 +47,9 @@ class RealtimeSimulator:
     which :attr:`slow` counts; it never makes up for it.
 
     Attributes:
+        limits: of its commands: the hand's range is the simulator's own, its speed one step of the
+            controller's limit per control step.
+        held: columns of a command that are no pose, such as a gripper's.
         steps, slow: control steps, and those of them that began a period or more too late.
         success: the task is solved; the world stands from then on.
         error: what the simulator raised; ``observe`` raises it again.
@@ -54,18 +62,29 @@ class RealtimeSimulator:
         seed: int,
         rate: float,
         max_steps: int,
-        rest: np.ndarray,
     ) -> None:
-        """Args: rest: numbers of a command ``[J]`` before the first; its pose is the measured one.
+        """Args: seed: of the scene. rate: of control steps [Hz]. max_steps: that end the episode.
 
         Raises:
+            ConfigError: a rate that is not above 0, or no limit of the controller's steps.
             VlakernError: whatever the simulator says at its start.
         """
+        if not 0 < rate < np.inf:
+            raise ConfigError(f"rate is {rate:g}, expected control steps a second above 0")
+        if control.controller.limit is None:
+            raise ConfigError(
+                f"{control.robot.name}: controller {control.controller.name} declares no limit, so"
+                " no speed is known that it keeps up with; declare controller.limit"
+            )
         self._make, self._control, self._seed = make, control, seed
         self._period_ns, self._max_steps = round(1e9 / rate), max_steps
-        self._rest = rest
+        self._speed = control.controller.position_scale * control.controller.limit * rate  # [m/s]
+        columns = np.arange(control.robot.action_width)
+        self.held = tuple(int(i) for i in np.setdiff1d(columns, control.steered))
         self.steps, self.slow, self.success = 0, 0, False
         self.error: BaseException | None = None
+        self.limits: Limits
+        self._rest: np.ndarray
         self._newest: Command | None = None
         self._seen: Seen | None = None
         self._closing, self._there = threading.Event(), threading.Condition()
@@ -113,7 +132,8 @@ class RealtimeSimulator:
         world = self._make()
         try:
             world.reset(self._seed)
-            last = self._rest = self._command_at(world.state())
+            last = self._rest = self._rest_at(world.state())
+            self.limits = self._limits_in(*world.hand_range())
             self._look(world)
             due = time.monotonic_ns()
             while not self._closing.is_set():
@@ -142,15 +162,26 @@ class RealtimeSimulator:
             self._seen = seen
             self._there.notify_all()
 
-    def _command_at(self, state: np.ndarray) -> np.ndarray:
-        """To stay at the measured pose."""
+    def _rest_at(self, state: np.ndarray) -> np.ndarray:
+        """The command to stay at the measured pose, with open grippers."""
         still = np.zeros(self._control.robot.action_width, np.float32)
-        here = self._control.to_command(still, state)
-        rest = self._rest.copy()
-        for number in self._control.robot.action:
-            if number.slot.endswith(("_position", "_rotation")):
-                rest[slice(*number.native)] = here[slice(*number.native)]
-        return rest
+        for field in self._control.robot.action:
+            if field.open is not None:
+                still[slice(*field.native)] = field.open
+        return self._control.to_command(still, state)
+
+    def _limits_in(self, low: np.ndarray, high: np.ndarray) -> Limits:
+        robot = self._control.robot
+        most, speed = np.full((2, robot.action_width), np.inf), np.full(robot.action_width, np.inf)
+        for field in robot.action:
+            at = slice(*field.native)
+            if field.closed is not None and field.open is not None:
+                most[:, at] = np.sort([field.closed, field.open])[:, None]
+                speed[at] = abs(field.open - field.closed) * MOST_TICKS
+            elif field.slot.endswith("_eef_position"):
+                most[:, at] = low, high
+                speed[at] = self._speed
+        return Limits(most[0].tolist(), most[1].tolist(), speed.tolist())
 
 
 class _Kept:

@@ -94,6 +94,16 @@ class MetaWorldEnv:
         """float32 ``[4]``: hand x, y, z [m] and gripper opening [0 closed .. 1 open]."""
         return self._full()[:4].astype(np.float32)
 
+    def hand_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest ``[3]`` [m] that steps may add up to from the hand as it is measured.
+
+        The simulator keeps the point that drags the hand in a box of the task's own and throws
+        away what leads out of it; the hand hangs some millimetres beside that point.
+        """
+        self._full()
+        beside = self.state()[:3].astype(np.float64) - self._sim.data.mocap_pos[0]
+        return self._sim.mocap_low + beside, self._sim.mocap_high + beside
+
     def render(self, view: str) -> np.ndarray:
         """The uint8 ``[H, W, 3]`` RGB picture of ``view``; RenderError if it is not a real one."""
         camera = _known(view, self._cameras, "view")

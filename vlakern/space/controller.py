@@ -62,6 +62,11 @@ class NativeControl:
         self._axes = _axes(robot, self.controller, base)
         self._columns = _columns(self._targets, self.controller)
 
+    @property
+    def steered(self) -> list[int]:
+        """Columns of a command that are a pose's; the controller passes all others on."""
+        return [i for _, at, _, _ in self._columns for i in range(at.start, at.stop)]
+
     def to_native(
         self,
         command: np.ndarray,
