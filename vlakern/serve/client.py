@@ -6,51 +6,28 @@ Dimension letters: H steps of a chunk, A action width.
 import contextlib
 import itertools
 import secrets
-import socket
-import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.sync.client import connect
 
 from vlakern.errors import InputError, VlakernError
-from vlakern.serve.codec import MOST_BYTES, decode, pieces
+from vlakern.serve._websocket import Transport, opened
+from vlakern.serve.codec import decode, pieces
 from vlakern.serve.shared import SharedConnection
 from vlakern.serve.wire import REQUEST
 
 __all__ = ["ActionBroker", "Client", "ServerError", "actions_of"]
 
 SHARED = "shm://"
-FRAGMENT, SMALL = 100_000, 4096  # bytes
 
 
 class ServerError(VlakernError):
     """The server cannot be reached, does not answer in time, or answered with an error."""
-
-
-class _Transport(Protocol):
-    """A connection that sends and receives whole messages."""
-
-    def send(self, pieces: Sequence[bytes | memoryview], timeout: float) -> None: ...
-
-    def recv(self, timeout: float) -> bytes | str: ...
-
-    def drain(self) -> int:
-        """Throws away what nobody asked for; how many messages that was."""
-        ...
-
-    def close(self) -> None:
-        """With a word of goodbye, where there is one."""
-        ...
-
-    def abandon(self) -> None:
-        """Without waiting for anyone."""
-        ...
 
 
 class Client:
@@ -78,7 +55,7 @@ class Client:
     ) -> None:
         self._url = url if "://" in url else f"ws://{url}"
         self._token, self._timeout, self._patience = token, timeout, patience
-        self._open: _Transport | None = None
+        self._open: Transport | None = None
         if not (timeout > 0 and patience > 0):
             raise InputError(f"timeout is {timeout} and patience {patience}, expected more than 0")
         self._turn = threading.Lock()
@@ -96,6 +73,8 @@ class Client:
             ServerError: no reply, or one that says what was wrong.
         """
         with self._turn:
+            if self._open is not None and self._open.gone():
+                self._abandon()
             if self._open is None:
                 self._open = self._connected()
             try:
@@ -110,7 +89,7 @@ class Client:
                 self._abandon()
                 raise
 
-    def _asked(self, server: _Transport, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _asked(self, server: Transport, message: Mapping[str, Any]) -> dict[str, Any]:
         end = time.monotonic() + self._timeout
         number = next(self._numbers) if self._numbered else None
         if number is None:
@@ -142,7 +121,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _connected(self) -> _Transport:
+    def _connected(self) -> Transport:
         """After the server's first message."""
         end = time.monotonic() + self._patience
         while True:
@@ -162,76 +141,15 @@ class Client:
                     raise ServerError(f"{self._url} cannot be reached ({error})") from error
             time.sleep(0.1)
 
-    def _opened(self, timeout: float) -> _Transport:
+    def _opened(self, timeout: float) -> Transport:
         if self._url.startswith(SHARED):
             return SharedConnection(self._url.removeprefix(SHARED), timeout)
-        return _WebSocket(self._url, self._token, timeout)
+        return opened(self._url, self._token, timeout)
 
     def _abandon(self) -> None:
         if self._open is not None:
             self._open.abandon()
         self._open = None
-
-
-class _WebSocket:
-    def __init__(self, url: str, token: str | None, timeout: float) -> None:
-        self._open = contextlib.ExitStack()
-        opening = connect(
-            url,
-            additional_headers={"Authorization": f"Api-Key {token}"} if token else {},
-            compression=None,
-            max_size=MOST_BYTES,
-            open_timeout=timeout,
-            close_timeout=1.0,
-        )
-        self._connection = self._open.enter_context(opening)
-
-    def send(self, pieces: Sequence[bytes | memoryview], timeout: float) -> None:
-        seconds, part = divmod(timeout, 1.0)
-        limit = struct.pack("ll", int(seconds), int(part * 1e6))
-        # The library has no time limit for sending; its thread that receives polls, and has none.
-        self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        try:
-            self._connection.send(_fragments(pieces))
-        except ConnectionClosed as error:
-            if isinstance(error.__cause__, BlockingIOError):
-                raise TimeoutError("the server takes nothing") from error
-            raise
-
-    def recv(self, timeout: float) -> bytes | str:
-        return self._connection.recv(timeout=timeout)
-
-    def drain(self) -> int:
-        for count in itertools.count():
-            try:
-                self._connection.recv(timeout=0)
-            except TimeoutError:
-                return count
-        raise AssertionError("unreachable")
-
-    def close(self) -> None:
-        self._open.close()
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.socket.shutdown(socket.SHUT_RDWR)
-        self._open.close()
-
-
-def _fragments(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The message in frames that the allocator keeps memory for: from 128 KiB on glibc maps pages
-    anew each time, which takes longer than all the rest."""
-    small = b""
-    for piece in pieces:
-        if len(small) + len(piece) <= SMALL:
-            small += piece
-            continue
-        if small:
-            yield small
-        small = b""
-        for at in range(0, len(piece), FRAGMENT):
-            yield piece[at : at + FRAGMENT]
-    yield small
 
 
 def _decoded(data: bytes | str, url: str) -> dict[str, Any]:

@@ -6,12 +6,17 @@ order; after an error a text frame and code 1011. ``GET /healthz`` on the same p
 
 import asyncio
 import hmac
+import os
+import socket
+import struct
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from websockets.asyncio.server import Server as SocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from vlakern.serve.batcher import Batcher
 from vlakern.serve.session import Sessions
@@ -24,6 +29,7 @@ __all__ = ["Server", "ServerConfig"]
 HEALTH = "/healthz"
 # Pongs pile up for a peer that reads none; a reply is a tenth of this [bytes].
 MOST_UNSENT = 1 << 20
+MOST_DIRECT = 1 << 16  # of a reply that does not wait for room [bytes]
 
 
 class Server:
@@ -113,24 +119,57 @@ class Server:
 
 
 class _Connection(ServerConnection):
-    """One of ``owner``, who learns when it goes."""
+    """One of ``owner``, who learns when it goes.
+
+    The policy's thread sends replies itself: a descriptor of its own goes to the same connection,
+    and the lock keeps the event loop from sending at the same time.
+    """
 
     owner: Server
-    direct = False
-
-    def send_now(self, message: bytes) -> bool:
-        return False  # the event loop's own thread alone may send
+    direct = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        self._sending = threading.Lock()
+        self._socket: socket.socket | None = socket.socket(fileno=descriptor)
+        self._rest = b""  # of a reply that was not taken at once
         self.owner.opening.add(self)
         if len(self.owner.opening) > self.owner.config.most_opening:
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        with self._sending:
+            assert self._socket is not None
+            self._socket.close()
+            self._socket = None
         self.owner.opening.discard(self)
         self.owner.statistics.open.discard(self)
         super().connection_lost(exc)
+
+    def send_data(self) -> None:
+        with self._sending:
+            if self._rest and self._socket is not None:
+                self.transport.write(self._rest)
+            self._rest = b""
+            super().send_data()
+
+    def send_now(self, message: bytes) -> bool:
+        with self._sending:
+            waits = self._rest or self.transport.get_write_buffer_size()
+            if self._socket is None or waits or len(message) > MOST_DIRECT:
+                return False
+            if self.protocol.state is not State.OPEN:
+                return False
+            head = frame_head(len(message))
+            try:
+                sent = self._socket.sendmsg([head, message], [], socket.MSG_DONTWAIT)
+            except OSError:  # no room at all, or it has gone
+                return False
+            self._rest = (head + message)[sent:]
+            if self._rest:
+                self.loop.call_soon_threadsafe(self.send_data)
+        return True
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -139,3 +178,12 @@ class _Connection(ServerConnection):
 
     def abort(self) -> None:
         self.transport.abort()
+
+
+def frame_head(size: int) -> bytes:
+    """Of a whole binary message that a server sends (RFC 6455, section 5.2)."""
+    if size < 126:
+        return struct.pack(">BB", 0x82, size)
+    if size < 1 << 16:
+        return struct.pack(">BBH", 0x82, 126, size)
+    return struct.pack(">BBQ", 0x82, 127, size)

@@ -269,6 +269,16 @@ class SharedConnection:
         """Nothing lies between that could repeat a reply."""
         return 0
 
+    def gone(self) -> bool:
+        """Whether the server has closed the connection."""
+        self._socket.settimeout(0.0)
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """At once; the server frees its side when it sees that."""
         self._socket.close()
