@@ -226,7 +226,11 @@ void Engine::action_norm(const IntegrateInput& in, std::int64_t evaluation,
   const std::int64_t rows = in.x.shape[0] * s.chunk, width = s.action.hidden;
   const Rows x = rows_of(at_.action_x, width), normed = rows_of(at_.normed, width);
   if (!s.adaptive) {
-    calls.norm(NormKind::kRms, rows, width, s.eps, x, normed);
+    const auto layer = static_cast<std::size_t>(norm / 2);
+    const float* weight = norm == 2 * s.layers ? model_.action_norm
+                          : norm % 2 == 0      ? model_.action[layer].input_norm
+                                               : model_.action[layer].post_norm;
+    calls.norm(NormKind::kRms, rows, width, s.eps, x, normed, weight);
     return;
   }
   const std::int64_t of_time = s.norms() * 3 * width;

@@ -37,10 +37,11 @@ void Calls::linear(const Matrix& w, std::int64_t m, const Rows& x, const Rows& o
 }
 
 void Calls::norm(NormKind kind, std::int64_t m, std::int64_t width, float eps, const Rows& x,
-                 const Rows& y) const {
+                 const Rows& y, const float* weight) const {
   NormParams p{};
   p.x = norm_matrix(x);
   p.y = norm_matrix(y);
+  p.weight = {reinterpret_cast<char*>(const_cast<float*>(weight)), 0, DType::kF32};
   p.rows = m;
   p.width = width;
   p.groups = 1;
@@ -77,7 +78,7 @@ void Calls::norm(const Adaptive& a, std::int64_t m, std::int64_t width, float ep
 
 void mlp_half(const Calls& calls, const ExpertLayer& layer, std::int64_t m, float eps,
               const Rows& x, const Rows& normed, const Rows& hidden) {
-  calls.norm(NormKind::kRms, m, layer.gate_up->k, eps, x, normed);
+  calls.norm(NormKind::kRms, m, layer.gate_up->k, eps, x, normed, layer.post_norm);
   calls.linear(*layer.gate_up, m, normed, hidden);
   calls.linear(*layer.down, m, hidden, x, true);
 }
@@ -85,7 +86,7 @@ void mlp_half(const Calls& calls, const ExpertLayer& layer, std::int64_t m, floa
 void qkv_half(const Calls& calls, const ExpertLayer& layer, const ModelSizes& s, std::int64_t m,
               bool kv_only, const Rows& x, const Rows& normed, const Rows& qkv) {
   const Matrix& w = kv_only ? *layer.kv : layer.qkv;
-  calls.norm(NormKind::kRms, m, w.k, s.eps, x, normed);
+  calls.norm(NormKind::kRms, m, w.k, s.eps, x, normed, layer.input_norm);
   calls.linear(w, m, normed, kv_only ? qkv.columns(s.q_width()) : qkv);
 }
 

@@ -70,7 +70,7 @@ class Calls {
   void linear(const Matrix& w, std::int64_t m, const Rows& x, const Rows& out,
               const Rows& residual) const;
   void norm(NormKind kind, std::int64_t m, std::int64_t width, float eps, const Rows& x,
-            const Rows& y) const;
+            const Rows& y, const float* weight) const;
   void norm(const Adaptive& a, std::int64_t m, std::int64_t width, float eps, const Rows& x,
             const Rows& y) const;
 

@@ -73,6 +73,12 @@ class Reader {
     return {reinterpret_cast<const void*>(t.data), t.dtype};
   }
 
+  // Null where the weight is folded into the product that follows.
+  const float* norm(const std::string& name, std::int64_t width) const {
+    const auto found = weights_.tensors.find(name);
+    return found == weights_.tensors.end() ? nullptr : floats(name, found->second, width);
+  }
+
  private:
   static std::uintptr_t vector(const std::string& name, const Tensor& t, DType dtype,
                                std::int64_t count) {
@@ -116,7 +122,9 @@ ExpertLayer expert_layer(const Reader& read, const std::string& name, const Mode
     layer.q_norm = read.head_norm(name + ".q_norm", s.head_dim);
     layer.k_norm = read.head_norm(name + ".k_norm", s.head_dim);
   }
+  layer.input_norm = read.norm(name + ".input_norm", e.hidden);
   if (kv_only) return layer;
+  layer.post_norm = read.norm(name + ".post_norm", e.hidden);
   layer.o = read.matrix(name + ".o", e.hidden, s.q_width(), Bias::kNo);
   layer.gate_up = read.matrix(name + ".gate_up", 2 * e.mlp, e.hidden, Bias::kNo,
                               s.gelu_gate ? "gelu_tanh_gate" : "silu_gate");
@@ -141,8 +149,12 @@ void read_vision(const Reader& read, EngineModel& m) {
     m.vision.push_back({read.matrix(name + ".qkv", 3 * v.hidden, v.hidden, Bias::kYes),
                         read.matrix(name + ".proj", v.hidden, v.hidden, Bias::kYes),
                         read.matrix(name + ".fc1", v.mlp, v.hidden, Bias::kYes, gelu),
-                        read.matrix(name + ".fc2", v.hidden, v.mlp, Bias::kYes)});
+                        read.matrix(name + ".fc2", v.hidden, v.mlp, Bias::kYes),
+                        read.norm(name + ".norm1", v.hidden),
+                        read.norm(name + ".norm2", v.hidden)});
   }
+  m.final_norm = read.norm("vision.final_norm", v.hidden);
+  m.connector_norm = read.norm("connector.norm", v.joined());
   const std::int64_t out = m.sizes.semantic.hidden;
   m.connector = read.matrix("connector.0", out, v.joined(), Bias::kYes,
                             v.linear_connector ? "none" : "gelu_erf");
@@ -166,6 +178,7 @@ void read_edges(const Reader& read, EngineModel& m) {
     m.action_in_last = read.matrix("action_in.last", hidden, hidden, Bias::kYes);
     m.times = read.table("action_in.time", hidden, times);
   }
+  m.action_norm = read.norm("action.norm", hidden);
   if (!s.linear_out) {
     m.action_out_first = read.matrix("action_out.first", hidden, hidden, Bias::kYes, "relu");
   }

@@ -4,9 +4,11 @@
 // semantic.i.{qkv, o, gate_up, down}, of the last layer `kv` alone; action.i.{qkv, o, gate_up,
 // down}, where layers cross {q, cross_k, cross_v} for qkv; both experts' i.{q_norm, k_norm};
 // state.{0, 1}, action_in.{first, last}, action_out.{first, last}; tensors vision.place, rope.cos,
-// rope.sin and action_in.time or action.modulation. Weights of norms and residual scales are folded
-// into the matrices next to them. Linear edges have one matrix each: connector.0, state.0,
-// action_in.first, action_out.last.
+// rope.sin and action_in.time or action.modulation. Residual scales and biases of norms are folded
+// into the matrices next to them, and so are weights of norms but for those that come as tensors:
+// vision.{i.norm1, i.norm2, final_norm}, connector.norm, i.{input_norm, post_norm} of both experts
+// and action.norm. Linear edges have one matrix each: connector.0, state.0, action_in.first,
+// action_out.last.
 #pragma once
 
 #include <cstdint>
@@ -110,6 +112,7 @@ using Matrix = LinearParams;
 
 struct VisionLayer {
   Matrix qkv, proj, fc1, fc2;
+  const float *norm1, *norm2;  // [hidden] or null, as every norm's weight: it is folded
 };
 
 struct ExpertLayer {
@@ -118,6 +121,7 @@ struct ExpertLayer {
   std::optional<Matrix> o, gate_up, down;  // not in the semantic expert's last layer
   std::optional<Matrix> cross_k, cross_v;  // of the semantic expert's keys and values
   QkvWeight q_norm, k_norm;                // null without QK-norm
+  const float *input_norm, *post_norm;     // [hidden] or null
 };
 
 struct EngineModel {
@@ -128,6 +132,7 @@ struct EngineModel {
   Matrix patch;
   std::vector<VisionLayer> vision;
   const float* place;  // [rows of a view, hidden]: positions, the class token added to its own
+  const float *final_norm, *connector_norm;  // [hidden] and [joined], or null
   Matrix connector;
   std::optional<Matrix> connector_last;
   Tensor embed;  // [vocab, semantic hidden] bf16 or fp32
@@ -138,6 +143,7 @@ struct EngineModel {
   const float* times;  // [evaluations + 1, action hidden]: of each evaluation, last that of tau 1
   const float* modulations;  // [evaluations + 1, norms, 3, action hidden]: scale, shift and gate
   std::int64_t evaluations;
+  const float* action_norm;  // [action hidden] or null
   std::optional<Matrix> action_out_first;
   Matrix action_out_last;
   const float* cos;  // [positions, head_dim / 2]

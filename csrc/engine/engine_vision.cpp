@@ -111,11 +111,11 @@ void Engine::vision(std::int64_t views) const {
       vector_of(at_.vision_kv_end, rows, DType::kI32), heads_of(out, rows, v.heads, head), lse);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head));
   for (const VisionLayer& layer : model_.vision) {
-    calls.norm(NormKind::kLayer, rows, v.hidden, v.eps, x, normed);
+    calls.norm(NormKind::kLayer, rows, v.hidden, v.eps, x, normed, layer.norm1);
     calls.linear(layer.qkv, rows, normed, qkv);
     shared_attention_cpu(attention, scale, isa_name_, threads_);
     calls.linear(layer.proj, rows, out, x, true);
-    calls.norm(NormKind::kLayer, rows, v.hidden, v.eps, x, normed);
+    calls.norm(NormKind::kLayer, rows, v.hidden, v.eps, x, normed, layer.norm2);
     calls.linear(layer.fc1, rows, normed, hidden);
     calls.linear(layer.fc2, rows, hidden, x, true);
   }
@@ -127,7 +127,9 @@ void Engine::connect(std::int64_t views) const {
   const Calls calls(isa_, threads_, at_.workspace);
   const std::int64_t tokens = views * v.tokens(), width = model_.sizes.semantic.hidden;
   const Rows x = rows_of(at_.vision_x, v.hidden);
-  if (v.final_norm) calls.norm(NormKind::kLayer, views * v.rows(), v.hidden, v.eps, x, x);
+  if (v.final_norm) {
+    calls.norm(NormKind::kLayer, views * v.rows(), v.hidden, v.eps, x, x, model_.final_norm);
+  }
   for (std::int64_t view = 0; view < views; ++view) {
     const std::int64_t first = view * v.rows() + (v.class_token ? 1 : 0);
     join_squares(v, at_.vision_x + first * v.hidden,
@@ -141,7 +143,7 @@ void Engine::connect(std::int64_t views) const {
     return;
   }
   const Rows hidden = rows_of(at_.vision_hidden, width, model_.dtype);
-  calls.norm(NormKind::kLayer, tokens, v.joined(), v.eps, joined, normed);
+  calls.norm(NormKind::kLayer, tokens, v.joined(), v.eps, joined, normed, model_.connector_norm);
   calls.linear(model_.connector, tokens, normed, hidden);
   calls.linear(*model_.connector_last, tokens, hidden, image_tokens);
 }

@@ -82,6 +82,7 @@ class Packer {
         file_(path),
         large_(linear_kind(dtype)),
         small_(large_ == LinearKind::kF32 ? LinearKind::kF32 : LinearKind::kBF16),
+        apart_(large_ == LinearKind::kBF16),
         threads_(threads) {}
 
   PackedModel pack(std::int64_t positions) {
@@ -174,18 +175,24 @@ class Packer {
     const VisionSizes& v = s_.vision;
     const std::string name = "vision." + std::to_string(i);
     const std::string block = "vision.blocks." + std::to_string(i);
-    after_norm(name + ".qkv", block + ".qkv", block + ".norm1", 3 * v.hidden, v.hidden);
+    after_norm(name + ".qkv", block + ".qkv", block + ".norm1", name + ".norm1", 3 * v.hidden,
+               v.hidden);
     scaled(name + ".proj", block + ".proj", block + ".scale1", v.hidden, v.hidden);
-    after_norm(name + ".fc1", block + ".fc1", block + ".norm2", v.mlp, v.hidden);
+    after_norm(name + ".fc1", block + ".fc1", block + ".norm2", name + ".norm2", v.mlp, v.hidden);
     scaled(name + ".fc2", block + ".fc2", block + ".scale2", v.hidden, v.mlp);
+  }
+
+  // The weight of a norm: into the columns of what follows, or apart under the name `kept`.
+  void put_norm(Rows2D& w, const Values& weight, const std::string& kept) {
+    apart_ ? table(kept, weight, 0) : scale_columns(w, weight);
   }
 
   // W (w n + b) + c = (W w) n + (W b + c).
   void after_norm(const std::string& name, const std::string& linear, const std::string& norm,
-                  std::int64_t n, std::int64_t k) {
+                  const std::string& kept, std::int64_t n, std::int64_t k) {
     Rows2D w = matrix(linear, n, k);
     const Values c = sum(bias(linear, n), product(w, bias(norm, k)));
-    scale_columns(w, vector(norm + ".weight", k));
+    put_norm(w, vector(norm + ".weight", k), kept);
     large(name, w, c);
   }
 
@@ -205,7 +212,8 @@ class Packer {
     const VisionSizes& v = s_.vision;
     const std::int64_t width = s_.semantic.hidden, joined = v.joined();
     if (!v.linear_connector) {
-      after_norm("connector.0", "vision.connector.1", "vision.connector.0", width, joined);
+      after_norm("connector.0", "vision.connector.1", "vision.connector.0", "connector.norm", width,
+                 joined);
       large("connector.1", matrix("vision.connector.3", width, width),
             bias("vision.connector.3", width));
       return;
@@ -221,7 +229,7 @@ class Packer {
         shifts.insert(shifts.end(), shift.begin(), shift.end());
       }
       c = sum(c, product(w, shifts));
-      scale_columns(w, scales);
+      apart_ ? table("vision.final_norm", scale, 0) : scale_columns(w, scales);
     }
     large("connector.0", w, c);
   }
@@ -253,7 +261,7 @@ class Packer {
     const std::string decoder = "action_decoder";
     Rows2D first =
         s_.linear_out ? matrix(decoder, s_.slots, width) : matrix(decoder + ".0", width, width);
-    scale_columns(first, norm);
+    put_norm(first, norm, "action.norm");
     if (s_.linear_out) return small("action_out.last", first, bias(decoder, s_.slots));
     small("action_out.first", first, bias(decoder + ".0", width));
     small("action_out.last", matrix(decoder + ".2", s_.slots, width),
@@ -290,9 +298,10 @@ class Packer {
     const Values norm = vector(source + ".input_norm.weight", e.hidden);
     const auto normed = [&](const std::string& part, std::int64_t n, const Values& of) {
       Rows2D w = matrix(source + part, n, e.hidden);
-      scale_columns(w, of);
+      if (!apart_) scale_columns(w, of);
       return w;
     };
+    if (apart_) table(name + ".input_norm", norm, 0);
     const Rows2D k = normed(".k_proj", s_.kv_width(), norm);
     const Rows2D v = normed(".v_proj", s_.kv_width(), norm);
     if (last && (semantic || s_.owner == StateOwner::kAction)) large(name + ".kv", join({k, v}));
@@ -302,6 +311,7 @@ class Packer {
     const Rows2D gate = normed(".gate_proj", e.mlp, after), up = normed(".up_proj", e.mlp, after);
     const Rows2D down = matrix(source + ".down_proj", e.hidden, e.mlp);
     if (last && semantic) return;  // nothing reads what it makes but keys and values
+    if (apart_) table(name + ".post_norm", after, 0);
     large(name + ".qkv", join({q, k, v}));
     large(name + ".o", o);
     put(name + ".gate_up", join({gate, up}), {}, large_, true);
@@ -312,6 +322,7 @@ class Packer {
   const ModelSizes& s_;
   WeightsFile file_;
   LinearKind large_, small_;
+  bool apart_;  // weights of norms stay so: folded ones would be rounded a second time
   int threads_;
   PackedModel out_;
 };

@@ -1,5 +1,6 @@
 // The weights of a policy network, folded and packed for the engine as vlakern/infer/packing.py
-// does it: weights of norms go into the product that follows, residual scales into the one before.
+// does it: weights of norms go into the product that follows but in bf16, residual scales into the
+// one before.
 #pragma once
 
 #include <deque>

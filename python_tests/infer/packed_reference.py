@@ -61,8 +61,9 @@ class PackedReference:
             compute=self.wide,
         )
 
-    def norm(self, x: Tensor, kind: str, eps: float) -> Tensor:
-        return norm_reference(x, kind=kind, eps=eps)[0]
+    def norm(self, x: Tensor, kind: str, eps: float, name: str) -> Tensor:
+        """With the weight of that name, if it is not folded."""
+        return norm_reference(x, self.model.tensors.get(name), kind=kind, eps=eps)[0]
 
     def vision(self, pixels_V3SS: Tensor) -> Tensor:
         """Image tokens ``[V · K, M]``."""
@@ -82,13 +83,15 @@ class PackedReference:
         for i in range(config.layers):
             stream = self._block(f"vision.{i}", stream, rows)
         if config.final_norm:
-            stream = self.norm(stream, "layer", config.eps)
+            stream = self.norm(stream, "layer", config.eps, "vision.final_norm")
         kept = stream.unflatten(0, (-1, rows))[:, int(config.class_token) :]
         joined = pixel_shuffle(kept, config.pixel_shuffle).flatten(0, 1)
         if config.connector == "linear":
             return self.linear("connector.0", joined, out=self.wide)
         hidden = self.linear(
-            "connector.0", self.norm(joined, "layer", config.eps), activation="gelu_erf"
+            "connector.0",
+            self.norm(joined, "layer", config.eps, "connector.norm"),
+            activation="gelu_erf",
         )
         return self.linear("connector.1", hidden, out=self.wide)
 
@@ -106,14 +109,15 @@ class PackedReference:
 
     def _block(self, name: str, x: Tensor, rows: int) -> Tensor:
         config = self.model.config.vision
-        qkv = self.linear(f"{name}.qkv", self.norm(x, "layer", config.eps))
+        qkv = self.linear(f"{name}.qkv", self.norm(x, "layer", config.eps, f"{name}.norm1"))
         q, k, v = qkv.unflatten(1, (3, config.heads, -1)).unbind(1)
         cu = torch.arange(0, len(x) + 1, rows)
         who = KvEnd(cu, cu, torch.full((len(x),), rows))
         out = shared_attention_reference(q, k, v, who)[0].flatten(1)
         x = self.linear(f"{name}.proj", out, residual=x, out=self.wide)
         gelu = "gelu_tanh" if config.activation == "gelu_tanh" else "gelu_erf"
-        hidden = self.linear(f"{name}.fc1", self.norm(x, "layer", config.eps), activation=gelu)
+        normed = self.norm(x, "layer", config.eps, f"{name}.norm2")
+        hidden = self.linear(f"{name}.fc1", normed, activation=gelu)
         return self.linear(f"{name}.fc2", hidden, residual=x, out=self.wide)
 
     def prefix(self, batch: Batch, image_tokens: Tensor) -> Tensor:
@@ -168,7 +172,8 @@ class PackedReference:
         for expert, x in streams.items():
             # Of the last layer keys and values alone count: the engine multiplies no queries there.
             name = f"{expert}.{layer}.{'kv' if kv_only else 'qkv'}"
-            qkv = self.linear(name, self.norm(x, "rms", mot.norm_eps))
+            normed = self.norm(x, "rms", mot.norm_eps, f"{expert}.{layer}.input_norm")
+            qkv = self.linear(name, normed)
             none = qkv.new_zeros(len(qkv), mot.q_heads * mot.head_dim if kv_only else 0)
             parts.append(torch.cat([none, qkv], 1))
         return self._prepared(parts, list(streams), layer, rows, positions)
@@ -198,7 +203,8 @@ class PackedReference:
 
     def _rest(self, name: str, x: Tensor, attention: Tensor) -> Tensor:
         x = self.linear(f"{name}.o", attention, residual=x, out=self.wide)
-        normed = self.norm(x, "rms", self.model.config.mot.norm_eps)
+        eps = self.model.config.mot.norm_eps
+        normed = self.norm(x, "rms", eps, f"{name}.post_norm")
         return self.linear(f"{name}.down", self._gated(name, normed), residual=x, out=self.wide)
 
     def _gated(self, name: str, normed: Tensor) -> Tensor:
@@ -243,10 +249,10 @@ class PackedReference:
         else:
             stream = self._embed(x, times)
             for i in range(mot.layers):
-                normed = self.norm(stream, "rms", mot.norm_eps)
+                normed = self.norm(stream, "rms", mot.norm_eps, f"action.{i}.input_norm")
                 out = self._attention(i, normed, kv, layout, cached)
                 stream = self._rest(f"action.{i}", stream, out)
-            normed = self.norm(stream, "rms", mot.norm_eps)
+            normed = self.norm(stream, "rms", mot.norm_eps, "action.norm")
         if config.action_decoder == "mlp":
             normed = self.linear("action_out.first", normed, activation="relu")
         made = self.linear("action_out.last", normed, out=self.wide)

@@ -20,6 +20,7 @@ from vlakern.infer.packing import (
 from vlakern.models.mot import rotary
 from vlakern.models.vla import time_embedding
 from vlakern.ops.linear import PackedLinear
+from vlakern.ops.linear.packed import ISA, ROWS
 
 CONFIGS = ("tiny", "tiny, scales and full masks", "metaworld-small")
 
@@ -72,6 +73,26 @@ def test_folding_norms_and_scales_changes_no_product(lab: ModuleType, name: str)
     scale = 1.0 if block.scale1 is None else block.scale1
     right = scale * block.proj(n)
     torch.testing.assert_close(n @ weight.double().T + bias.double(), right, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "tiny-pi0", "tiny-smolvla"])
+def test_in_bf16_norms_stay_apart_and_weights_keep_their_bits(lab: ModuleType, name: str) -> None:
+    """A product of two numbers of bf16 is none: folded, every weight would be rounded once more."""
+    network = lab.network_as(name, torch.bfloat16)
+    model = pack_model(network.config, network.state_dict().__getitem__, "bf16", isa=ISA)
+    action, block = network.mot.action.layers[0], network.vision.blocks[0]
+    gate_up = torch.cat([action.gate_proj.weight, action.up_proj.weight])
+    kept = {"vision.0.qkv": block.qkv.weight, "action.0.gate_up": gate_up}
+    for key, weight in kept.items():
+        assert torch.equal(model.matrices[key].unpack().weight, weight), key
+    norms = {"vision.0.norm1": block.norm1, "vision.0.norm2": block.norm2}
+    norms |= {"action.0.input_norm": action.input_norm, "action.0.post_norm": action.post_norm}
+    norms |= {"action.norm": network.mot.action.norm}
+    norms["semantic.1.input_norm"] = network.mot.semantic.layers[1].input_norm
+    for key, norm in norms.items():
+        assert torch.equal(model.tensors[key], norm.weight.float()), key
+    rows = pack_model(network.config, network.state_dict().__getitem__, "bf16", isa=ROWS)
+    assert not norms.keys() & rows.tensors.keys()  # the GPU engine has norms without weights
 
 
 def test_the_first_action_product_is_folded_into_the_second(lab: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """How each part of a network is folded and packed, one array after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from vlakern.errors import CheckpointError
 from vlakern.models.config import VLAConfig
 from vlakern.ops.linear import PackedLinear, pack_linear
+from vlakern.ops.linear.packed import ROWS
 
 __all__ = ["Array", "Packer", "Weights", "product"]
 
@@ -62,35 +63,54 @@ class Packer:
         for i in range(config.layers):
             yield from self._vision_layer(i, config.layer_scale is not None)
         if config.connector == "linear":
-            yield self._linear_connector()
+            yield from self._linear_connector()
             return
-        yield self._after_layer_norm("connector.0", "vision.connector.1", "vision.connector.0")
+        yield from self._after_layer_norm(
+            "connector.0", "vision.connector.1", "vision.connector.0", "connector.norm"
+        )
         last = "vision.connector.3"
         yield self.large("connector.1", self.read(f"{last}.weight"), self.read(f"{last}.bias"))
 
-    def _linear_connector(self) -> Array:
-        """With the final norm's weights, the same for every patch that a token joins."""
+    def _linear_connector(self) -> Iterator[Array]:
+        """With the final norm, the same for every patch that a token joins."""
         weight, bias = self.read("vision.connector.weight"), self.read("vision.connector.bias")
         if self._config.vision.final_norm:
             patches = self._config.vision.pixel_shuffle**2
             scale, shift = (self.read(f"vision.final_norm.{one}") for one in ("weight", "bias"))
             bias = bias + _product(weight, shift.repeat(patches))
-            weight = weight * scale.repeat(patches)
-        return self.large("connector.0", weight, bias)
+            if self._stays(scale):
+                yield "vision.final_norm", scale.contiguous()
+            else:
+                weight = weight * scale.repeat(patches)
+        yield self.large("connector.0", weight, bias)
 
     def _vision_layer(self, i: int, scaled: bool) -> Iterator[Array]:
         block, name = f"vision.blocks.{i}", f"vision.{i}"
         scales = [self.read(f"{block}.scale{j}") if scaled else None for j in (1, 2)]
-        yield self._after_layer_norm(f"{name}.qkv", f"{block}.qkv", f"{block}.norm1")
+        norms = [(f"{block}.norm{j}", f"{name}.norm{j}") for j in (1, 2)]
+        yield from self._after_layer_norm(f"{name}.qkv", f"{block}.qkv", *norms[0])
         yield self._scaled(f"{name}.proj", f"{block}.proj", scales[0])
-        yield self._after_layer_norm(f"{name}.fc1", f"{block}.fc1", f"{block}.norm2")
+        yield from self._after_layer_norm(f"{name}.fc1", f"{block}.fc1", *norms[1])
         yield self._scaled(f"{name}.fc2", f"{block}.fc2", scales[1])
 
-    def _after_layer_norm(self, name: str, linear: str, norm: str) -> Array:
-        """W (w n + b) + c = (W w) n + (W b + c)."""
+    def _after_layer_norm(self, name: str, linear: str, norm: str, kept: str) -> Iterator[Array]:
+        """W (w n + b) + c = (W w) n + (W b + c); ``kept`` is w's name where it stays apart."""
         weight = self.read(f"{linear}.weight")
         bias = self.read(f"{linear}.bias") + _product(weight, self.read(f"{norm}.bias"))
-        return self.large(name, weight * self.read(f"{norm}.weight"), bias)
+        factor = yield from self._factor(kept, norm)
+        yield self.large(name, _times(weight, factor), bias)
+
+    def _factor(self, kept: str, norm: str) -> Generator[Array, None, Tensor | None]:
+        """What is folded of a norm's weight; the whole of it or nothing."""
+        weight = self.read(f"{norm}.weight")
+        if not self._stays(weight):
+            return weight
+        yield kept, weight.contiguous()
+        return None
+
+    def _stays(self, norm: Tensor) -> bool:
+        """Whether a norm's weight stays apart: bf16 would round its product a second time."""
+        return self._large == "bf16" and self._isa != ROWS and norm.device.type == "cpu"
 
     def _scaled(self, name: str, linear: str, scale: Tensor | None) -> Array:
         weight, bias = self.read(f"{linear}.weight"), self.read(f"{linear}.bias")
@@ -105,7 +125,9 @@ class Packer:
         if config.state != "words":
             yield from self._edge("state", "state_encoder", config.state_encoder)
         yield from self._time_norms() if config.mot.action.adaptive else self._mixed_actions()
-        norm = None if config.mot.action.adaptive else self.read("mot.action.norm.weight")
+        norm = None
+        if not config.mot.action.adaptive:
+            norm = yield from self._factor("action.norm", "mot.action.norm")
         if config.action_decoder == "linear":
             last, bias = self.read("action_decoder.weight"), self.read("action_decoder.bias")
             yield self.small("action_out.last", _times(last, norm), bias)
@@ -158,7 +180,9 @@ class Packer:
             for one in ("q_norm", "k_norm"):
                 yield f"{name}.{one}", self.read(f"{source}.{one}.weight").contiguous()
         k, v = (self.read(f"{source}.{one}_proj.weight") for one in "kv")
-        norm = None if adaptive else self.read(f"{source}.input_norm.weight")
+        norm = None
+        if not adaptive:
+            norm = yield from self._factor(f"{name}.input_norm", f"{source}.input_norm")
         if expert == "action" and config.mot.crosses(i):
             yield self.large(f"{name}.cross_k", k)
             yield self.large(f"{name}.cross_v", v)
@@ -173,7 +197,9 @@ class Packer:
             q = _times(self.read(f"{source}.q_proj.weight"), norm)
             yield self.large(f"{name}.qkv", torch.cat([q, k, v]))
         yield self.large(f"{name}.o", self.read(f"{source}.o_proj.weight"))
-        norm = None if adaptive else self.read(f"{source}.post_norm.weight")
+        norm = None
+        if not adaptive:
+            norm = yield from self._factor(f"{name}.post_norm", f"{source}.post_norm")
         gate, up = (
             _times(self.read(f"{source}.{one}_proj.weight"), norm) for one in ("gate", "up")
         )

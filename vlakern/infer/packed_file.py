@@ -37,7 +37,7 @@ log = logging.getLogger("vlakern.infer")
 
 MAGIC = b"VLAKPACK"
 SUM = 56  # where the sum over the arrays is
-FORMAT = 2
+FORMAT = 3
 LINE = 64
 MOST_HEADER = 16 << 20
 FACTS = ("n", "k", "kind", "gate", "has_bias")  # of a matrix

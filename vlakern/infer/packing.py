@@ -1,7 +1,8 @@
 """Weights as the engines read them: folded, joined and packed, see csrc/engine/engine_model.h.
 
-What is folded: weights of norms into the product that follows, residual scales into the product
-before, the first action product into the half of the next one that sees actions.
+What is folded: biases of norms into the product that follows, and weights of norms but in bf16 on
+the CPU, where they stay apart; residual scales into the product before, the first action product
+into the half of the next one that sees actions.
 """
 
 from collections.abc import Callable, Iterator
