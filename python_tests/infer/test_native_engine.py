@@ -80,12 +80,13 @@ def test_the_engine_is_its_definition(
 ) -> None:
     """Packed weights through the ops' references in fp64 are what the engine approximates.
 
-    The yardstick rounds where the engine does. int8 rounds activations to integers in all three.
+    The yardstick rounds where the engine does, at random: the largest error is that of many chunks.
+    int8 rounds activations to integers in all three.
     """
-    scene = lab.Scene(name)
-    found = lab.run_native(scene.engine(dtype, n=2), scene, 2, restricted)
-    exact = lab.run_reference(scene, dtype, F64, 2, restricted)
-    check(found, exact, lab.run_reference(scene, dtype, torch.float32, 2, restricted))
+    scene, n = lab.Scene(name), 4
+    found = lab.run_native(scene.engine(dtype, n=n), scene, n, restricted)
+    exact = lab.run_reference(scene, dtype, F64, n, restricted)
+    check(found, exact, lab.run_reference(scene, dtype, torch.float32, n, restricted))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

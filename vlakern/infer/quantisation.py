@@ -231,6 +231,8 @@ class Product:
         layer: whose inputs are watched.
         norm: before it, whose weight and bias are folded in.
         dtype: of the quantised weights.
+        squares: of the exact product and of both errors, over all inputs so far.
+        scale, shift: of the norm ``[K]``.
     """
 
     name: str
@@ -238,12 +240,18 @@ class Product:
     norm: nn.Module | None
     dtype: str
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def apart(self) -> Tensor:
+        """The layer's own weight."""
+        return self.layer.weight.detach()
 
     def fold(self) -> None:
         """Takes the weights as they are packed, see :mod:`vlakern.infer.packing`."""
         weight = self.layer.weight.detach().float()
         bias = None if self.layer.bias is None else self.layer.bias.detach().float()
-        self.shift = self.scale = None
         if self.norm is not None:
             own = self.norm.get_parameter("weight").detach().float()
             times = weight.shape[1] // len(own)  # the same for every patch that a token joins
@@ -278,7 +286,9 @@ class Product:
     def add(self, x: Tensor) -> None:
         """Counts the errors on these inputs."""
         exact = x @ self.weight.T
-        plain = linear_reference(x, self.weight.bfloat16(), kind="bf16", out_dtype=torch.bfloat16)
+        # In bf16 a norm's weight stays out of the product, see vlakern.infer.packing.
+        given, weight = (x, self.weight) if self.scale is None else (x * self.scale, self.apart)
+        plain = linear_reference(given, weight.bfloat16(), kind="bf16", out_dtype=torch.bfloat16)
         found = (exact, self.quantised(x) - exact, plain.float() - exact)
         self.squares = [
             a + float(b.double().square().sum()) for a, b in zip(self.squares, found, strict=True)

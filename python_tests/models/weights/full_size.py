@@ -1,12 +1,13 @@
 """A checkpoint at full size, once: the peer's own numbers against those of ``vlakern.load``.
 
-    python python_tests/models/weights/full_size.py FAMILY WORK LIBS [SOURCE]
+    python python_tests/models/weights/full_size.py [--dtype fp32|bf16] FAMILY WORK [LIBS [SOURCE]]
 
 FAMILY is pi0, pi05, smolvla or beingh; LIBS and SOURCE are those of make_golden_*.py. Draws the
 weights of a directory in WORK, in bf16 (fp32 runs read the same file: both dtypes begin from the
 same numbers), runs the peer and vlakern's CPU engine in fp32 and bf16, each in a process of its
 own, and writes golden/full_size/FAMILY.json: distances in every stage, times and memory; and
-FAMILY.npz: a part of the peer's numbers. Without LIBS vlakern alone is compared with that part.
+FAMILY.npz: a part of the peer's numbers. Without LIBS vlakern alone is compared with that part and
+nothing is written. With --dtype vlakern runs in that dtype alone; the other's results stay.
 WORK needs 22 GB, fp32 about 12 GB of memory for pi0 and pi0.5.
 """
 
@@ -315,31 +316,49 @@ def compare(family: str, dtype: str, work: Path) -> None:
         with np.load(other, allow_pickle=False) as file:
             gap = {stage: distance(file[stage], expected[stage]) for stage in STAGES}
         result["peer_gap"] = gap
+    elif dtype == "bf16":
+        gap = stored(family).get("bf16", {}).get("peer_gap")
+        result |= {} if gap is None else {"peer_gap": gap}
     (work / f"{family}_{dtype}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
+
+
+def stored(family: str) -> dict[str, Any]:
+    """The results of the last run with a peer."""
+    path = OUT / f"{family}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def child(*words: object) -> None:
     subprocess.run([sys.executable, __file__, *map(str, words)], check=True)
 
 
-def main(family: str, work: Path, libs: Path | None, source: Path | None) -> None:
+def main(family: str, work: Path, libs: Path | None, source: Path | None, only: str | None) -> None:
     OUT.mkdir(exist_ok=True)
     if not (work / family).exists():
         write_directory(family, work / family)
     first: dict[str, Any] = {}
+    wanted = DTYPES if only is None else (only,)
     for dtype in DTYPES:
         if libs is not None and not (work / f"{family}_peer_{dtype}.npz").exists():
             child("--peer", dtype, family, work, libs, *([source] if source else []))
+        if dtype not in wanted:
+            continue
         child("--ours", dtype, family, work)
         if dtype == "bf16":  # once more, with the packed weights that are there now
             first = json.loads((work / f"{family}_bf16.json").read_text())
             child("--ours", dtype, family, work)
         shutil.rmtree(work / family / "packed", ignore_errors=True)
-    results = {dtype: json.loads((work / f"{family}_{dtype}.json").read_text()) for dtype in DTYPES}
-    results["bf16"]["first_load_s"] = first["load_s"]
-    results["bf16"]["first_peak_after_load"] = first["peak_after_load"]
-    results["bf16"]["first_anonymous_peak"] = first["anonymous_peak"]
+    before, results = stored(family), {}
+    for dtype in DTYPES:
+        if dtype in wanted:
+            results[dtype] = json.loads((work / f"{family}_{dtype}.json").read_text())
+        elif dtype in before:
+            results[dtype] = before[dtype]
+    if first:
+        results["bf16"]["first_load_s"] = first["load_s"]
+        results["bf16"]["first_peak_after_load"] = first["peak_after_load"]
+        results["bf16"]["first_anonymous_peak"] = first["anonymous_peak"]
     sizes = (work / family / "model.safetensors").stat().st_size
     results |= {"checkpoint_bytes": sizes, "views": 2, "torch": torch.__version__}
     if libs is not None:
@@ -348,16 +367,39 @@ def main(family: str, work: Path, libs: Path | None, source: Path | None) -> Non
         save(OUT / f"{family}.npz", part(found) | {"prefix_rows": np.array(len(found["keys"][0]))})
         (OUT / f"{family}.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
+    bf16 = results.get("bf16", {})
+    for stage, gap in bf16.get("peer_gap", {}).items():
+        times = f"{bf16['distance'][stage] / gap:.2f} times" if gap else "not"
+        print(f"{stage}: {bf16['distance'][stage]:.2e} off in bf16, {times} the peer's own gap")
+
+
+def read_words(words: list[str]) -> tuple[str, Path, Path | None, Path | None, str | None]:
+    """What the command line says, or the end of the program with a sentence about what it lacks."""
+    given, only = words, None
+    if words[:1] == ["--dtype"]:
+        only, words = " ".join(words[1:2]), words[2:]
+    family, made_by = "".join(words[:1]), {"smolvla": "smolvla", "beingh": "beingh"}
+    if not 2 <= len(words) <= 4 or family not in SIDE or only not in (None, *DTYPES):
+        raise SystemExit(f"found {given}, expected [--dtype fp32|bf16] FAMILY WORK [LIBS [SOURCE]]")
+    libs, source = [*map(Path, words[2:]), None, None][:2]
+    script = f"make_golden_{made_by.get(family, 'pi')}.py"
+    if libs is None and not (OUT / f"{family}.npz").exists():
+        raise SystemExit(f"no numbers of the peer of {family} are stored; give LIBS, see {script}")
+    if libs is not None and not (libs / "transformers").is_dir():
+        raise SystemExit(f"{libs} lacks the peer's packages; install them as {script} says")
+    if libs is not None and family == "beingh" and not (source and (source / "BeingH").is_dir()):
+        raise SystemExit(
+            f"SOURCE is {source}, expected the peer's release; clone it as {script} says"
+        )
+    return family, Path(words[1]), libs, source, only
 
 
 if __name__ == "__main__":
     args = sys.argv[1:]
-    if args[0] == "--peer":
+    if args[:1] == ["--peer"]:
         source = Path(args[5]) if len(args) > 5 else None
         run_peer(args[2], args[1], Path(args[3]), Path(args[4]), source)
-    elif args[0] == "--ours":
+    elif args[:1] == ["--ours"]:
         compare(args[2], args[1], Path(args[3]))
     else:
-        paths = [Path(one) for one in args[1:]] + [None, None]
-        assert paths[0] is not None
-        main(args[0], paths[0], paths[1], paths[2])
+        main(*read_words(args))
