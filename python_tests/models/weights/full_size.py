@@ -337,8 +337,7 @@ def main(family: str, work: Path, libs: Path | None, source: Path | None, only: 
     OUT.mkdir(exist_ok=True)
     if not (work / family).exists():
         write_directory(family, work / family)
-    first: dict[str, Any] = {}
-    wanted = DTYPES if only is None else (only,)
+    first, wanted = {}, tuple(DTYPES) if only is None else (only,)
     for dtype in DTYPES:
         if libs is not None and not (work / f"{family}_peer_{dtype}.npz").exists():
             child("--peer", dtype, family, work, libs, *([source] if source else []))
@@ -349,18 +348,15 @@ def main(family: str, work: Path, libs: Path | None, source: Path | None, only: 
             first = json.loads((work / f"{family}_bf16.json").read_text())
             child("--ours", dtype, family, work)
         shutil.rmtree(work / family / "packed", ignore_errors=True)
-    before, results = stored(family), {}
-    for dtype in DTYPES:
-        if dtype in wanted:
-            results[dtype] = json.loads((work / f"{family}_{dtype}.json").read_text())
-        elif dtype in before:
-            results[dtype] = before[dtype]
+    results = {dtype: one for dtype, one in stored(family).items() if dtype in DTYPES}
+    for dtype in wanted:
+        results[dtype] = json.loads((work / f"{family}_{dtype}.json").read_text())
     if first:
         results["bf16"]["first_load_s"] = first["load_s"]
         results["bf16"]["first_peak_after_load"] = first["peak_after_load"]
         results["bf16"]["first_anonymous_peak"] = first["anonymous_peak"]
-    sizes = (work / family / "model.safetensors").stat().st_size
-    results |= {"checkpoint_bytes": sizes, "views": 2, "torch": torch.__version__}
+    results["checkpoint_bytes"] = (work / family / "model.safetensors").stat().st_size
+    results |= {"views": 2, "torch": torch.__version__}
     if libs is not None:
         with np.load(work / f"{family}_peer_fp32.npz", allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
@@ -369,22 +365,21 @@ def main(family: str, work: Path, libs: Path | None, source: Path | None, only: 
     print(json.dumps(results, indent=1))
     bf16 = results.get("bf16", {})
     for stage, gap in bf16.get("peer_gap", {}).items():
-        times = f"{bf16['distance'][stage] / gap:.2f} times" if gap else "not"
-        print(f"{stage}: {bf16['distance'][stage]:.2e} off in bf16, {times} the peer's own gap")
+        print(f"{stage} in bf16: {bf16['distance'][stage]:.2e} off, the peer {gap:.2e}")
 
 
 def read_words(words: list[str]) -> tuple[str, Path, Path | None, Path | None, str | None]:
-    """What the command line says, or the end of the program with a sentence about what it lacks."""
+    """What the command line says; ends the program with a sentence about what it lacks."""
     given, only = words, None
     if words[:1] == ["--dtype"]:
         only, words = " ".join(words[1:2]), words[2:]
-    family, made_by = "".join(words[:1]), {"smolvla": "smolvla", "beingh": "beingh"}
+    family = "".join(words[:1])
     if not 2 <= len(words) <= 4 or family not in SIDE or only not in (None, *DTYPES):
         raise SystemExit(f"found {given}, expected [--dtype fp32|bf16] FAMILY WORK [LIBS [SOURCE]]")
     libs, source = [*map(Path, words[2:]), None, None][:2]
-    script = f"make_golden_{made_by.get(family, 'pi')}.py"
+    script = f"make_golden_{'pi' if family in ('pi0', 'pi05') else family}.py"
     if libs is None and not (OUT / f"{family}.npz").exists():
-        raise SystemExit(f"no numbers of the peer of {family} are stored; give LIBS, see {script}")
+        raise SystemExit(f"nothing of the peer of {family} is stored; give LIBS, see {script}")
     if libs is not None and not (libs / "transformers").is_dir():
         raise SystemExit(f"{libs} lacks the peer's packages; install them as {script} says")
     if libs is not None and family == "beingh" and not (source and (source / "BeingH").is_dir()):
