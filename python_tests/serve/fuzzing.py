@@ -1,34 +1,36 @@
-"""Messages and frames that no client would send, found by coverage, and a server for them."""
+"""Messages and frames that no client would send, found by coverage."""
 
-import asyncio
 import contextlib
 import itertools
 import random
 import socket
 import struct
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from python_tests.serve.hosted import KEYS, Served
 from vlakern.errors import InputError
-from vlakern.serve import codec, wire
-from vlakern.serve.batcher import Batcher
-from vlakern.serve.overhead import Prompt
-from vlakern.serve.server import Server, ServerConfig
-from vlakern.serve.wire import Keys
+from vlakern.serve import codec, prefix, wire
 
-__all__ = ["Corpus", "Frames", "Fuzzer", "Served", "answered", "good", "main", "serving"]
+__all__ = [
+    "HARMFUL",
+    "UPGRADE",
+    "Corpus",
+    "Frames",
+    "Fuzzer",
+    "answered",
+    "frame",
+    "good",
+    "server_frames",
+]
 
-VIEWS = ("front",)
-WATCHED = (codec.__file__, wire.__file__)
+WATCHED = (codec.__file__, wire.__file__, prefix.__file__)
 TOKENS = (
     *(b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape", b"prompt", b"seed", b"front"),
     *(b"\xa3<f4", b"\xa3|u1", b"\xa3<i8", b"\xa2|O", b"\xa3<U9", b"\xa9|V9999999", b"\xc1"),
@@ -48,7 +50,7 @@ def good(rng: random.Random, **more: Any) -> bytes:
 
 def answered(data: bytes) -> None:
     """What the server does with a message before the policy sees it."""
-    wire.observation(codec.decode(data), Keys(VIEWS))
+    wire.observation(codec.decode(data), KEYS)
 
 
 class Corpus:
@@ -62,6 +64,8 @@ class Corpus:
         for _ in range(4):
             self.try_(good(self.rng))
         self.try_(codec.encode({"state": [1, 2.5, -3], "prompt": "x", "images": {"front": None}}))
+        told = {"actions": np.zeros((3, 2), np.float32), "frozen": 1, "form": "frozen"}
+        self.try_(codec.encode({"state": [1.0], "prompt": "x", "prefix": told}))
         self.try_(codec.encode({"state": np.float32(1.5), "prompt": "x", "seed": np.int64(3)}))
 
     def try_(self, data: bytes) -> bool:
@@ -183,7 +187,7 @@ class Frames:
     def harmful(self) -> tuple[bytes, bool]:
         """A frame that ends a connection, and whether the server sees that it is wrong."""
         kind = self.corpus.rng.choice(HARMFUL)
-        return self._harmful(kind), kind not in ("noise", "end")
+        return self.malformed(kind), kind not in ("noise", "end")
 
     def _count(self, kind: str, frames: int = 1) -> None:
         self.sent[kind] = self.sent.get(kind, 0) + frames
@@ -212,7 +216,8 @@ class Frames:
         self._count(kind, len(found))
         return b"".join(found)
 
-    def _harmful(self, kind: str) -> bytes:
+    def malformed(self, kind: str) -> bytes:
+        """Of a kind of ``HARMFUL``."""
         rng = self.corpus.rng
         self._count(kind)
         data = self.corpus.mutant()
@@ -225,10 +230,11 @@ class Frames:
             "huge": frame(rng, 2, data, size=(1 << 24) + rng.randint(1, 9)),
             "enormous": frame(rng, 2, data, size=(1 << 63) + rng.randrange(1 << 62)),
             "lost piece": frame(rng, 0, data),
-            "cut control": frame(rng, 9, b"x", fin=False),
-            "long control": frame(rng, 9, b"x" * 126),
+            "cut control": frame(rng, 9, data[:9], fin=False),
+            "long control": frame(rng, 9, data.ljust(126, b"x")),
             "goodbye": frame(rng, 8, rng.randbytes(rng.randrange(126))),
-            "second beginning": frame(rng, 2, b"x", fin=False) + frame(rng, 2, b"y"),
+            "bad goodbye": frame(rng, 8, _goodbye(rng)),
+            "second beginning": frame(rng, 2, data[:9], fin=False) + frame(rng, 2, data),
             "noise": rng.randbytes(rng.randint(1, 300)),
             "end": frame(rng, 2, data, size=len(data) + rng.randint(1, 99)),
         }
@@ -237,61 +243,14 @@ class Frames:
 
 HARMFUL = ("message",) * 8 + (
     *("words", "opcode", "reserved", "bare", "huge", "enormous", "lost piece", "cut control"),
-    *("long control", "goodbye", "second beginning", "noise", "end"),
+    *("long control", "goodbye", "bad goodbye", "second beginning", "noise", "end"),
 )
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server in a process of its own."""
-
-    port: int
-    shared: str
-    pid: int
-
-    def resident(self) -> int:
-        """Its memory [bytes]."""
-        words = Path(f"/proc/{self.pid}/status").read_text().split("VmRSS:")[1].split()
-        return int(words[0]) << 10
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """One that allows more clients, so that those who fuzz do not wait for each other."""
-    path = str(folder / "fuzzed")
-    code = f"from python_tests.serve.fuzzing import main; main({path!r})"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "log").open("w"),
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        yield Served(int(child.stdout.readline()), path, child.pid)
-        assert child.poll() is None, "the server has ended"
-    finally:
-        child.stdin.close()
-        child.wait(30)
-        child.stdout.close()
-    assert child.returncode == 0
-    log = (folder / "log").read_text()
-    assert "Traceback" not in log, log[:4000]
-
-
-def main(path: str) -> None:
-    """Serves until its standard input ends."""
-    config = ServerConfig(port=0, shared=path, most_connections=32, close_timeout=0.2)
-
-    async def life() -> None:
-        async with Server(Batcher(Prompt()), Keys(VIEWS), {}, config) as server:
-            print(server.port, flush=True)
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-    asyncio.run(life())
+def _goodbye(rng: random.Random) -> bytes:
+    """What RFC 6455, section 5.5.1, does not allow: half a code, one of no peer, no UTF-8."""
+    wrong = rng.choice((0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, rng.randint(5001, 65535)))
+    return rng.choice((b"\x03", struct.pack(">H", wrong) + b"bye", b"\x03\xe8" + b"\xff\xfe\xfd"))
 
 
 class Fuzzer(threading.Thread):
@@ -348,14 +307,18 @@ def _read(peer: socket.socket, found: bytes, messages: int) -> bytes:
 
 
 def _opcodes(found: bytes) -> list[int]:
-    """Of the server's frames, behind its HTTP response."""
-    at, opcodes = found.find(b"\r\n\r\n") + 4, []
+    return [opcode for opcode, _ in server_frames(found)]
+
+
+def server_frames(found: bytes) -> list[tuple[int, bytes]]:
+    """Opcodes and payloads of the server's frames, behind its HTTP response."""
+    at, frames = found.find(b"\r\n\r\n") + 4, []
     while at >= 4 and at + 2 <= len(found):
         size, head = found[at + 1], 2
         if size == 126:
             (size,), head = struct.unpack(">H", found[at + 2 : at + 4].ljust(2)), 4
         if at + head + size > len(found):
             break
-        opcodes.append(found[at] & 15)
+        frames.append((found[at] & 15, found[at + head : at + head + size]))
         at += head + size
-    return opcodes
+    return frames

@@ -53,6 +53,7 @@ def test_a_prefix_keeps_its_bits_and_its_form() -> None:
         ({"actions": None}, "prefix/actions is missing"),
         ({"form": "exact"}, r"form 'exact', which .* engine does not have; it has frozen, cheap"),
         ({"form": 7}, "form '7'"),
+        ({"form": np.zeros(2)}, "form '.0. 0.."),
         ({"frozen": 7}, "prefix/frozen is '7', expected a whole number from 0 to 6"),
         ({"frozen": -1}, "prefix/frozen is '-1'"),
         ({"frozen": True}, "prefix/frozen is 'True'"),

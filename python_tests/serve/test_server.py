@@ -258,20 +258,6 @@ def test_handshakes_that_come_to_nothing_take_no_place(start: Start) -> None:
         assert client.infer(message())["actions"].shape == (4, 3)
 
 
-def test_handshakes_that_are_not_finished_are_counted_too(start: Start) -> None:
-    running = start(most_opening=4, open_timeout=30.0)
-    port = running.server.port
-    with contextlib.ExitStack() as many:
-        half = [many.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(9)]
-        half[-1].settimeout(5)
-        with contextlib.suppress(ConnectionResetError):
-            assert half[-1].recv(1) == b""
-        half[0].close()
-        wait_for(lambda: len(running.server.opening) < 4)
-        with Client(running.url) as client:
-            assert client.infer(message())["actions"].shape == (4, 3)
-
-
 def test_requests_in_flight_are_answered_at_the_end(start: Start, echo: Echo) -> None:
     running = start()
     echo.takes = 0.4
@@ -326,20 +312,6 @@ def test_a_blind_server_says_nothing_and_answers_at_its_time(start: Start, echo:
         reply = peer.recv()
         assert isinstance(reply, str)
         assert len(reply) == len("error 01234567")
-
-
-def test_garbage_does_not_stop_other_sessions(start: Start) -> None:
-    running = start()
-    rng = np.random.default_rng(0)
-    with Client(running.url) as good:
-        for _ in range(30):
-            with raw(running.url) as peer:
-                peer.recv()
-                peer.send(rng.bytes(int(rng.integers(1, 200))))
-                assert isinstance(peer.recv(), str)
-            with socket.create_connection(("127.0.0.1", running.server.port)) as other:
-                other.sendall(rng.bytes(100))
-            assert good.infer(message())["actions"].shape == (4, 3)
 
 
 def test_a_served_policy_gives_the_bits_of_the_policy(start: Start) -> None:

@@ -72,6 +72,8 @@ def test_a_missing_part_of_the_state_is_named() -> None:
         ({"state": [1, 2]}, "a state of 2 numbers, expected 1"),
         ({"state": [float("nan")]}, "not finite"),
         ({"state": [1e300]}, "not finite"),
+        ({"state": ["1"]}, "no list of numbers"),
+        ({"state": [b"1"]}, "no list of numbers"),
         ({"prompt": "x" * 4097}, "4097 characters"),
     ],
 )

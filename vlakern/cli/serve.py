@@ -96,10 +96,15 @@ def run(args: Args) -> int:
 def _token(path: Path | None) -> str | None:
     if path is None:
         return None
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
             print(f"warning: other users may read the token in {path}", file=sys.stderr)
-        return file.read(MOST_TOKEN).strip()
+        token = file.read(MOST_TOKEN + 1).strip()
+    if len(token) > MOST_TOKEN or not token.isascii():
+        raise ConfigError(
+            f"{path} holds no token; it needs one line of at most {MOST_TOKEN} ASCII letters"
+        )
+    return token.decode()
 
 
 async def _serve(
@@ -111,7 +116,8 @@ async def _serve(
     for one in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(one, ending.set)
     async with Server(batcher, keys, metadata, config) as server:
-        where = f"ws://{config.host}:{server.port}"
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        where = f"ws://{host}:{server.port}"
         print(f"{args.policy} at {where}; a call takes {slowest:.0f} ms at most so far", flush=True)
         if config.shared is not None:
             print(f"{args.policy} at shm://{config.shared} for this user's processes", flush=True)

@@ -28,6 +28,10 @@ DTYPES = frozenset(
 MOST_BYTES = 16 << 20
 MOST_AXES = 6
 MOST_DEPTH = 16
+# An item may take one byte on its way and a hundred here, and a list its room before its items.
+MOST_ITEMS, MOST_WIDE = 1 << 16, 1 << 10  # of a message, of one list or map
+MOST_WORDS, MOST_KEY = 1 << 16, 256  # bytes of a text, characters of a key
+SHOWN = 40
 PLAIN = (str, bytes, bool, int, float, type(None), np.ndarray, np.generic)
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 
@@ -124,19 +128,52 @@ def decode(data: bytes, most: int = MOST_BYTES) -> Any:
     """What :func:`encode` was given; arrays are read-only views of ``data``.
 
     Raises:
-        InputError: the bytes are no such message, or larger than ``most``.
+        InputError: the bytes are no such message, or larger than ``most``, or would take much more
+            room than they have bytes.
     """
     if len(data) > most:
         raise InputError(f"a message of {len(data)} bytes, expected at most {most}")
+    count = _Count()
     try:
-        value = msgpack.unpackb(data, strict_map_key=False, object_hook=_unpacked)
+        value = msgpack.unpackb(
+            data,
+            strict_map_key=False,
+            object_hook=count.map,
+            list_hook=count.list,
+            max_array_len=MOST_WIDE,
+            max_map_len=MOST_WIDE,
+            max_str_len=MOST_WORDS,
+        )
     except InputError:
         raise
     # What msgpack raises for bytes that are none of its own, and for keys that cannot be keys.
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
-        raise InputError(f"a message that is not msgpack: {error}") from error
+        if "exceeds max_" in str(error):
+            raise InputError(f"a text, list or map ({error}); send numbers as arrays") from error
+        why = str(error) or type(error).__name__
+        raise InputError(f"a message that is not msgpack: {why}") from error
     _check(value, MOST_DEPTH)
     return value
+
+
+class _Count:
+    """Of the items that a message has had so far."""
+
+    def __init__(self) -> None:
+        self._left = MOST_ITEMS
+
+    def list(self, found: list[Any]) -> list[Any]:
+        self._take(len(found))
+        return found
+
+    def map(self, found: dict[Any, Any]) -> Any:
+        self._take(len(found))
+        return _unpacked(found)
+
+    def _take(self, items: int) -> None:
+        self._left -= items + 1
+        if self._left < 0:
+            raise InputError(f"a message of more than {MOST_ITEMS} items; send numbers as arrays")
 
 
 def _unpacked(found: dict[Any, Any]) -> Any:
@@ -168,15 +205,21 @@ def _scalar(found: dict[Any, Any]) -> np.generic:
         raise InputError(f"a numpy scalar that holds a {type(value).__name__}, expected a number")
     if isinstance(value, float) and wanted.kind in "iub":
         raise InputError(f"a numpy scalar {wanted.name} that holds {value}, expected an integer")
-    return wanted.type(value)
+    with np.errstate(over="ignore"):  # an infinity, as in any array
+        return wanted.type(value)
 
 
 def _check_dtype(name: Any) -> np.dtype[Any]:
     if not isinstance(name, str) or len(name) > 8 or name.lstrip("<>|=") not in DTYPES:
-        raise InputError(
-            f"an array of dtype {str(name)[:40]!r}, expected integers, floats or booleans"
-        )
+        raise InputError(f"an array of dtype {_shown(name)}, expected integers, floats or booleans")
     return np.dtype(name)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what came, for a sentence."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:SHOWN])
+    return repr(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}"
 
 
 def _check(value: Any, left: int) -> None:
@@ -185,7 +228,11 @@ def _check(value: Any, left: int) -> None:
     if isinstance(value, dict):
         for key, inside in value.items():
             if not isinstance(key, (str, bytes)):
-                raise InputError(f"a key {str(key)[:40]!r}, expected words")
+                raise InputError(f"a key {_shown(key)}, expected words")
+            if len(key) > MOST_KEY:
+                raise InputError(
+                    f"a key {_shown(key)}... of {len(key)} letters, expected {MOST_KEY}"
+                )
             _check(inside, left - 1)
     elif isinstance(value, list):
         for inside in value:

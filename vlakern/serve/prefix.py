@@ -59,7 +59,7 @@ class PrefixRule:
         return ActionPrefix(actions, _frozen(frozen, len(actions)), self._form(form))
 
     def _form(self, form: Any) -> PrefixForm:
-        for one in self.forms:
+        for one in self.forms if isinstance(form, str) else ():  # an array equals item by item
             if form == one:
                 return one
         raise InputError(

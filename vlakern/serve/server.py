@@ -6,6 +6,7 @@ order; after an error a text frame and code 1011. ``GET /healthz`` on the same p
 
 import asyncio
 import hmac
+import logging
 import os
 import socket
 import struct
@@ -15,9 +16,12 @@ from typing import Any
 
 from websockets.asyncio.server import Server as SocketServer
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+from vlakern.errors import ConfigError
+from vlakern.serve._sparing import Sparing
 from vlakern.serve.batcher import Batcher
 from vlakern.serve.session import Sessions
 from vlakern.serve.settings import ServerConfig, Statistics, loopback
@@ -27,13 +31,19 @@ from vlakern.serve.wire import Keys
 __all__ = ["Server", "ServerConfig"]
 
 HEALTH = "/healthz"
+LOG = logging.getLogger(__name__)
+LOG.addFilter(Sparing())
 # Pongs pile up for a peer that reads none; a reply is a tenth of this [bytes].
 MOST_UNSENT = 1 << 20
 MOST_DIRECT = 1 << 16  # of a reply that does not wait for room [bytes]
+MOST_PIECES = 4096  # frames of a message: its size counts no empty ones
 
 
 class Server:
     """Listens inside ``async with``; the policy has been warmed up before.
+
+    Raises:
+        ConfigError: it cannot listen there.
 
     Attributes:
         port: where it listens.
@@ -46,7 +56,7 @@ class Server:
     ) -> None:
         self.config, self.port = config, config.port
         self._sessions = Sessions(batcher, keys, metadata, config)
-        self.opening: set[ServerConnection] = set()
+        self.opening: dict[ServerConnection, None] = {}  # the oldest first
         self._server: SocketServer | None = None
         self._shared: SharedListener | None = None
 
@@ -59,7 +69,21 @@ class Server:
         if config.shared is not None:
             self._shared = SharedListener(config.shared, self._sessions)
             self._shared.start()
-        self._server = server = await serve(
+        try:
+            self._server = server = await self._listening()
+        except OSError as error:
+            if self._shared is not None:
+                self._shared.close()
+            raise ConfigError(
+                f"cannot listen on {config.host}, port {config.port} ({error.strerror or error});"
+                " give another one, or 0 as port for a free one"
+            ) from error
+        self.port = next(iter(server.sockets)).getsockname()[1]
+        return self
+
+    async def _listening(self) -> SocketServer:
+        config = self.config
+        return await serve(
             self._client,
             config.host,
             config.port,
@@ -70,10 +94,9 @@ class Server:
             open_timeout=config.open_timeout,
             close_timeout=config.close_timeout,
             server_header=None,
+            logger=LOG,
             create_connection=type("Connection", (_Connection,), {"owner": self}),
         )
-        self.port = next(iter(server.sockets)).getsockname()[1]
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
@@ -106,7 +129,7 @@ class Server:
             return connection.respond(401, "send the header Authorization: Api-Key TOKEN\n")
         if self._sessions.full():
             return connection.respond(503, "too many connections\n")
-        self.opening.discard(connection)
+        self.opening.pop(connection, None)
         self.statistics.open.add(connection)
         return None
 
@@ -127,6 +150,7 @@ class _Connection(ServerConnection):
 
     owner: Server
     direct = True
+    pieces = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -134,16 +158,20 @@ class _Connection(ServerConnection):
         self._sending = threading.Lock()
         self._socket: socket.socket | None = socket.socket(fileno=descriptor)
         self._rest = b""  # of a reply that was not taken at once
-        self.owner.opening.add(self)
-        if len(self.owner.opening) > self.owner.config.most_opening:
-            self.abort()
+        opening = self.owner.opening
+        opening[self] = None
+        if len(opening) > self.owner.config.most_opening:
+            # Who is at it since long waits for nothing; a client that just came needs a moment.
+            oldest = next(iter(opening))
+            del opening[oldest]
+            oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         with self._sending:
             assert self._socket is not None
             self._socket.close()
             self._socket = None
-        self.owner.opening.discard(self)
+        self.owner.opening.pop(self, None)
         self.owner.statistics.open.discard(self)
         super().connection_lost(exc)
 
@@ -175,6 +203,14 @@ class _Connection(ServerConnection):
         super().data_received(data)
         if self.transport.get_write_buffer_size() > MOST_UNSENT:
             self.abort()
+
+    def process_event(self, event: Any) -> None:
+        if isinstance(event, Frame) and event.opcode in (Opcode.CONT, Opcode.TEXT, Opcode.BINARY):
+            self.pieces = 0 if event.fin else self.pieces + 1
+            if self.pieces > MOST_PIECES:
+                self.abort()
+                return
+        super().process_event(event)
 
     def abort(self) -> None:
         self.transport.abort()

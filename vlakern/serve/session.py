@@ -13,6 +13,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 
 from vlakern.errors import InputError
+from vlakern.serve._sparing import Sparing
 from vlakern.serve.batcher import Answer, Batcher, PolicyFailed
 from vlakern.serve.codec import decode, encode
 from vlakern.serve.settings import ServerConfig, Statistics
@@ -21,6 +22,8 @@ from vlakern.serve.wire import REQUEST, Keys, asked
 __all__ = ["Peer", "Sessions"]
 
 LOG = logging.getLogger(__name__)
+LOG.addFilter(Sparing())
+MOST_LETTERS = 400
 ERROR, GOING, REFUSED = 1011, 1001, 1008  # of RFC 6455, section 7.4.1
 
 
@@ -166,8 +169,9 @@ class Sessions:
         except InputError as error:
             self.statistics.refused += 1
             number = _number()
-            LOG.warning("error %s: %s", number, error)
-            return f"error {number}" if self.config.blind else f"error {number}: {error}"
+            words = _line(error)
+            LOG.warning("error %s: %s", number, words)
+            return f"error {number}" if self.config.blind else f"error {number}: {words}"
         except PolicyFailed as error:
             self.statistics.failed += 1
             number = _number()
@@ -207,6 +211,12 @@ class _Way:
             if self.previous is not None:
                 found["server_timing"]["prev_total_ms"] = self.previous
         return encode(found)
+
+
+def _line(error: InputError) -> str:
+    """Its sentence, whose quotes come from the client: no line of a log is made of them."""
+    words = str(error)[:MOST_LETTERS]
+    return "".join(one if one.isprintable() else "?" for one in words)
 
 
 def _number() -> str:

@@ -56,6 +56,8 @@ class ServerConfig:
                 f"the token has {len(self.token)} characters, expected at least {SHORTEST_TOKEN};"
                 " `python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
             )
+        if self.token is not None and (not self.token.isascii() or not self.token.isprintable()):
+            raise ConfigError("the token has letters that no header holds; use plain ASCII letters")
         if not loopback(self.host) and self.token is None:
             raise ConfigError(
                 f"host {self.host!r} can be reached from other machines, which needs a token; give"

@@ -134,8 +134,11 @@ def _numbers(value: Any) -> np.ndarray:
     if not isinstance(value, (np.ndarray, list, float, int)):
         raise InputError(f"a state that is a {type(value).__name__}, expected an array of numbers")
     try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "fiub":  # words of digits would become numbers
+            raise TypeError(found.dtype.name)
         with np.errstate(over="ignore"):  # an infinity then, which is refused
-            return np.asarray(value, np.float32).ravel()
+            return found.astype(np.float32).ravel()
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError("a state that is no list of numbers; send an array") from error
 
