@@ -1,14 +1,19 @@
 """A small locked study, its record, a clock that tests move, and a closed study for reports."""
 
+import io
 import random
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
 from vlakern.blind.protocol import Conduct
 from vlakern.blind.results import (
@@ -22,6 +27,7 @@ from vlakern.blind.results import (
 )
 from vlakern.blind.seal import Key, PublicPlan, lock, open_key
 from vlakern.blind.store import Store
+from vlakern.blind.video import strip
 
 TEXT = """
 title = "A small study"
@@ -48,6 +54,36 @@ milestones = ["touched", "half way", "there"]
 GROUPS = (("anna", "bert", "base"), ("carl", "dora", "base"))
 TASKS = ("pick", "pour")
 RATES = {"anna": 0.95, "bert": 0.2, "base": 0.6, "carl": 0.6, "dora": 0.6}
+
+
+def recorded(
+    seed: int = 0, tags: Mapping[str, str] | None = None, ending: str = ".mp4", **options: str
+) -> bytes:
+    """A short video of noise, as a robot's recorder writes it, with its tags.
+
+    Args:
+        options: of FFmpeg's writer.
+    """
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"clip{ending}"
+        with av.open(str(path), "w", options=options) as file:
+            stream = file.add_stream("libx264" if ending == ".mp4" else "libvpx", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for name, value in (tags or {}).items():
+                file.metadata[name] = stream.metadata[name] = value
+            for frame in pixels:
+                file.mux(stream.encode(VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode())
+        return path.read_bytes()
+
+
+@cache
+def clip(seed: int = 0) -> bytes:
+    """A video that a study keeps as it is: it holds nothing but pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        strip(io.BytesIO(recorded(seed)), Path(folder) / "clip")
+        return (Path(folder) / "clip").read_bytes()
 
 
 class Clock:
@@ -119,8 +155,9 @@ def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     opened: list[Store] = []
 
     def make(**options: int) -> Site:
-        folder, clock = tmp_path / "study", Clock()
+        folder = tmp_path / "study"
         public = lock(write_study(tmp_path, **options), folder, random.Random(1))
+        clock = Clock()  # not before the lock, however long that took
         key = open_key(folder)
         store = Store(folder / "record", lambda: clock.utc, lambda: clock.ticks)
         opened.append(store)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from python_tests.blind.conftest import clip
 from vlakern.blind._browser import Browser
 from vlakern.blind.seal import lock, open_key
 from vlakern.blind.site import Addresses, SiteConfig, serve_study
@@ -26,7 +27,7 @@ from vlakern.errors import StudyError
 from vlakern.serve.client import Client, ServerError
 from vlakern.types import ActionChunk, Observation
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
+MP4 = clip()
 VIEWS = ("front",)
 STUDY = """
 title = "Concealed"

@@ -1,6 +1,7 @@
 """The lock: what is public holds no name, what is sealed proves itself."""
 
 import json
+import os
 import random
 import stat
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlakern.blind.seal import lock, open_key, read_plan
+from vlakern.blind.tokens import draw_tokens
 from vlakern.errors import StudyError
 
 
@@ -77,6 +79,46 @@ def test_a_changed_public_plan_is_refused(study_file: Path, tmp_path: Path) -> N
     path.write_text(json.dumps(plan))
     with pytest.raises(StudyError, match="does not give the commitment"):
         open_key(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("break_minutes", 0.0),
+        ("judges", 2),
+        ("trials", 1),
+        ("abort_reasons", ["it was losing"]),
+        ("analysis", "0" * 64),
+        ("tasks", None),
+    ],
+)
+def test_a_changed_public_rule_is_refused(
+    study_file: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    """Breaks, judges, criteria and the rest of the public plan follow from the sealed study."""
+    lock(study_file, tmp_path / "s")
+    path = tmp_path / "s/plan.json"
+    plan = json.loads(path.read_text())
+    if field == "tasks":
+        plan["tasks"][0]["criterion"] = "near enough"
+    else:
+        plan[field] = value
+    path.write_text(json.dumps(plan))
+    with pytest.raises(StudyError, match=rf"was changed after the lock: its {field} differ"):
+        open_key(tmp_path / "s")
+
+
+def test_a_study_is_its_runners_alone(study_file: Path, tmp_path: Path) -> None:
+    """No other account reads any file of it, whatever the umask."""
+    before = os.umask(0)
+    try:
+        lock(study_file, tmp_path / "s")
+        draw_tokens(tmp_path / "s", 1, 1.0)
+    finally:
+        os.umask(before)
+    found = [tmp_path / "s", *(tmp_path / "s").rglob("*")]
+    assert len(found) == 11
+    assert [path for path in found if path.stat().st_mode & 0o077] == []
 
 
 def test_a_changed_study_file_is_refused(study_file: Path, tmp_path: Path) -> None:

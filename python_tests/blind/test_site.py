@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from python_tests.blind.conftest import clip
 from vlakern.blind._browser import Browser
 from vlakern.blind.seal import lock, open_key
 from vlakern.blind.site import SiteConfig, check_models, pool_views, serve_study
@@ -22,7 +23,7 @@ from vlakern.errors import StudyError
 from vlakern.serve.client import Client, ServerError
 from vlakern.types import ActionChunk, Observation
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
+MP4 = clip()
 MESSAGE = {"observation/front": np.zeros((8, 8, 3), np.uint8), "observation/state": np.zeros(3, np.float32), "prompt": "x"}  # fmt: skip  # noqa: E501
 
 

@@ -65,6 +65,10 @@ def test_from_lock_to_names(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["blind", "verify", folder]) == 0
     assert "1 entries in both copies" in capsys.readouterr().out
     assert main(["blind", "backup", folder, str(tmp_path / "copy")]) == 0
+    with Store(tmp_path / "s/record"):  # as while it is served
+        assert main(["blind", "export", folder, "--csv", str(tmp_path / "trials.csv")]) == 0
+    assert "0 trials, without names" in capsys.readouterr().out
+    assert (tmp_path / "trials.csv").read_text().startswith("code,order,group,task,")
     assert main(["blind", "look", folder]) == 1
     assert 'design = "sequential"' in capsys.readouterr().err
     assert main(["blind", "verify", folder, "--head", "0" * 16]) == 1

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from vlakern.blind.results import ClosedStudy, Model, Result, Voided
 from vlakern.blind.seal import Key, PublicPlan, open_key, read_plan
-from vlakern.blind.state import State, fold
-from vlakern.blind.store import Store
+from vlakern.blind.state import State, check_record, fold
+from vlakern.blind.store import Store, read
 from vlakern.errors import StudyError
 
-__all__ = ["closed_study", "named", "open_study"]
+__all__ = ["closed_study", "named", "open_study", "running_study"]
 
 PACKAGES = ("vlakern", "torch", "numpy", "scipy")
 
@@ -24,7 +24,19 @@ def open_study(folder: Path) -> ClosedStudy:
     """
     plan = read_plan(folder)
     with Store(folder / "record") as store:
+        check_record(plan, store.events, store.folder)
         return closed_study(plan, open_key(folder), fold(plan, store.events))
+
+
+def running_study(folder: Path) -> tuple[PublicPlan, Key, State]:
+    """Where a study stands that may be served by another process; writes nothing.
+
+    Raises:
+        StudyError: it is damaged, or was changed after the lock.
+    """
+    plan, key, events = read_plan(folder), open_key(folder), read(folder / "record")
+    check_record(plan, events, folder / "record")
+    return plan, key, fold(plan, events)
 
 
 def closed_study(plan: PublicPlan, key: Key, state: State) -> ClosedStudy:

@@ -16,7 +16,7 @@ from vlakern.blind.events import Event
 from vlakern.blind.plan import Trial
 from vlakern.blind.results import UNKNOWN, Judgement
 from vlakern.blind.seal import PublicPlan
-from vlakern.blind.state import State, TrialState, apply, fold
+from vlakern.blind.state import State, TrialState, apply, check_record, fold
 from vlakern.blind.store import Store
 from vlakern.errors import StudyError
 
@@ -59,12 +59,7 @@ class Conduct:
         self._spares, self._clock = spares, clock
         self._source = source or random.SystemRandom()
         self._tasks = {task.name: task for task in plan.tasks}
-        first = store.events[0].data if store.events else {}
-        if first.get("commitment") != plan.commitment:
-            raise StudyError(
-                f"the record in {store.folder} is not that of the study with the commitment"
-                f" {plan.commitment[:12]}; restore the two from one backup"
-            )
+        check_record(plan, store.events, store.folder)
         self.state: State = fold(plan, store.events)
         self._applied = len(store.events)
 

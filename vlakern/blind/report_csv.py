@@ -1,18 +1,14 @@
 """The report as tables for spreadsheets: one row a trial, a rate, a comparison."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlakern.blind.report import Report
+from vlakern.blind.tables import table
 from vlakern.files import write_bytes
 
 __all__ = ["tables", "write_csv"]
-
-# A spreadsheet would run a cell that begins like this as a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(report: Report, folder: Path) -> None:
@@ -128,15 +124,4 @@ def _bounds(name: str, bounds: tuple[float, float] | None) -> dict[str, float | 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> str:
     found = list(rows)
-    columns: Sequence[str] = list(found[0]) if found else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in found)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(FORMULA):
-        return f"'{value}"
-    return "" if value is None else value
+    return table(list(found[0]) if found else [], found)

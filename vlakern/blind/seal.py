@@ -5,6 +5,7 @@ alone: the allocation, the salt, the study file. The commitment, SHA-256 of all 
 random salt, is shown at the lock and proves later that nothing was changed.
 """
 
+import dataclasses
 import hashlib
 import random
 import secrets
@@ -140,15 +141,16 @@ def lock(file: Path, folder: Path, source: random.Random | None = None) -> Publi
     )
     public = _public(key)
     with atomic_directory(folder) as there:
+        there.chmod(0o700)  # whoever watches the files grow learns what the pages do not say
         write_json(there / PLAN, to_dict(public))
         with Store(there / "record") as store:
             store.append("lock", "runner", "locked", {"commitment": public.commitment})
-        (there / "videos").mkdir()
+        (there / "videos").mkdir(mode=0o700)
         (there / SEALED).mkdir(mode=0o700)
         write_bytes(there / SEALED / STUDY, content)
         write_json(there / SEALED / KEY, to_dict(key))
-        for name in (STUDY, KEY):
-            (there / SEALED / name).chmod(0o600)
+        for path in (there / PLAN, there / SEALED / STUDY, there / SEALED / KEY):
+            path.chmod(0o600)
     return public
 
 
@@ -223,12 +225,29 @@ def open_key(folder: Path) -> Key:
             f"the sealed key does not give the commitment {public.commitment[:12]} of {PLAN}; one"
             " of the two was changed after the lock, and the study cannot be trusted"
         )
+    wrong = _changed(public, key)
+    if wrong:
+        raise StudyError(
+            f"{folder / PLAN} was changed after the lock: its {', '.join(wrong)} differ from the"
+            " sealed study's; restore it from a copy"
+        )
     for path in (sealed / STUDY, Path(key.file)):
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != key.file_sha256:
             raise StudyError(
                 f"{path} was changed after the lock; put it back, or lock a new study with it"
             )
     return key
+
+
+def _changed(public: PublicPlan, key: Key) -> list[str]:
+    """Fields of the public plan that do not follow from the sealed study."""
+    own = {"locked", "vlakern"}  # said by the lock alone
+    expected = _public(key)
+    return [
+        field.name
+        for field in dataclasses.fields(public)
+        if field.name not in own and getattr(public, field.name) != getattr(expected, field.name)
+    ]
 
 
 def identities(study: Study) -> dict[str, str]:

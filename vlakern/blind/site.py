@@ -11,6 +11,7 @@ from typing import Any
 from vlakern.blind.router import Router, Runnable, load_policy
 from vlakern.blind.seal import Key, identities, open_key
 from vlakern.blind.study import PoolModel
+from vlakern.blind.video import check_reader
 from vlakern.errors import StudyError
 from vlakern.serve.batcher import Batcher
 from vlakern.serve.server import Server, ServerConfig
@@ -95,6 +96,7 @@ async def serve_study(
 
     from vlakern.blind.web import Desk, make_app
 
+    check_reader()
     key = open_key(folder)
     check_models(key)
     router = Router(key, load)

@@ -1,15 +1,17 @@
 """Where a study stands, folded from its events alone: a restart stands where the last one did."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vlakern.blind.events import Event
 from vlakern.blind.plan import Trial
 from vlakern.blind.results import Judgement
 from vlakern.blind.seal import PublicPlan
+from vlakern.errors import StudyError
 
-__all__ = ["ADJUDICATOR", "State", "TrialState", "apply", "fold"]
+__all__ = ["ADJUDICATOR", "State", "TrialState", "apply", "check_record", "fold"]
 
 ADJUDICATOR = "adjudicator"
 
@@ -112,6 +114,20 @@ class State:
         if len(self.started) == len(self.queue):
             return None
         return self.trials[self.queue[len(self.started)]]
+
+
+def check_record(plan: PublicPlan, events: Sequence[Event], folder: Path) -> None:
+    """Refuses the record of another study: its first event says which one it belongs to.
+
+    Raises:
+        StudyError: naming the record.
+    """
+    first = events[0].data if events else {}
+    if first.get("commitment") != plan.commitment:
+        raise StudyError(
+            f"the record in {folder} is not that of the study with the commitment"
+            f" {plan.commitment[:12]}; restore the two from one backup"
+        )
 
 
 def fold(plan: PublicPlan, events: Iterable[Event]) -> State:

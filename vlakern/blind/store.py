@@ -19,8 +19,9 @@ from urllib.parse import quote
 
 from vlakern.blind.events import ROOT, Event, canonical, check_chain, decode, encode, link
 from vlakern.errors import StudyError
+from vlakern.files import atomic_directory, write_bytes
 
-__all__ = ["DATABASE", "LOG", "Store", "awake", "backup", "verify"]
+__all__ = ["DATABASE", "LOG", "Store", "awake", "backup", "read", "sync_folder", "verify"]
 
 DATABASE, LOG, LOCK = "events.sqlite", "events.jsonl", "writer.lock"
 MOST_BYTES = 1 << 16  # of a line
@@ -60,13 +61,16 @@ class Store:
     ) -> None:
         self.folder, self._clock, self._ticks = folder, clock, ticks
         self._turn = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
         with ExitStack() as opened:  # closes what was opened if the rest fails
             self._lock = _exclusive(folder)
             opened.callback(os.close, self._lock)
-            self._log = os.open(folder / LOG, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._log = _own_file(folder / LOG)
             opened.callback(os.close, self._log)
-            _sync_folder(folder)
+            os.close(_own_file(folder / DATABASE))  # SQLite would make it for everyone to read
+            sync_folder(folder)
             self._database = _connect(folder / DATABASE)
             opened.callback(lambda: self._database.close())
             self._events = self._recover()
@@ -101,11 +105,8 @@ class Store:
             self._settle()
             found = self._seen.get(key)
             if found is not None:
-                if (found.kind, found.actor, canonical(found.data)) != (
-                    kind,
-                    actor,
-                    canonical(dict(data)),
-                ):
+                same = (kind, actor, canonical(dict(data)))
+                if (found.kind, found.actor, canonical(found.data)) != same:
                     raise StudyError(
                         f"form {key[:16]!r} was saved before with another content; open the page"
                         " again"
@@ -175,9 +176,8 @@ class Store:
         self._end += len(line)
 
     def _insert(self, event: Event, line: bytes) -> None:
-        self._database.execute(
-            "INSERT INTO events VALUES (?, ?, ?)", (event.number, event.key, line)
-        )
+        row = event.number, event.key, line
+        self._database.execute("INSERT INTO events VALUES (?, ?, ?)", row)
 
     def _settle(self) -> None:
         """After a write that failed: SQLite decides whether the event is there, the log follows."""
@@ -222,33 +222,44 @@ def backup(folder: Path, to: Path) -> None:
     Raises:
         StudyError: ``to`` is there already, or the record is damaged.
     """
-    if not (folder / DATABASE).is_file():
-        raise StudyError(f"{folder} holds no record; give the folder of a locked study")
     if to.exists():
         raise StudyError(f"{to} is there already; give a new folder for the backup")
-    database = sqlite3.connect(f"file:{quote(str(folder / DATABASE))}?mode=ro", uri=True)
-    try:
-        with _reading(database):  # what SQLite holds is in the log already, so the log comes second
-            stored = _stored(database)
-            logged = list(islice(_logged(folder / LOG, lambda end: None), len(stored)))
-            check_chain(stored, str(folder / DATABASE))
-            if stored != logged:
-                raise StudyError(f"{folder / LOG} and {DATABASE} hold different events; see verify")
-            _copy(database, stored, to)
-    finally:
-        database.close()
+    with _read_only(folder) as database:
+        _copy(database, _agreed(folder, database), to)
+
+
+def read(folder: Path) -> list[Event]:
+    """The events of a record, checked, by another process than its writer; writes nothing.
+
+    Raises:
+        StudyError: there is no record, or it is damaged.
+    """
+    with _read_only(folder) as database:
+        return _agreed(folder, database)
+
+
+def _agreed(folder: Path, database: sqlite3.Connection) -> list[Event]:
+    """The events of both copies, while somebody may be writing the next one."""
+    stored = _stored(database)
+    # What SQLite holds is in the log already, so the log comes second.
+    logged = list(islice(_logged(folder / LOG, lambda end: None), len(stored)))
+    check_chain(stored, str(folder / DATABASE))
+    if stored != logged:
+        raise StudyError(f"{folder / LOG} and {DATABASE} hold different events; see verify")
+    return stored
 
 
 def _copy(database: sqlite3.Connection, events: Iterable[Event], folder: Path) -> None:
-    from vlakern.files import atomic_directory, write_bytes
-
     with atomic_directory(folder) as there:
+        there.chmod(0o700)
+        os.close(_own_file(there / DATABASE))
         target = sqlite3.connect(there / DATABASE)
         try:
             database.backup(target)
         finally:
             target.close()
         write_bytes(there / LOG, b"".join(encode(event) for event in events))
+        (there / LOG).chmod(0o600)
 
 
 def verify(folder: Path, head: str = "") -> int:
@@ -264,11 +275,8 @@ def verify(folder: Path, head: str = "") -> int:
     path = folder / LOG
     logged = list(_logged(path, _refuse_torn))
     check_chain(logged, str(path))
-    database = sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)
-    try:
+    with _read_only(folder) as database:
         stored = _stored(database)
-    finally:
-        database.close()
     if stored != logged:
         raise StudyError(f"{path} and {DATABASE} hold different events; restore both")
     if head and not any(event.hash.startswith(head) for event in logged):
@@ -284,7 +292,7 @@ def _refuse_torn(end: int) -> None:
 
 
 def _exclusive(folder: Path) -> int:
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = _own_file(folder / LOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -316,6 +324,9 @@ def _stored(database: sqlite3.Connection) -> list[Event]:
     """Events in SQLite, in their order."""
     try:
         rows = database.execute("SELECT number, key, line FROM events ORDER BY number").fetchall()
+    except sqlite3.OperationalError as error:  # also a reader's, of what a crash left half done
+        wanted = "`vlakern blind status` ends what a crash left"
+        raise StudyError(f"{DATABASE} cannot be read now ({error}); {wanted}") from error
     except sqlite3.DatabaseError as error:
         raise StudyError(f"{DATABASE} is damaged ({error}); restore both records") from error
     found = []
@@ -345,13 +356,16 @@ def _logged(path: Path, torn: Callable[[int], None]) -> Iterator[Event]:
 
 
 @contextmanager
-def _reading(database: sqlite3.Connection) -> Iterator[None]:
+def _read_only(folder: Path) -> Iterator[sqlite3.Connection]:
     """One view of the database; the writer's commit waits for its end, for milliseconds."""
-    database.execute("BEGIN")
+    if not (folder / DATABASE).is_file():
+        raise StudyError(f"{folder} holds no record; give the folder of a locked study")
+    database = sqlite3.connect(f"file:{quote(str(folder / DATABASE))}?mode=ro", uri=True)
     try:
-        yield
+        database.execute("BEGIN")
+        yield database
     finally:
-        database.rollback()
+        database.close()
 
 
 @contextmanager
@@ -365,12 +379,20 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
             database.execute("ROLLBACK")
 
 
+def _own_file(path: Path) -> int:
+    """A handle of a file that its owner alone reads, made if it is not there."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)
+    return handle
+
+
 def _write_all(handle: int, content: bytes) -> None:
     while content:
         content = content[os.write(handle, content) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Names in it are on disk, too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

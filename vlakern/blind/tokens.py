@@ -14,7 +14,7 @@ from vlakern.files import write_json
 from vlakern.records import from_dict, to_dict
 from vlakern.untrusted import read_json
 
-__all__ = ["Tokens", "draw_tokens", "read_tokens", "roles"]
+__all__ = ["Tokens", "draw_tokens", "read_tokens", "roles", "seats"]
 
 FILE = "tokens.json"
 DAY = 86_400.0  # s
@@ -58,9 +58,13 @@ class Tokens:
 
 def roles(judges: int) -> tuple[str, ...]:
     """Who takes part in a study of that many judges."""
-    seats = tuple(f"judge-{index + 1}" for index in range(judges))
+    return ("operator", *seats(judges), "analyst")
+
+
+def seats(judges: int) -> tuple[str, ...]:
+    """Who judges there."""
     settle = ("adjudicator",) if judges > 1 else ()
-    return ("operator", *seats, *settle, "analyst")
+    return (*(f"judge-{index + 1}" for index in range(judges)), *settle)
 
 
 def draw_tokens(folder: Path, judges: int, days: float, now: float | None = None) -> dict[str, str]:

@@ -14,8 +14,6 @@ from vlakern.blind.seal import lock
 from vlakern.blind.tokens import draw_tokens
 from vlakern.blind.web import Desk, make_app
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
-
 
 @dataclass
 class Counted:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from python_tests.blind.conftest import clip
 from vlakern.blind.store import verify
 from vlakern.blind.tokens import draw_tokens
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
+MP4 = clip()
 Make = Callable[..., Any]
 
 
@@ -261,3 +262,29 @@ def test_a_browser_is_signed_out_when_its_token_expires(pages: Make) -> None:
     path.write_text(re.sub(r'"expires": *[0-9.]+', '"expires": 1.0', path.read_text()))
     operator.get()
     assert "/start" not in operator.page
+
+
+def test_an_adjudicator_corrects_with_a_reason(pages: Make) -> None:
+    """A settled dispute is opened again; the later word counts and the earlier one stays."""
+    here = pages(judges=2)
+    code = one_trial(here.browser("operator"))
+    judge_all(here.browser("judge-1"))
+    judge_all(here.browser("judge-2"), success=False)
+    settle = here.browser("adjudicator")
+    settle.get(f"/?code={code}")
+    assert settle.status == 404
+    assert "was not settled by you" in settle.page
+    settle.get()
+    settle.send("adjudicate", outcome="failure", failure="dropped")
+    settle.get(f"/?code={code}")
+    assert "Correct trial" in settle.page
+    settle.send("adjudicate", outcome="failure", failure="stuck", why=" ")
+    assert settle.status == 409
+    assert "a correction needs a reason" in settle.page
+    settle.send("adjudicate", outcome="failure", failure="stuck", why="the wrong tag")
+    assert settle.status == 200, settle.page
+    kinds = [event.kind for event in here.desk.store.events]
+    assert kinds[-2:] == ["adjudicated", "corrected"]
+    found = here.desk.conduct.state.trials[code].outcome(2)
+    assert (found.success, found.failure) == (False, "stuck")
+    assert len(here.desk.conduct.state.trials[code].judgements) == 3

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from python_tests.blind.conftest import clip
 from vlakern.blind.web.desk import MOST_BYTES, NoModels
 from vlakern.errors import StudyError
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
+MP4 = clip()
 
 
 def test_models_follow_the_trials(pages: Callable[..., Any]) -> None:
@@ -105,3 +106,27 @@ def test_a_video_stays_where_its_event_may_be_on_disk(
     assert trial.ended is not None
     assert (here.folder / "videos" / str(trial.video)).read_bytes() == MP4
     assert here.desk.stop("b", code, io.BytesIO(MP4)).kind == "ended"
+
+
+def test_a_forms_key_is_its_own(pages: Callable[..., Any]) -> None:
+    """A stop with the key of another form, or again with another video, is not said to be saved."""
+    here = pages()
+    code = here.desk.plan.plan.queue[0].code
+    here.desk.start("a", code)
+    with pytest.raises(StudyError, match="saved before with another content"):
+        here.desk.stop("a", code, io.BytesIO(MP4))
+    here.desk.stop("b", code, io.BytesIO(MP4))
+    with pytest.raises(StudyError, match="has ended with another video, which is kept"):
+        here.desk.stop("b", code, io.BytesIO(clip(1)))
+    kept = list((here.folder / "videos").iterdir())
+    assert [one.read_bytes() for one in kept] == [MP4]
+    assert [one.stat().st_mode & 0o077 for one in kept] == [0]
+
+
+def test_half_a_video_of_a_crash_is_removed(pages: Callable[..., Any]) -> None:
+    """It may hold what its recorder wrote."""
+    here = pages()
+    (here.folder / "videos/.0123.part").write_bytes(b"half")
+    here.desk.close()
+    here.desk.__init__(here.folder, here.models)
+    assert list((here.folder / "videos").iterdir()) == []

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from python_tests.blind.conftest import clip
 from vlakern.blind.results import Judgement
-from vlakern.blind.web.download import COLUMNS, export, report
+from vlakern.blind.seal import open_key
+from vlakern.blind.web.download import export, report
 from vlakern.errors import StudyError
 
 
@@ -17,15 +19,22 @@ def test_trials_are_exported_under_their_aliases(pages: Callable[..., Any]) -> N
     here = pages()
     queue = here.desk.plan.plan.queue
     here.desk.start("s", queue[0].code)
-    here.desk.stop("e", queue[0].code, io.BytesIO(b"\0\0\0\x18ftypisom" + bytes(40)))
+    here.desk.stop("e", queue[0].code, io.BytesIO(clip()))
     progress = 1.0 if queue[0].task == "push" else None
     here.desk.judge("j", queue[0].code, Judgement("judge-1", True, progress))
     here.desk.start("t", here.desk.conduct.state.next.trial.code)
     text = export(here.desk)
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert tuple(rows[0]) == COLUMNS
     assert [row["success"] for row in rows] == ["1", ""]
     assert rows[0]["code"] == queue[0].code
     assert "secret" not in text
     with pytest.raises(StudyError, match="not closed"):
         report(here.desk)
+    here.desk.abort("a", rows[1]["code"], "operator error")
+    here.desk.finish("f", "enough")
+    here.desk.request("r")
+    assert "secret" not in export(here.desk)
+    here.desk.unblind("u", here.desk.plan.commitment)
+    named = list(csv.DictReader(io.StringIO(export(here.desk))))
+    models = open_key(here.folder).allocation.models
+    assert [row["model"] for row in named] == [models[row["code"]] for row in rows]

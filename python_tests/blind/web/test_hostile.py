@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from python_tests.blind.conftest import clip, recorded
 from vlakern.blind.store import verify
 
-MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
+MP4 = clip()
 Make = Callable[..., Any]
 
 
@@ -51,7 +52,7 @@ def test_a_disk_that_takes_no_more(pages: Make, room: int) -> None:
     operator = started(here)
     before = len(here.desk.store.events)
     with full_disk(room):
-        operator.send("stop", video=MP4 + bytes(5000))
+        operator.send("stop", video=MP4)
         assert operator.status == 507
         assert "Not saved: the disk refused" in operator.page
         operator.send("abort", reason="operator error")
@@ -59,7 +60,7 @@ def test_a_disk_that_takes_no_more(pages: Make, room: int) -> None:
     assert list((here.folder / "videos").iterdir()) == []
     assert len(here.desk.store.events) == before
     assert here.models.current is not None
-    operator.send("stop", video=MP4 + bytes(5000))
+    operator.send("stop", video=MP4)
     assert operator.status == 200, operator.page
     assert verify(here.folder / "record") == before + 1
     assert len(list((here.folder / "videos").iterdir())) == 1
@@ -204,7 +205,7 @@ def test_back_and_send_again(pages: Make) -> None:
     operator.send("abort", reason="operator error")
     assert operator.status == 409
     operator.page = before
-    operator.send("stop", video=MP4 + b"another")
+    operator.send("stop", video=clip(1))
     assert len(list((here.folder / "videos").iterdir())) == 1
     assert [event.kind for event in here.desk.store.events] == ["locked", "started", "ended"]
 
@@ -222,3 +223,45 @@ def test_after_a_restart_one_signs_in_again(pages: Make) -> None:
     assert "Sign in with your token first" in operator.page
     operator.send("enter", word=here.tokens["operator"])
     assert "Running now" in operator.page
+
+
+@pytest.mark.parametrize("path", ["enter", "leave", "start", "stop", "judge", "nothing"])
+def test_a_body_without_an_end_is_not_read(pages: Make, path: str) -> None:
+    """Nobody fills the disk by sending on and on, with or without a token."""
+    here = pages()
+
+    def sending() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="word"; filename="f"\r\n\r\n'
+        for _ in range(4):
+            yield bytes(1 << 20)
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    for browser in (here.browser_without_token(), here.browser("operator")):
+        answer = browser.client.post(f"/{path}", content=sending(), headers=kind)
+        assert answer.status_code == 411
+        assert "does not say how long it is" in answer.text
+
+
+@pytest.mark.parametrize("length", ["262145", "999999999999", "-1", "+5", "0x10", "\u00b2", ""])
+def test_a_body_has_a_length(pages: Make, length: str) -> None:
+    """A number, and no more than a form without a video needs."""
+    here = pages()
+    headers = {"content-length": length.encode("latin-1")}
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    client = here.browser_without_token().client
+    answer = client.post("/enter", content=b"word=x", headers={**headers, **kind})
+    assert answer.status_code in (411, 413)
+    assert 'role="alert"' in answer.text
+
+
+def test_a_disk_that_takes_no_upload(pages: Make) -> None:
+    """A long video waits on disk while it comes in; that this fails is said on the page, too."""
+    here = pages()
+    operator = started(here)
+    long = recorded() + bytes(3 << 20)
+    with full_disk(100_000):
+        operator.send("stop", video=long)
+        assert operator.status == 507
+        assert "Not saved: the disk refused" in operator.page
+    operator.send("stop", video=long)
+    assert operator.status == 200, operator.page

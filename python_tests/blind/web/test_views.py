@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from python_tests.blind.conftest import clip
 from vlakern.blind.results import Judgement
 from vlakern.blind.web import views
 from vlakern.errors import StudyError
@@ -17,7 +18,7 @@ def run(here: Any, count: int) -> None:
     for index in range(count):
         code = here.desk.conduct.state.next.trial.code
         here.desk.start(f"s{index}", code)
-        here.desk.stop(f"e{index}", code, io.BytesIO(b"\0\0\0\x18ftypisom" + bytes(40)))
+        here.desk.stop(f"e{index}", code, io.BytesIO(clip()))
 
 
 def test_no_view_names_a_model(pages: Callable[..., Any]) -> None:
@@ -43,7 +44,7 @@ def test_the_first_trial_is_compared_with_nothing(pages: Callable[..., Any]) -> 
     here.desk.start("again", run_again)
     import io
 
-    here.desk.stop("stop again", run_again, io.BytesIO(b"\0\0\0\x18ftypisom" + bytes(40)))
+    here.desk.stop("stop again", run_again, io.BytesIO(clip()))
     assert views.operator(here.desk, {})["step"] == "guess"
 
 

@@ -30,7 +30,7 @@ __all__ = ["make_app"]
 
 HERE = Path(__file__).parent
 COOKIE = "study"
-MOST_FORM = 520 << 20  # bytes, a video included
+MOST_VIDEO, MOST_FORM = 520 << 20, 1 << 18  # bytes of a form with a video, and of another
 MOST_FIELD = 4000  # characters
 POLICY = (
     "default-src 'none'; style-src 'self'; media-src 'self'; img-src 'self'; form-action 'self';"
@@ -122,7 +122,9 @@ class _Pages:
             return {}
         if session.role.startswith("judge"):
             return views.judge(self.desk, session.role, typed, code)
-        made = {"operator": views.operator, "adjudicator": views.adjudicator}
+        if session.role == "adjudicator":
+            return views.adjudicator(self.desk, typed, code)
+        made = {"operator": views.operator}
         return made.get(session.role, views.analyst)(self.desk, typed)
 
     async def take(
@@ -136,6 +138,8 @@ class _Pages:
             form = await _form(request)
         except StudyError as error:
             return self.show(session, error=f"Not saved: {error}.", status=400)
+        except OSError as error:  # a video waits on disk while it comes in
+            return self.show(session, error=_refused(error), status=507)
         typed = {name: value for name, value in form.items() if isinstance(value, str)}
         if not hmac.compare_digest(typed.get("token", "").encode(), session.secret.encode()):
             return self.show(session, error="This form is too old; send it again.", status=403)
@@ -146,12 +150,12 @@ class _Pages:
         except VlakernError as error:
             return self._again(session, typed, f"Not saved: {error}.", 409)
         except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            sentence = (
-                f"Not saved: the disk refused ({reason}). Free space there and send it again."
-            )
-            return self._again(session, typed, sentence, 507)
+            return self._again(session, typed, _refused(error), 507)
         return RedirectResponse(f"/?saved={event.number + 1}", 303)
+
+    def refuse(self, request: Request, error: str, status: int) -> Response:
+        """The page of who asks, with why nothing was done."""
+        return self.show(self.sessions.of(request), error=error, status=status)
 
     def _again(
         self, session: _Session, typed: Mapping[str, str], error: str, status: int
@@ -168,7 +172,7 @@ def make_app(desk: Desk, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pages = _Pages(desk)
-    _guard(app, hosts)
+    _guard(app, pages, hosts)
     _common(app, pages)
     _operator(app, pages)
     _judges(app, pages)
@@ -176,7 +180,7 @@ def make_app(desk: Desk, hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::
     return app
 
 
-def _guard(app: FastAPI, hosts: tuple[str, ...]) -> None:
+def _guard(app: FastAPI, pages: _Pages, hosts: tuple[str, ...]) -> None:
     @app.middleware("http")
     async def guard(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
@@ -184,13 +188,20 @@ def _guard(app: FastAPI, hosts: tuple[str, ...]) -> None:
         host = request.headers.get("host", "")
         name = (urlsplit(f"//{host}").hostname or "") if host else ""
         origin = request.headers.get("origin")
-        size = request.headers.get("content-length", "0")
+        asks = request.method in ("GET", "HEAD")
+        size = request.headers.get("content-length", "0" if asks else "")
+        most = MOST_VIDEO if request.url.path == "/stop" else MOST_FORM
         if name not in hosts:
             response: Response = Response("this host is not served\n", 421)
         elif origin not in (None, f"{request.url.scheme}://{host}"):
             response = Response("forms come from these pages alone\n", 403)
-        elif not size.isdigit() or int(size) > MOST_FORM:
-            response = Response("the form is too large\n", 413)
+        elif not size.isdecimal():  # a body without an end would fill the disk
+            response = pages.refuse(
+                request, "Not saved: the form does not say how long it is.", 411
+            )
+        elif int(size) > most:
+            sentence = f"Not saved: the form has {int(size):,} bytes, expected at most {most:,}."
+            response = pages.refuse(request, sentence, 413)
         else:
             response = await call_next(request)
         for header, value in HEADERS.items():
@@ -255,14 +266,11 @@ def _judges(app: FastAPI, pages: _Pages) -> None:
 
     def judge(session: _Session, form: Form) -> Any:
         found = views.verdict(desk, session.role, form)
-        why = _text(form, "why") if "why" in form else ""
-        if "why" in form and not why.strip():
-            raise StudyError("a correction needs a reason")
-        return desk.judge(_text(form, "key"), _text(form, "code"), found, why)
+        return desk.judge(_text(form, "key"), _text(form, "code"), found, _why(form))
 
     def adjudicate(session: _Session, form: Form) -> Any:
         found = views.verdict(desk, session.role, form)
-        return desk.adjudicate(_text(form, "key"), _text(form, "code"), found)
+        return desk.adjudicate(_text(form, "key"), _text(form, "code"), found, _why(form))
 
     _post(app, pages, "judge", "judge", judge)
     _post(app, pages, "adjudicator", "adjudicate", adjudicate)
@@ -334,6 +342,11 @@ async def _form(request: Request) -> Form:
     }
 
 
+def _refused(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"Not saved: the disk refused ({reason}). Free space there and send it again."
+
+
 def _own_style(text: str) -> str:
     """The policy that lets a page use the one style sheet inside it, and no other."""
     found = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
@@ -348,6 +361,14 @@ def _text(form: Form, name: str) -> str:
     if not isinstance(value, str):
         raise StudyError(f"field {name!r} is a file, expected words")
     return value
+
+
+def _why(form: Form) -> str:
+    """Why an earlier judgement is corrected; empty for a first one."""
+    why = _text(form, "why") if "why" in form else ""
+    if "why" in form and not why.strip():
+        raise StudyError("a correction needs a reason")
+    return why
 
 
 def _upload(form: Form) -> UploadFile:

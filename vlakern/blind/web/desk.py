@@ -1,5 +1,6 @@
 """What the pages act upon: one study's rules, models, videos and tokens."""
 
+import hashlib
 import logging
 import os
 import secrets
@@ -12,8 +13,9 @@ from vlakern.blind.events import Event
 from vlakern.blind.protocol import Conduct
 from vlakern.blind.results import Judgement
 from vlakern.blind.seal import open_key, read_plan
-from vlakern.blind.store import Store
+from vlakern.blind.store import Store, sync_folder
 from vlakern.blind.tokens import Tokens, read_tokens
+from vlakern.blind.video import strip
 from vlakern.errors import StudyError, VlakernError
 
 __all__ = ["Desk", "Models", "NoModels"]
@@ -21,8 +23,7 @@ __all__ = ["Desk", "Models", "NoModels"]
 LOG = logging.getLogger(__name__)
 VIDEOS, RECORD = "videos", "record"
 MOST_BYTES = 512 << 20  # of a video
-BLOCK = 1 << 20
-KINDS = {b"ftyp": ".mp4", b"\x1aE\xdf\xa3": ".webm"}
+PART = ".part"  # of one that is being written
 
 
 class Models(Protocol):
@@ -69,6 +70,8 @@ class Desk:
         self.conduct = Conduct(self.plan, self.store, spares, self.videos)
         self._turn = threading.RLock()
         self._late_before = 0
+        for left in self.videos.glob(f".*{PART}"):  # by a crash
+            left.unlink()
         self._resume()
 
     @property
@@ -95,7 +98,7 @@ class Desk:
         with self._turn:
             known = self.store.find(key)
             if known is not None:
-                return known
+                return self._same(known, code, video)
             running = self.conduct.state.running
             if running is None or running.trial.code != code:
                 raise StudyError(f"trial {code[:16]} is not running; reload the page")
@@ -135,9 +138,11 @@ class Desk:
                 return self.conduct.correct(key, verdict.judge, code, verdict, why)
             return self.conduct.judge(key, verdict.judge, code, verdict)
 
-    def adjudicate(self, key: str, code: str, verdict: Judgement) -> Event:
-        """The word that settles a dispute."""
+    def adjudicate(self, key: str, code: str, verdict: Judgement, why: str = "") -> Event:
+        """The word that settles a dispute, or with a reason a correction of an earlier one."""
         with self._turn:
+            if why:
+                return self.conduct.correct(key, verdict.judge, code, verdict, why)
             return self.conduct.adjudicate(key, verdict.judge, code, verdict)
 
     def finish(self, key: str, incomplete: str) -> Event:
@@ -181,27 +186,33 @@ class Desk:
                 f"the models of group {group + 1} are not ready; the runner's terminal says why"
             ) from None
 
-    def _keep(self, video: BinaryIO) -> str:
-        """Writes a video under a name and a time that say nothing; returns the name."""
-        head = video.read(12)
-        ending = KINDS.get(head[4:8]) or KINDS.get(head[:4])
-        if ending is None:
-            raise StudyError("the video is neither MP4 nor WebM; record it as one of these")
-        name = f"{secrets.token_hex(12)}{ending}"
-        temporary = self.videos / f".{name}.part"
+    def _same(self, known: Event, code: str, video: BinaryIO) -> Event:
+        """The answer to a form that comes again: what it holds has to be what was saved."""
+        if (known.kind, known.data.get("code")) != ("ended", code):
+            raise StudyError("this form was saved before with another content; reload the page")
+        name = self._keep(video)
+        path = self.videos / name
         try:
-            with temporary.open("wb") as file:
-                file.write(head)
-                size = len(head)
-                while block := video.read(BLOCK):
-                    size += len(block)
-                    if size > MOST_BYTES:
-                        raise StudyError(f"the video is larger than {MOST_BYTES >> 20} MiB")
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
+            if hashlib.sha256(path.read_bytes()).hexdigest() != known.data["sha256"]:
+                raise StudyError(f"trial {code} has ended with another video, which is kept")
+        finally:
+            path.unlink()
+        return known
+
+    def _keep(self, video: BinaryIO) -> str:
+        """Writes a video's pictures, under a name and a time that say nothing; returns the name."""
+        if video.seek(0, os.SEEK_END) > MOST_BYTES:
+            raise StudyError(f"the video is larger than {MOST_BYTES >> 20} MiB")
+        stem = secrets.token_hex(12)
+        temporary = self.videos / f".{stem}{PART}"
+        try:
+            temporary.touch(0o600)
+            name = f"{stem}{strip(video, temporary)}"
             os.utime(temporary, (0, 0))
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.rename(self.videos / name)
+            sync_folder(self.videos)  # else the event that names it could outlive it
         finally:
             temporary.unlink(missing_ok=True)
         return name

@@ -70,19 +70,25 @@ def judge(desk: Desk, role: str, typed: Mapping[str, str], code: str = "") -> di
     return {**shown, "step": "judge", **_trial(desk, conduct.state.trials[code or waiting[0]])}
 
 
-def adjudicator(desk: Desk, typed: Mapping[str, str]) -> dict[str, Any]:
-    """The next dispute with both judgements, unnamed."""
-    disputed = desk.conduct.disputed()
+def adjudicator(desk: Desk, typed: Mapping[str, str], code: str = "") -> dict[str, Any]:
+    """The next dispute with both judgements, unnamed, or an earlier one to correct."""
+    trials, disputed = desk.conduct.state.trials, desk.conduct.disputed()
+    mine = [key for key, one in trials.items() if ADJUDICATOR in one.judgements]
     shown: dict[str, Any] = {
         "waiting": len(disputed),
+        "corrects": bool(code),
+        "mine": sorted(mine),
         "tags": desk.plan.failure_tags,
         "typed": typed,
         "key": secrets.token_hex(16),
     }
-    if not disputed:
+    if code and code not in mine:
+        raise StudyError(f"trial {code[:16]} was not settled by you; there is nothing to correct")
+    if not code and not disputed:
         return {**shown, "step": "over"}
-    trial = desk.conduct.state.trials[disputed[0]]
-    given = sorted(trial.judgements.values(), key=lambda one: one.success)
+    trial = trials[code or disputed[0]]
+    given = [one for one in trial.judgements.values() if one.judge != ADJUDICATOR]
+    given.sort(key=lambda one: one.success)  # in the judges' order it would say who said what
     return {**shown, "step": "judge", "given": given, **_trial(desk, trial)}
 
 
