@@ -1,6 +1,9 @@
 #include "executor/chunk_buffer.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "executor/fault_point.h"
 
 namespace vlakern::executor {
 
@@ -29,8 +32,13 @@ void Chunk::at(Nanoseconds now, const std::vector<bool>& held, double* wanted) c
   const auto width = static_cast<std::size_t>(dims);
   const double* here = actions.data() + k * width;
   const double* next = part > 0.0 ? here + width : here;
-  for (std::size_t i = 0; i < width; ++i)
-    wanted[i] = held[i] ? here[i] : here[i] + part * (next[i] - here[i]);
+  for (std::size_t i = 0; i < width; ++i) {
+    const double rise = next[i] - here[i];
+    // Two finite actions can be further apart than fp64 reaches.
+    const double between =
+        std::isfinite(rise) ? here[i] + part * rise : (1.0 - part) * here[i] + part * next[i];
+    wanted[i] = held[i] ? here[i] : between;
+  }
 }
 
 ChunkQueue::ChunkQueue(int most_steps, int dims) : slots_(kSlots) {
@@ -70,11 +78,15 @@ bool ChunkQueue::pop_newest(Chunk* into, std::uint64_t* dropped) {
   into->observed = newest.observed;
   into->begin = newest.begin;
   into->step = newest.step;
+  VLAKERN_FAULT_POINT(kQueued, into->actions.data(), into->steps * into->dims);
   *dropped += end - begin - 1;
   read_.store(end, std::memory_order_release);
   return true;
 }
 
-void ChunkQueue::clear() { read_.store(written_.load(std::memory_order_acquire)); }
+std::uint64_t ChunkQueue::clear() {
+  const std::uint64_t end = written_.load(std::memory_order_acquire);
+  return end - read_.exchange(end, std::memory_order_acq_rel);
+}
 
 }  // namespace vlakern::executor

@@ -48,7 +48,8 @@ class ChunkQueue {
   // Moves the newest chunk into `into`, whose memory is large enough, and drops those before it;
   // false where there is none. `dropped` counts them.
   bool pop_newest(Chunk* into, std::uint64_t* dropped);
-  void clear();
+  // Drops what there is, on the control thread; returns how many.
+  std::uint64_t clear();
 
  private:
   static constexpr std::uint64_t kSlots = 4;

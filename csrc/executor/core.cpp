@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "executor/fault_point.h"
 
 namespace vlakern::executor {
 
@@ -16,6 +17,10 @@ void check_between(const char* name, double value, double least, double most) {
   if (value >= least && value <= most) return;
   throw InputError(std::string("executor.") + name + " is " + std::to_string(value) +
                    ", expected " + std::to_string(least) + " to " + std::to_string(most));
+}
+
+bool all_finite(const double* values, std::size_t count) {
+  return std::all_of(values, values + count, [](double one) { return std::isfinite(one); });
 }
 
 }  // namespace
@@ -67,7 +72,12 @@ Core::Core(const Config& config)
   incoming_.dims = active_.dims = limiter_.dims();
 }
 
-void Core::start(const double* position) { limiter_.start(position); }
+void Core::start(const double* position) {
+  limiter_.start(position);
+  counters_.replaced.add(queue_.clear());
+  has_chunk_ = finishing_ = false;
+  if (state() != State::kFault) enter(State::kWaiting);
+}
 
 Verdict Core::submit(const double* actions, int steps, int dims, Nanoseconds observed,
                      Nanoseconds now, std::uint64_t* id) {
@@ -93,8 +103,7 @@ Verdict Core::submit(const double* actions, int steps, int dims, Nanoseconds obs
 Verdict Core::judge(const double* actions, std::size_t count, int steps, Nanoseconds observed,
                     Nanoseconds now) {
   if (state() == State::kFault || halt_.load(std::memory_order_acquire)) return Verdict::kFault;
-  if (!std::all_of(actions, actions + count, [](double a) { return std::isfinite(a); }))
-    return Verdict::kNotFinite;
+  if (!all_finite(actions, count)) return Verdict::kNotFinite;
   if (observed > now || observed <= newest_observed_.load()) return Verdict::kOutOfOrder;
   // A robot that rests begins a chunk at its first action, however late it comes.
   const bool moving = state() == State::kRunning || state() == State::kStarved;
@@ -104,20 +113,29 @@ Verdict Core::judge(const double* actions, std::size_t count, int steps, Nanosec
 
 bool Core::tick(Nanoseconds now, Command* command) {
   if (reset_.exchange(false, std::memory_order_acq_rel)) {
-    queue_.clear();
-    halt_.store(false, std::memory_order_release);
+    counters_.replaced.add(queue_.clear());
     has_chunk_ = false;
     if (state() != State::kWaiting) enter(State::kStopping);
   }
-  if (halt_.load(std::memory_order_acquire) && state() != State::kFault) {
-    counters_.faults.add();
-    enter(State::kFault);
-  }
-  if (state() != State::kFault) take_chunk(now);
+  if (halt_.load(std::memory_order_acquire)) latch_fault();
+  if (state() != State::kFault && !finishing_) take_chunk(now);
   watch(now);
   move(now);
+  ++ticks_;
+  write(now, command);
+  VLAKERN_FAULT_POINT(kCommand, command->position, command->dims);
+  if (!limiter_.sound() || !is_sound(*command)) {
+    counters_.refused.add();
+    latch_fault();
+    limiter_.brake_instead();
+    write(now, command);
+  }
   counters_.ticks.add();
-  command->tick = ++ticks_;
+  return limiter_.rests();
+}
+
+void Core::write(Nanoseconds now, Command* command) const {
+  command->tick = ticks_;
   command->time = now;
   command->chunk = has_chunk_ ? active_.id : 0;
   command->state = state();
@@ -126,13 +144,24 @@ bool Core::tick(Nanoseconds now, Command* command) {
     command->position[i] = limiter_.position(i);
     command->velocity[i] = limiter_.velocity(i);
   }
-  return limiter_.rests();
+}
+
+bool Core::is_sound(const Command& command) const {
+  for (int i = 0; i < limiter_.dims(); ++i)
+    if (command.position[i] != limiter_.position(i) || command.velocity[i] != limiter_.velocity(i))
+      return false;
+  return true;
 }
 
 void Core::take_chunk(Nanoseconds now) {
   std::uint64_t overtaken = 0;
   if (!queue_.pop_newest(&incoming_, &overtaken)) return;
   counters_.replaced.add(overtaken);
+  const int count = incoming_.steps * incoming_.dims;
+  if (!all_finite(incoming_.actions.data(), static_cast<std::size_t>(count))) {
+    counters_.refused.add();  // what was finite when it came no longer is: the former one goes on
+    return;
+  }
   const bool moving = state() == State::kRunning || state() == State::kStarved;
   // From rest nothing is skipped: the time that inference took is not the robot's to catch up.
   if (!moving) incoming_.begin = now;
@@ -157,10 +186,7 @@ void Core::watch(Nanoseconds now) {
     counters_.stops.add();
     enter(State::kStopping);
   }
-  if (without >= fault_after_) {
-    counters_.faults.add();
-    enter(State::kFault);
-  }
+  if (without >= fault_after_) latch_fault();
 }
 
 void Core::move(Nanoseconds now) {
@@ -168,6 +194,15 @@ void Core::move(Nanoseconds now) {
   if (at == State::kRunning || at == State::kStarved) {
     active_.at(now - tick_step_, held_, before_.data());
     active_.at(now, held_, target_.data());
+    VLAKERN_FAULT_POINT(kInterpolated, before_.data(), limiter_.dims());
+    VLAKERN_FAULT_POINT(kInterpolated, target_.data(), limiter_.dims());
+    if (!all_finite(before_.data(), before_.size()) ||
+        !all_finite(target_.data(), target_.size())) {
+      counters_.refused.add();
+      latch_fault();
+      limiter_.stop();
+      return;
+    }
     if (limiter_.advance(before_.data(), target_.data())) counters_.limited.add();
     return;
   }
@@ -181,9 +216,16 @@ void Core::sink_failed() {
 }
 
 void Core::finish() {
-  queue_.clear();
+  finishing_ = true;
+  counters_.replaced.add(queue_.clear());
   has_chunk_ = false;
   if (state() == State::kRunning || state() == State::kStarved) enter(State::kStopping);
+}
+
+void Core::latch_fault() {
+  if (state() == State::kFault) return;
+  counters_.faults.add();
+  enter(State::kFault);
 }
 
 void Core::enter(State next) { state_.store(next, std::memory_order_release); }

@@ -56,21 +56,26 @@ class Core {
  public:
   explicit Core(const Config& config);
 
-  // Before the first tick: the robot rests at `position`. Raises InputError outside the limits.
+  // Before the first tick: the robot rests at `position`, and chunks that were handed in before are
+  // gone. Raises InputError outside the limits.
   void start(const double* position);
   // From any thread but the control thread. `observed` is when the chunk's observation was taken;
   // `now` is the clock. Raises InputError for wrong sizes.
   Verdict submit(const double* actions, int steps, int dims, Nanoseconds observed, Nanoseconds now,
                  std::uint64_t* id);
   // From any thread: clears a fault at the next tick; chunks that were handed in before are gone.
-  void reset() { reset_.store(true, std::memory_order_release); }
+  void reset() {
+    // Here and not in the tick, which would take back a halt() that came after this.
+    halt_.store(false, std::memory_order_release);
+    reset_.store(true, std::memory_order_release);
+  }
   // Begins a stop at the next tick, and latches a fault.
   void halt() { halt_.store(true, std::memory_order_release); }
 
   // The control thread alone. A tick returns whether the robot rests.
   bool tick(Nanoseconds now, Command* command);
   void sink_failed();
-  // No chunk any more: brake, and rest.
+  // No chunk any more until start(): brake, and rest.
   void finish();
 
   const Config& config() const { return config_; }
@@ -89,6 +94,9 @@ class Core {
   void watch(Nanoseconds now);
   void move(Nanoseconds now);
   void enter(State next);
+  void latch_fault();
+  void write(Nanoseconds now, Command* command) const;
+  bool is_sound(const Command& command) const;
 
   Config config_;
   Limiter limiter_;
@@ -96,7 +104,7 @@ class Core {
   Counters counters_;
   std::vector<bool> held_;
   Chunk incoming_, active_;
-  bool has_chunk_ = false;
+  bool has_chunk_ = false, finishing_ = false;
   std::vector<double> before_, target_;
   Nanoseconds tick_step_, policy_step_, stop_after_, fault_after_;
   std::uint64_t ticks_ = 0;

@@ -73,11 +73,12 @@ struct Counters {
   Counter missed;    // ticks that were skipped because the thread was late
   Counter limited;   // ticks in which a limit kept the command from its target
   Counter chunks;    // chunks that were begun
-  Counter replaced;  // accepted chunks that a newer one overtook before a tick saw them
+  Counter replaced;  // accepted chunks that a newer one, a reset or the end overtook unseen
   Counter expired;   // accepted chunks that were over when a tick saw them
   Counter starved;   // ticks without an unexpired action
   Counter stops;     // stops that the watchdog began
   Counter faults;    // faults that were latched
+  Counter refused;   // commands that the last look found unsound, and that were not sent
   Counter sink_failures;
   Lateness lateness;
 };

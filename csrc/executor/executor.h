@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,10 +17,10 @@
 
 namespace vlakern::executor {
 
-// Gets every command on the control thread; another answer than 0 latches a fault. It must not
-// wait: while it does there are no ticks and no watchdog, and stop() and the destructor wait for it
-// without limit, since a thread inside foreign code cannot be ended safely. A sink that talks to a
-// device uses that device's own time limit.
+// Gets every command on the control thread; another answer than 0, or an exception, latches a
+// fault. It must not wait: while it does there are no ticks and no watchdog, and stop() and the
+// destructor wait for it without limit, since a thread inside foreign code cannot be ended safely.
+// A sink that talks to a device uses that device's own time limit.
 struct Sink {
   int (*send)(void* context, const Command& command);
   void* context;
@@ -36,9 +37,10 @@ class Executor {
   // Starts the thread; the robot rests at `position` [dims]. Raises InputError outside the limits
   // or where it runs already.
   void start(const double* position);
-  // Brakes, then ends the thread; returns after the sink's last answer.
+  // Brakes, then ends the thread; returns after the sink's last answer. Any threads may start and
+  // stop; the sink may not, and gets an InputError.
   void stop();
-  bool runs() const { return thread_.joinable(); }
+  bool runs() const { return runs_.load(std::memory_order_acquire); }
 
   // As Core's; `observed` on the clock of monotonic_now().
   Verdict submit(const double* actions, int steps, int dims, Nanoseconds observed,
@@ -58,14 +60,18 @@ class Executor {
  private:
   void run();
   bool tick(Nanoseconds due, Nanoseconds late);
+  bool sent(const Command& command);
+  void refuse_the_sink() const;
 
   Core core_;
   Realtime realtime_;
   Sink sink_;
   std::unique_ptr<Trace> trace_;
   std::vector<std::string> statements_;
+  std::mutex starting_or_stopping_;
   std::thread thread_;
-  std::atomic<bool> ending_{false}, ready_{false};
+  std::atomic<std::thread::id> control_{};
+  std::atomic<bool> runs_{false}, ending_{false}, ready_{false};
   std::atomic<Nanoseconds> stall_{0};
 };
 

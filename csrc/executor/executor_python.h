@@ -49,11 +49,22 @@ inline ex::Config executor_config(const ExecutorLimits& limits, const ExecutorNu
   config.limits = {limits.at(0), limits.at(1), limits.at(2), limits.at(3), limits.at(4)};
   config.tick_rate = numbers.at("tick_rate");
   config.policy_rate = numbers.at("policy_rate");
-  config.most_steps = static_cast<int>(numbers.at("most_steps"));
+  const double most_steps = numbers.at("most_steps");
+  if (!(most_steps >= 1.0 && most_steps <= ex::kMostSteps))
+    throw InputError("executor.most_steps is " + std::to_string(most_steps) + ", expected 1 to " +
+                     std::to_string(ex::kMostSteps));
+  config.most_steps = static_cast<int>(most_steps);
   config.stop_after = numbers.at("stop_after");
   config.fault_after = numbers.at("fault_after");
   config.held = held;
   return config;
+}
+
+inline void check_position(const std::vector<double>& position, const ex::Core& core) {
+  const auto dims = static_cast<std::size_t>(core.config().limits.dims());
+  if (position.size() == dims) return;
+  throw InputError("the position has " + std::to_string(position.size()) + " numbers, expected " +
+                   std::to_string(dims));
 }
 
 // The control thread's work without the thread, at times that the caller makes up.
@@ -62,6 +73,7 @@ class ExecutorCore {
   ExecutorCore(const ExecutorLimits& limits, const ExecutorNumbers& numbers,
                const std::vector<int>& held, const std::vector<double>& position)
       : core_(executor_config(limits, numbers, held)) {
+    check_position(position, core_);
     core_.start(position.data());
   }
   std::string submit(std::uintptr_t actions, int steps, int dims, std::int64_t observed,
@@ -101,10 +113,7 @@ class Executor {
   }
 
   void start(const std::vector<double>& position) {
-    const int dims = executor_->core().config().limits.dims();
-    if (static_cast<int>(position.size()) != dims)
-      throw InputError("the position has " + std::to_string(position.size()) +
-                       " numbers, expected " + std::to_string(dims));
+    check_position(position, executor_->core());
     executor_->start(position.data());
   }
   void stop() { executor_->stop(); }
@@ -156,7 +165,7 @@ inline std::map<std::string, double> Executor::counters() const {
       {"replaced", number(c.replaced.get())}, {"expired_late", number(c.expired.get())},
       {"starved", number(c.starved.get())},   {"stops", number(c.stops.get())},
       {"faults", number(c.faults.get())},     {"sink_failures", number(c.sink_failures.get())},
-      {"late_max", c.lateness.most()}};
+      {"refused", number(c.refused.get())},   {"late_max", c.lateness.most()}};
   for (int v = 0; v < 6; ++v) {
     const auto verdict = static_cast<ex::Verdict>(v);
     found[std::string("submitted_") + ex::verdict_name(verdict)] = number(core.verdicts(verdict));

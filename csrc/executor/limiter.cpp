@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <string>
 
 #include "common/error.h"
+#include "executor/fault_point.h"
 
 namespace vlakern::executor {
 
@@ -18,6 +20,13 @@ constexpr int kHalvings = 16;
 constexpr int kSecants = 6;
 // Rounding of sums of commands, as a share of a limit.
 constexpr double kSlack = 1e-9;
+// Of what a limit may be.
+constexpr double kFarthest = 1e9, kSmallest = 1e-9, kLargest = 1e12;
+// The shortest step of a tick at full speed, as a share of the largest position: fp64 leaves a
+// share of 2e-6 of it to rounding.
+constexpr double kFinest = 1e-10;
+// Of the last look, which must not take rounding for a fault.
+constexpr double kSoundSlack = 1e-5;
 
 // The largest first step a of a sequence a, a - step, a - 2 step, ... (as long as it is positive)
 // whose sum is `total`.
@@ -73,6 +82,12 @@ double towards(const AxisState& now, double target, double moves, double least, 
   return a;
 }
 
+std::string said(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
+}
+
 std::string at(std::size_t i) { return " of dimension " + std::to_string(i); }
 
 void check_length(const std::vector<double>& values, std::size_t dims, const char* name) {
@@ -83,9 +98,9 @@ void check_length(const std::vector<double>& values, std::size_t dims, const cha
 
 void check_positive(const std::vector<double>& values, const char* name) {
   for (std::size_t i = 0; i < values.size(); ++i) {
-    if (values[i] > 0.0 && std::isfinite(values[i])) continue;
-    throw InputError(std::string("limits.") + name + at(i) + " is " + std::to_string(values[i]) +
-                     ", expected a finite number above 0");
+    if (values[i] >= kSmallest && values[i] <= kLargest) continue;
+    throw InputError(std::string("limits.") + name + at(i) + " is " + said(values[i]) +
+                     ", expected 1e-9 to 1e12; choose other units");
   }
 }
 
@@ -105,9 +120,9 @@ void Limits::check() const {
     throw InputError("limits.jerk needs limits.acceleration; declare both");
   for (std::size_t i = 0; i < dims; ++i) {
     const double lo = position_min[i], hi = position_max[i];
-    if (std::isfinite(lo) && std::isfinite(hi) && lo < hi) continue;
-    throw InputError("limits.position_min and position_max" + at(i) + " are " + std::to_string(lo) +
-                     " and " + std::to_string(hi) + ", expected finite numbers, the first smaller");
+    if (lo >= -kFarthest && hi <= kFarthest && lo < hi) continue;
+    throw InputError("limits.position_min and position_max" + at(i) + " are " + said(lo) + " and " +
+                     said(hi) + ", expected numbers from -1e9 to 1e9, the first smaller");
   }
   check_positive(velocity, "velocity");
   check_positive(acceleration, "acceleration");
@@ -166,10 +181,16 @@ Limiter::Limiter(const Limits& limits, double tick_rate) : tick_rate_(tick_rate)
   for (std::size_t i = 0; i < limits.position_min.size(); ++i) {
     const double a = limits.acceleration.empty() ? kUnlimited : limits.acceleration[i] * T * T;
     const double j = limits.jerk.empty() ? kUnlimited : limits.jerk[i] * T * T * T;
-    limits_.push_back(
-        {limits.position_min[i], limits.position_max[i], limits.velocity[i] * T, a, j});
+    const double lo = limits.position_min[i], hi = limits.position_max[i];
+    limits_.push_back({lo, hi, limits.velocity[i] * T, a, j});
+    const double far = std::max(std::abs(lo), std::abs(hi));
+    if (limits_[i].velocity >= kFinest * far) continue;
+    throw InputError("limits.velocity" + at(i) + " is " + said(limits.velocity[i]) + " beside " +
+                     said(far) + ": a tick's step is lost in rounding; expected at least " +
+                     said(kFinest * far * tick_rate) + ", or positions closer to 0");
   }
   states_.resize(limits_.size());
+  before_.resize(limits_.size());
 }
 
 void Limiter::start(const double* position) {
@@ -180,21 +201,51 @@ void Limiter::start(const double* position) {
                        std::to_string(limits_[i].hi) + "; move it inside before control starts");
   }
   for (std::size_t i = 0; i < limits_.size(); ++i) states_[i] = {position[i], 0.0, 0.0};
+  before_ = states_;
 }
 
 bool Limiter::advance(const double* before, const double* target) {
   bool limited = false;
+  before_ = states_;
   for (std::size_t i = 0; i < limits_.size(); ++i) {
     states_[i] = follow(states_[i], before[i], target[i], limits_[i]);
+    VLAKERN_FAULT_POINT(kLimited, &states_[i].q, 3);
     limited |= std::abs(states_[i].q - target[i]) > 1e-9 * (limits_[i].hi - limits_[i].lo);
   }
   return limited;
 }
 
 bool Limiter::stop() {
-  for (std::size_t i = 0; i < limits_.size(); ++i)
+  before_ = states_;
+  for (std::size_t i = 0; i < limits_.size(); ++i) {
     if (!at_rest(states_[i])) states_[i] = brake(states_[i], limits_[i]);
+    VLAKERN_FAULT_POINT(kLimited, &states_[i].q, 3);
+  }
   return rests();
+}
+
+bool Limiter::sound() const {
+  for (std::size_t i = 0; i < limits_.size(); ++i) {
+    const AxisState &was = before_[i], &is = states_[i];
+    const AxisLimits& l = limits_[i];
+    // Written so that a NaN anywhere is no.
+    const double grain = 1e-12 * l.velocity, step = l.velocity * (1.0 + kSoundSlack);
+    const bool kept = is.q >= l.lo && is.q <= l.hi && std::abs(is.q - was.q) <= step &&
+                      std::abs(is.v) <= step &&
+                      std::abs(is.a) <= l.acceleration * (1.0 + kSoundSlack) + grain &&
+                      std::abs(is.a - was.a) <= l.jerk * (1.0 + kSoundSlack) + grain;
+    // The parts agree, so that what is checked of them is true of what is sent.
+    const double rounding = kSoundSlack * l.velocity;
+    const bool agrees =
+        std::abs(is.q - was.q - is.v) <= rounding && std::abs(is.v - was.v - is.a) <= grain;
+    if (!kept || !agrees) return false;
+  }
+  return true;
+}
+
+void Limiter::brake_instead() {
+  states_ = before_;
+  stop();
 }
 
 bool Limiter::rests() const { return std::all_of(states_.begin(), states_.end(), at_rest); }

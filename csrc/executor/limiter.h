@@ -12,7 +12,8 @@ namespace vlakern::executor {
 
 constexpr double kUnlimited = std::numeric_limits<double>::infinity();
 
-// One value per dimension, in the units of the commands and seconds.
+// One value per dimension, in the units of the commands and seconds. Positions are at most 1e9 away
+// from 0, the others from 1e-9 to 1e12: what fp32 holds too, and what no sum or product overflows.
 struct Limits {
   std::vector<double> position_min, position_max;
   std::vector<double> velocity;
@@ -53,6 +54,11 @@ class Limiter {
   // One tick of braking; returns whether all dimensions rest.
   bool stop();
   bool rests() const;
+  // The last look at what is to be sent: every number is finite, and is inside every limit as the
+  // difference from the tick before, whatever chose it.
+  bool sound() const;
+  // Brakes from the tick before, whose commands were sound, in place of the last tick.
+  void brake_instead();
 
   int dims() const { return static_cast<int>(states_.size()); }
   double position(int i) const { return states_[static_cast<std::size_t>(i)].q; }
@@ -62,7 +68,7 @@ class Limiter {
  private:
   double tick_rate_;
   std::vector<AxisLimits> limits_;
-  std::vector<AxisState> states_;
+  std::vector<AxisState> states_, before_;
 };
 
 }  // namespace vlakern::executor

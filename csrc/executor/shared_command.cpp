@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -16,6 +17,7 @@ namespace vlakern::executor {
 namespace {
 
 constexpr int kTries = 1000;
+constexpr auto kLastState = static_cast<std::uint64_t>(State::kFault);
 
 std::uint64_t bits_of(double value) {
   std::uint64_t bits;
@@ -116,7 +118,7 @@ bool SharedCommand::read(Command* command) const {
       words[i] = layout_->words[i].load(std::memory_order_acquire);
     if (before % 2 != 0 || layout_->version.load(std::memory_order_relaxed) != before) continue;
     const auto dims = static_cast<int>(words[3] & 0xffffffff);
-    if (dims < 0 || dims > kMostDims) return false;
+    if (dims < 0 || dims > kMostDims || words[3] >> 32 > kLastState) return false;
     command->tick = words[0];
     command->time = static_cast<Nanoseconds>(words[1]);
     command->chunk = words[2];
@@ -125,6 +127,9 @@ bool SharedCommand::read(Command* command) const {
     for (int i = 0; i < dims; ++i) {
       command->position[i] = number_of(words[4 + i]);
       command->velocity[i] = number_of(words[4 + kMostDims + i]);
+      // Nobody writes such a number: something else has written into the segment.
+      if (!std::isfinite(command->position[i]) || !std::isfinite(command->velocity[i]))
+        return false;
     }
     return true;
   }

@@ -36,7 +36,8 @@ class SharedCommand {
     return 0;
   }
   void write(const Command& command);
-  // The newest command; false before the first one, or where the writer is always in the way.
+  // The newest command; false before the first one, where the writer is always in the way, or for
+  // what no executor writes: numbers that are not finite, another state.
   bool read(Command* command) const;
 
  private:

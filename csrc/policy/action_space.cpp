@@ -238,7 +238,9 @@ std::vector<float> ActionSpace::decode(const std::vector<float>& chunk,
       if (std::count(relative_.begin(), relative_.end(), column) > 0) {
         value += static_cast<float>(state[static_cast<std::size_t>(column)]);
       }
-      if (!std::isfinite(value)) {
+      // What the network said of a switch is lost in its value.
+      const float said = chunk[static_cast<std::size_t>(i / field.width * slots_) + slot];
+      if (!std::isfinite(value) || !std::isfinite(said)) {
         throw InputError("predicted action number " + std::to_string(column) + " (slot " +
                          field.slot + ") is not finite; check the model");
       }

@@ -117,6 +117,16 @@ def check_executor(program: Path) -> None:
     assert [line.split(":")[0] for line in lines] == ["limits", "watchdog", "threads"]
 
 
+def check_executor_faults(program: Path, strikes: int) -> None:
+    """Numbers that are spoilt on their way to the sink do not reach it; calls come in any order."""
+    test = str(program.with_name("vlakern_executor_faults_test"))
+    lines = run_host_test(test, str(strikes)).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["faults", "orders", "sinks", "lifecycle"]
+    struck = [int(one) for one in re.findall(r"\d+", lines[0])]
+    assert sum(struck) >= strikes
+    assert min(struck) > 0.2 * strikes
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     """Every instruction set of this machine runs every case clean, on one and three threads."""
@@ -136,6 +146,7 @@ def test_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     check_ode_loop(program.with_name("vlakern_ode_loop_test"))
     check_rows(program)
     check_executor(program)
+    check_executor_faults(program, 4000)
 
 
 def test_aarch64_under_emulation(tmp_path: Path) -> None:

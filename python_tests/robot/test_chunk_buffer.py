@@ -73,7 +73,7 @@ class ChunkBuffer(RuleBasedStateMachine):
 
     @rule()
     def reset(self) -> None:
-        self.resets = True
+        self.resets, self.halts = True, False  # of before; a later one counts
         self.core.reset()
 
     @rule(ticks=st.integers(1, 12), missed=st.integers(0, 30))
@@ -87,7 +87,7 @@ class ChunkBuffer(RuleBasedStateMachine):
     def model(self) -> None:
         """One tick."""
         if self.resets:
-            self.waiting, self.active, self.halts, self.resets = [], None, False, False
+            self.waiting, self.active, self.resets = [], None, False
             self.state = self.state if self.state == "waiting" else "stopping"
         if self.halts and self.state != "fault":
             self.state = "fault"

@@ -8,6 +8,7 @@ Dimension letters: H steps of a chunk, J dimensions of a command.
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -135,10 +136,12 @@ class Counters:
         late: lateness [s] at ``p50``, ``p99``, ``p99.9``, ``p99.99`` and ``max``.
         limited: ticks in which a limit kept the command from its target.
         chunks: chunks that were begun.
-        replaced, expired_late: accepted chunks that no tick executed, because a newer one came or
-            their time was over.
+        replaced, expired_late: accepted chunks that no tick executed, because a newer one, a reset
+            or the end came, or their time was over.
         starved: ticks without an unexpired action.
         stops, faults, sink_failures: what the watchdog and the sink did.
+        refused: commands, or chunks that waited, which the last look before the sink found spoilt:
+            not finite or outside a limit. They were not sent; the command of a braking robot was.
         submitted: chunks by verdict.
     """
 
@@ -153,11 +156,14 @@ class Counters:
     stops: int
     faults: int
     sink_failures: int
+    refused: int = 0
     submitted: dict[str, int] = field(default_factory=dict)
 
 
 class Executor:
     """Executes chunks; use it as a context, or :meth:`start` and :meth:`stop` it.
+
+    A program that ends without either brakes its robot first.
 
     Args:
         limits: of every command.
@@ -188,9 +194,12 @@ class Executor:
         if shared == "":
             raise InputError("shared is '', expected the name of a shared-memory segment")
         self.limits, self.config = limits, config
+        self._low_J = np.array(_numbers(limits.position_min))
+        self._high_J = np.array(_numbers(limits.position_max))
         self.error: BaseException | None = None
         self._send = send
         self._hand: threading.Thread | None = None
+        self._at_exit: weakref.finalize | None = None
         self._ending = threading.Event()
         self._native: Any = _native.cpu_module().Executor(
             [_numbers(getattr(limits, name)) for name in Limits.__dataclass_fields__],
@@ -216,9 +225,11 @@ class Executor:
             raise InputError("send of the last run has not returned; make another executor")
         self._native.start(_numbers(position_J))
         if self._send is not None:
+            self.error = None
             self._ending.clear()
             self._hand = threading.Thread(target=self._hand_over, name="vlakern-send", daemon=True)
             self._hand.start()
+        self._at_exit = weakref.finalize(self, _end, self._native, self._ending, self._hand)
 
     def stop(self, patience: float = FAREWELL) -> bool:
         """Brakes the robot, sends the last commands and ends.
@@ -230,12 +241,12 @@ class Executor:
             Whether ``send`` took the last command. One that hangs is left behind with the commands
             it did not take, ``error`` says so, and the executor cannot be started again.
         """
-        self._native.stop()
-        self._ending.set()
-        if self._hand is None:
-            return True
-        self._hand.join(patience)
-        if self._hand.is_alive():
+        hand = self._hand
+        if hand is threading.current_thread():
+            raise InputError("send stops its own executor, which would wait for it; raise instead")
+        if self._at_exit is not None:
+            self._at_exit.detach()
+        if _end(self._native, self._ending, hand, patience):
             hung = f"send has not returned within {patience:g} s of the stop; its thread is left"
             self.error = self.error or TimeoutError(f"{hung} behind, and the last commands with it")
             return False
@@ -267,7 +278,16 @@ class Executor:
         return Submitted(*self._native.submit(actions.ctypes.data, *actions.shape, observed))
 
     def reset(self) -> None:
-        """Goes on after a fault, with the next chunk."""
+        """Goes on after a fault, with the next chunk.
+
+        Raises:
+            InputError: ``send`` failed in this run, and nothing would be sent.
+        """
+        if self.error is not None and self._native.runs():
+            raise InputError(
+                f"send failed ({self.error!r}), so that nothing is sent any more; stop the executor"
+                " and start it again"
+            )
         self._native.reset()
 
     def halt(self) -> None:
@@ -305,7 +325,18 @@ class Executor:
                 continue
             if self.error is None:  # whoever could not send, or hung, is not asked again
                 with _Halting(self):
-                    self._send(_command(command))
+                    self._send(self._checked(_command(command)))
+
+    def _checked(self, command: Command) -> Command:
+        """What the native thread has checked, once more behind all that hands it over."""
+        position_J = command.position_J
+        inside = (position_J >= self._low_J) & (position_J <= self._high_J)
+        if not (inside.all() and np.isfinite(command.velocity_J).all()):
+            raise InputError(
+                f"command {command.tick} is {position_J.tolist()}, which is not finite or outside"
+                " its limits: memory is damaged; it was not sent"
+            )
+        return command
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
@@ -344,6 +375,18 @@ class SharedCommands:
         """The newest command, None before the first."""
         found = self._native.newest()
         return None if found is None else _command(found)
+
+
+def _end(
+    native: Any, ending: threading.Event, hand: threading.Thread | None, patience: float = FAREWELL
+) -> bool:
+    """Brakes, and sends the last commands; whether ``hand`` hangs."""
+    native.stop()
+    ending.set()
+    if hand is None:
+        return False
+    hand.join(patience)
+    return hand.is_alive()
 
 
 def _numbers(values: Sequence[float] | np.ndarray | None) -> list[float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlakern.errors import ConfigError, InputError
 from vlakern.ops.action_decode import action_decode_out
 from vlakern.space.arrays import read_array
-from vlakern.space.decoder import Decoder, Decoders, base_rows
+from vlakern.space.decoder import Decoder, Decoders, base_rows, check_switches
 from vlakern.space.embodiment import (
     Embodiment,
     Field,
@@ -154,6 +154,7 @@ class ActionSpace:
                 " 'right_eef_position', and there is none; use the frame native"
             )
         self._plan = make_plan(robot, action_map, frame, self._action.binary)
+        self._two_valued = np.flatnonzero(self._action.binary | self._action.threshold)
         offset, scale = self._action.affine()
         self._scale = torch.from_numpy(scale.astype(np.float32))
         self._offset = torch.from_numpy(offset.astype(np.float32))
@@ -275,10 +276,12 @@ class ActionSpace:
                 f"chunks are {list(x.shape)} beside a state {list(state.shape)}, expected"
                 f" [B, H, {width}] beside [B, {self.robot.state_width}]: one state per chunk"
             )
+        check_switches(x, self._two_valued, self._action_map)
         commands = self._decoders(x.detach(), state)
         for column, scale, offset in self._switches:
-            on = commands[..., column] * scale + offset > 0.5
-            commands[..., column] = np.where(on, (1.0 - offset) / scale, -offset / scale)
+            number = commands[..., column] * scale + offset
+            value = np.where(number > 0.5, (1.0 - offset) / scale, -offset / scale)
+            commands[..., column] = np.where(np.isfinite(number), value, number)
         if self._relative:
             commands[..., self._relative] += state[:, None, self._relative].astype(np.float32)
         self._check_command(commands, "predicted action")

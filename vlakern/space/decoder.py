@@ -6,15 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlakern.errors import InputError
 from vlakern.ops.action_decode import BoundDecode
 from vlakern.space.hands import Hand
+from vlakern.space.slots import SlotMap
 
-__all__ = ["Decoder", "Decoders", "base_rows"]
+__all__ = ["Decoder", "Decoders", "base_rows", "check_switches"]
 
 # A rollout works off a few batch sizes in turn; more than these are forgotten.
 MOST_IDLE = 8
 # Narrower than that of Rotation.read, so that rounding cannot let a bad one through here.
 UNIT_TOLERANCE = 9e-4
+
+
+def check_switches(x_BHW: Tensor, two_valued: np.ndarray, slots: SlotMap) -> None:
+    """Refuses what would be lost: decoded, a NaN or an infinity is one of a switch's two values.
+
+    Raises:
+        InputError: naming the slot.
+    """
+    for index in two_valued.tolist():
+        if not x_BHW[..., index].isfinite().all():
+            raise InputError(
+                f"predicted action slot {slots.names()[index]!r} is not finite; check the model"
+            )
 
 
 class Decoder:
