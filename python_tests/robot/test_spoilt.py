@@ -57,7 +57,7 @@ def made(name: str, frame: Any, switches: str) -> ActionSpace:
     rows = [np.full(slots.width, v) for v in (0.1, 0.5, -0.9, 1.1, -0.8, 1.0)]
     stats = VectorStats(*(tuple(row.tolist()) for row in rows), names=slots.names())
     grippers = ["gripper" in n for n in slots.names()]
-    modes = [switches if grip or switches == "quantile" else "zscore" for grip in grippers]
+    modes: Any = [switches if grip or switches == "quantile" else "zscore" for grip in grippers]
     state = Normalizer("state", "zscore", stats)
     return ActionSpace(robot, slots, slots, frame, state, Normalizer("action", modes, stats))
 
