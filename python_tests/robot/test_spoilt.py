@@ -135,7 +135,8 @@ class Way:
         form = str(self.rng.choice(["frozen", "cheap", "exact"]))
         known = self.commands()
         spoilt = self.spoil(known[:2])
-        decided_of(ActionPrefix(spoilt, 2, form), self.state, self.space, H)  # pyright: ignore
+        told = ActionPrefix(spoilt, 2, form)  # pyright: ignore[reportArgumentType]
+        decided_of([told], [self.state], self.space, H)
         return known * np.nan  # it was taken: what comes of it would be as spoilt
 
     def steps(self) -> np.ndarray:
