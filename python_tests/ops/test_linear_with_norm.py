@@ -19,6 +19,7 @@ compiled = pytest.mark.skipif(
     env.triton_interpret(), reason="kernels made for the interpreter do not compile"
 )
 KINDS = ("fp32", "bf16", "int8", "fp8")
+NORMS = ("plain", "adaptive", "weighted")
 BF16, F32 = torch.bfloat16, torch.float32
 
 
@@ -42,13 +43,15 @@ def modulated(given: dict[str, Any]) -> Adaptive:
     return Adaptive(*vectors, group.to(stream.device), poison(torch.empty_like(stream)))
 
 
-def two_calls(given: dict[str, Any], adaptive: Adaptive | None, backend: str) -> Any:
+def two_calls(
+    given: dict[str, Any], adaptive: Adaptive | None, factors: torch.Tensor | None, backend: str
+) -> Any:
     """The stream and its norm."""
     x, weight, stream = given["x"], given["weight"], given["stream"].clone()
     normed = poison(torch.empty_like(stream))
     if adaptive is None:
         ops.linear_out(x, weight, out=stream, residual=stream, backend=backend)
-        ops.norm_out(stream, y_out=normed, eps=1e-5, backend=backend)
+        ops.norm_out(stream, factors, y_out=normed, eps=1e-5, backend=backend)
         return stream, normed
     scale, shift, gate, group, _ = adaptive
     added = torch.empty_like(stream)
@@ -58,13 +61,17 @@ def two_calls(given: dict[str, Any], adaptive: Adaptive | None, backend: str) ->
     return h, y
 
 
-def check(kind: str, rows: int, backend: str, device: str = "cpu", adaptive: bool = False) -> None:
+def check(kind: str, rows: int, backend: str, device: str = "cpu", norm: str = "plain") -> None:
     given = made(kind, rows, device)
-    stream, how = given["stream"], modulated(given) if adaptive else None
-    expected, normed = two_calls(given, how, backend)
+    stream, how = given["stream"], modulated(given) if norm == "adaptive" else None
+    factors = None
+    if norm == "weighted":
+        factors = torch.randn(37, generator=generator("factors")).to(device)
+    expected, normed = two_calls(given, how, factors, backend)
     before, found = stream.clone(), poison(torch.empty(rows, 48, dtype=stream.dtype, device=device))
     out = found[:, :37]
-    bound = linear_norm_out(**given, normed=out, eps=1e-5, backend=backend, adaptive=how)
+    modulations = {"adaptive": how, "factors": factors}
+    bound = linear_norm_out(**given, normed=out, eps=1e-5, backend=backend, **modulations)
     assert torch.equal(stream, expected)
     assert torch.equal(out, normed)
     assert bool(found[:, 37:].isnan().all())
@@ -75,12 +82,12 @@ def check(kind: str, rows: int, backend: str, device: str = "cpu", adaptive: boo
     assert bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_reference(kind: str, rows: int, adaptive: bool) -> None:
+def test_reference(kind: str, rows: int, norm: str) -> None:
     """Two calls."""
-    check(kind, rows, "reference", adaptive=adaptive)
+    check(kind, rows, "reference", norm=norm)
 
 
 def test_in_interpreter(run_interpreted: Callable[[str], int]) -> None:
@@ -97,10 +104,11 @@ def test_triton(kind: str, rows: int, processors: int) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("norm", NORMS[1:])
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
-def test_triton_adaptive(kind: str, processors: int) -> None:
-    """A gate, a scale and a shift for each group of rows."""
-    check(kind, 5, "triton", adaptive=True)
+def test_triton_modulated(kind: str, norm: str, processors: int) -> None:
+    """A gate, a scale and a shift for each group of rows; a weight for all."""
+    check(kind, 5, "triton", norm=norm)
 
 
 @interpreted
@@ -136,6 +144,11 @@ def test_what_is_refused() -> None:
         how = {"normed": given["stream"], "eps": 0.0, "backend": "reference"}
         with pytest.raises(InputError, match=words):
             linear_norm_out(**given, **how, adaptive=adaptive._replace(**change))
+    for factors in (torch.ones(36), torch.ones(37, dtype=BF16)):
+        with pytest.raises(InputError, match=r"expected contiguous fp32 \[N\] = \[37\]"):
+            linear_norm_out(**given, **how, factors=factors)
+    with pytest.raises(InputError, match="and no adaptive norm"):
+        linear_norm_out(**given, **how, factors=torch.ones(37), adaptive=adaptive)
     wrong = given | {"x": given["x"][:, 1:]}
     with pytest.raises(InputError, match=r"x must be \[M, K\] with K = 2100"):
         linear_norm_out(**wrong, normed=given["stream"], eps=0.0, backend="triton")
@@ -143,20 +156,23 @@ def test_what_is_refused() -> None:
 
 @compiled
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize(("width", "adaptive"), [(1024, False), (2048, False), (1024, True)])
-def test_machine_code(arch: int, width: int, adaptive: bool) -> None:
-    """Rows of experts and trunks live in registers on every GPU, with adaptive norms, too."""
+@pytest.mark.parametrize(
+    ("width", "norm"), [(1024, "plain"), (2048, "plain"), (1024, "adaptive"), (2048, "weighted")]
+)
+def test_machine_code(arch: int, width: int, norm: str) -> None:
+    """Rows of experts and trunks live in registers on every GPU, with every norm."""
     from vlakern.ops.linear.triton_norm import add_norm_kernel
     from vlakern.ops.norm._triton_launch import options
 
     pointers = {"sums": "*fp32", "x_scale": "*fp32", "w_scale": "*fp32", "bias": "*fp32"}
     pointers |= {"stream": "*bf16", "normed": "*bf16", "row_group": "*i32"}
     vectors = ("scale", "shift", "gate")
-    pointers |= dict.fromkeys(vectors, "*fp32")
+    pointers |= dict.fromkeys(("factors", *vectors), "*fp32")
     strides = tuple(f"{name}_stride" for name in ("split", "stream", "normed", *vectors))
     sizes = dict.fromkeys(("width", "splits", *strides), "i32")
     settings = options(width)
-    constants = {"BLOCK": settings.pop("BLOCK"), "WIDEN": False, "ADAPTIVE": adaptive}
+    constants = {"BLOCK": settings.pop("BLOCK"), "WIDEN": False}
+    constants |= {"ADAPTIVE": norm == "adaptive", "FACTORS": norm == "weighted"}
     constants |= dict.fromkeys(("X_SCALED", "W_SCALED", "BIAS"), True)
     aligned = [*pointers, "width", *strides]
     signature = pointers | sizes | {"eps": "fp32"}
@@ -171,5 +187,5 @@ def test_gpu(kind: str, rows: int) -> None:
     """The bits of the two calls on a GPU, too."""
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("fp8 needs sm_89")
-    for adaptive in (False, True):
-        check(kind, rows, "triton", "cuda", adaptive)
+    for norm in NORMS:
+        check(kind, rows, "triton", "cuda", norm)

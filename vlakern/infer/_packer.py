@@ -10,7 +10,7 @@ from vlakern.models.config import VLAConfig
 from vlakern.ops.linear import PackedLinear, pack_linear
 from vlakern.ops.linear.packed import ROWS
 
-__all__ = ["Array", "Packer", "Weights", "product"]
+__all__ = ["Array", "Packer", "Weights", "not_looped", "product"]
 
 Weights = Callable[[str], Tensor]
 Array = tuple[str, PackedLinear | Tensor]
@@ -78,7 +78,7 @@ class Packer:
             patches = self._config.vision.pixel_shuffle**2
             scale, shift = (self.read(f"vision.final_norm.{one}") for one in ("weight", "bias"))
             bias = bias + _product(weight, shift.repeat(patches))
-            if self._stays(scale):
+            if self._stays("vision.final_norm", scale):
                 yield "vision.final_norm", scale.contiguous()
             else:
                 weight = weight * scale.repeat(patches)
@@ -103,14 +103,18 @@ class Packer:
     def _factor(self, kept: str, norm: str) -> Generator[Array, None, Tensor | None]:
         """What is folded of a norm's weight; the whole of it or nothing."""
         weight = self.read(f"{norm}.weight")
-        if not self._stays(weight):
+        if not self._stays(kept, weight):
             return weight
         yield kept, weight.contiguous()
         return None
 
-    def _stays(self, norm: Tensor) -> bool:
+    def _stays(self, kept: str, norm: Tensor) -> bool:
         """Whether a norm's weight stays apart: bf16 would round its product a second time."""
-        return self._large == "bf16" and self._isa != ROWS and norm.device.type == "cpu"
+        if self._large != "bf16":
+            return False
+        rows = self._isa == ROWS or (self._isa is None and norm.device.type != "cpu")
+        # That kernel has norms without weights.
+        return not (rows and kept.startswith("action.") and not not_looped(self._config))
 
     def _scaled(self, name: str, linear: str, scale: Tensor | None) -> Array:
         weight, bias = self.read(f"{linear}.weight"), self.read(f"{linear}.bias")
@@ -206,6 +210,19 @@ class Packer:
         both = pack_linear(torch.cat([gate, up]), self._large, gate=True, isa=self._isa)
         yield f"{name}.gate_up", both
         yield self.large(f"{name}.down", self.read(f"{source}.down_proj.weight"))
+
+
+def not_looped(config: VLAConfig) -> list[str]:
+    """What of an action expert the kernel csrc/ode_loop does not compute, by its field's name."""
+    mot = config.mot
+    known = {
+        "qk_norm": mot.qk_norm,
+        "activation": mot.activation == "silu",
+        "cross_every": not mot.cross_every,
+        "adaptive": not mot.action.adaptive,
+        "action_decoder": config.action_decoder == "mlp",
+    }
+    return [name for name, computed in known.items() if not computed]
 
 
 def _product(weight: Tensor, vector: Tensor) -> Tensor:

@@ -87,9 +87,15 @@ class Calls:
         )
 
     def added(
-        self, name: str, x: Tensor, stream: Tensor, normed: Tensor, adaptive: Adaptive | None = None
+        self,
+        name: str,
+        x: Tensor,
+        stream: Tensor,
+        normed: Tensor,
+        adaptive: Adaptive | None,
+        following: str,
     ) -> Run:
-        """``stream += x Wᵀ``, and its RMS norm; both modulated if ``adaptive``."""
+        """``stream += x Wᵀ``, and its RMS norm, ``following``; both modulated if ``adaptive``."""
         return linear_norm_out(
             x,
             self.model.matrices[name],
@@ -99,6 +105,7 @@ class Calls:
             workspace=self.workspace,
             backend=self.backend,
             adaptive=adaptive,
+            factors=self.model.tensors.get(following),
         )
 
     def mlp(
@@ -107,13 +114,15 @@ class Calls:
         stream: Tensor,
         normed: Tensor,
         hidden: Tensor,
-        adaptive: Adaptive | None = None,
+        adaptive: Adaptive | None,
+        following: str,
     ) -> list[Run]:
-        """``stream += mlp(normed)`` of an expert's layer, and its RMS norm."""
+        """``stream += mlp(normed)`` of an expert's layer, and its RMS norm, ``following``."""
         gate_up, down = (self.model.matrices[f"{name}.{one}"] for one in ("gate_up", "down"))
         if not quantises(down.kind, len(stream)):
             first = self.linear(f"{name}.gate_up", normed, hidden, self.gate)
-            return [first, self.added(f"{name}.down", hidden, stream, normed, adaptive)]
+            last = self.added(f"{name}.down", hidden, stream, normed, adaptive, following)
+            return [first, last]
         # The op quantises the hidden layer where it makes it.
         both = gated_mlp_out(
             normed,
@@ -127,12 +136,13 @@ class Calls:
         )
         eps = self.model.config.mot.norm_eps
         if adaptive is None:
-            return [both, self.norm(stream, normed, "rms", eps)]
+            return [both, self.norm(stream, normed, "rms", eps, following)]
         return [both, self.adapted(stream, normed, eps, adaptive)]
 
-    def norm(self, x: Tensor, out: Tensor, kind: str, eps: float) -> Run:
-        """A norm whose weights are in the product that follows."""
-        return norm_out(x, y_out=out, kind=kind, eps=eps, backend=self.backend)
+    def norm(self, x: Tensor, out: Tensor, kind: str, eps: float, name: str) -> Run:
+        """A norm; its weight is the tensor of that name or in the product that follows."""
+        weight = self.model.tensors.get(name)
+        return norm_out(x, weight, y_out=out, kind=kind, eps=eps, backend=self.backend)
 
     def adapted(
         self, x: Tensor, out: Tensor, eps: float, adaptive: Adaptive, first: bool = False

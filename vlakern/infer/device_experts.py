@@ -111,7 +111,7 @@ class Experts:
         adaptive, eps = stream.adaptive(0), self.config.mot.norm_eps
         if adaptive is not None:
             return self.calls.adapted(stream.x, stream.normed, eps, adaptive, first=True)
-        return self.calls.norm(stream.x, stream.normed, "rms", eps)
+        return self.calls.norm(stream.x, stream.normed, "rms", eps, f"{stream.expert}.0.input_norm")
 
     def qkv(
         self, layer: int, stream: Stream, k: Tensor, v: Tensor, part: Literal["qkv", "kv", "q"]
@@ -154,6 +154,10 @@ class Experts:
         """Output projection and MLP, added to the stream, which ends normed for what follows."""
         name, s = f"{stream.expert}.{layer}", stream
         out = self.b.out[s.first : s.first + len(s.x)].flatten(1)
-        added = self.calls.added(f"{name}.o", out, s.x, s.normed, s.adaptive(2 * layer + 1))
-        following = s.adaptive(2 * layer + 2)
-        return [added, *self.calls.mlp(name, s.x, s.normed, s.hidden, following)]
+        added = self.calls.added(
+            f"{name}.o", out, s.x, s.normed, s.adaptive(2 * layer + 1), f"{name}.post_norm"
+        )
+        last = layer == self.config.mot.layers - 1
+        following = f"{s.expert}.norm" if last else f"{s.expert}.{layer + 1}.input_norm"
+        adaptive = s.adaptive(2 * layer + 2)
+        return [added, *self.calls.mlp(name, s.x, s.normed, s.hidden, adaptive, following)]

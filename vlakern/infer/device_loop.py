@@ -13,7 +13,7 @@ from torch import Tensor
 from vlakern.errors import Unsupported
 from vlakern.flow.solver import SOLVERS
 from vlakern.infer.graph import Run
-from vlakern.infer.packing import PackedModel
+from vlakern.infer.packing import PackedModel, not_looped
 from vlakern.ops import _native
 from vlakern.ops._refusals import needs_cuda
 from vlakern.ops._torch import key_for, stream_of
@@ -85,14 +85,7 @@ def _bind_cuda(
 def loop_refusal(model: PackedModel, rows: int) -> str | None:
     """Why the kernel does not integrate ``rows`` chunks of a model, None if it does."""
     config, mot = model.config, model.config.mot
-    known = {
-        "qk_norm": mot.qk_norm,
-        "activation": mot.activation == "silu",
-        "cross_every": not mot.cross_every,
-        "adaptive": not mot.action.adaptive,
-        "action_decoder": config.action_decoder == "mlp",
-    }
-    other = [name for name, computed in known.items() if not computed]
+    other = not_looped(config)
     if other:
         return f"it does not compute this model's {', '.join(other)}"
     if rows * config.chunk > MOST_ROWS:

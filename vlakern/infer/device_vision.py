@@ -92,17 +92,19 @@ class VisionStage:
         )
         heads = (config.heads, config.hidden // config.heads)
         q, k, v = (one.unflatten(1, heads) for one in qkv.chunk(3, 1))
-        norm = calls.norm(x, normed, "layer", config.eps)
         attend, activation = None, calls.vision_activation
         runs: list[Run] = []
         for i in range(config.layers):
+            norms = [
+                calls.norm(x, normed, "layer", config.eps, f"vision.{i}.norm{j}") for j in (1, 2)
+            ]
             product = calls.linear(f"vision.{i}.qkv", normed, qkv)
             if attend is None:  # the same memory in every layer
                 who = _whole_views(views, b.vision_x.shape[1], x.device)
                 attend = calls.attend(Attention(q, k, v, out.unflatten(1, heads), who))
-            runs += [norm, product, attend]
+            runs += [norms[0], product, attend]
             runs.append(calls.linear(f"vision.{i}.proj", out, x, residual=x))
-            runs += [norm, calls.linear(f"vision.{i}.fc1", normed, hidden, activation)]
+            runs += [norms[1], calls.linear(f"vision.{i}.fc1", normed, hidden, activation)]
             runs.append(calls.linear(f"vision.{i}.fc2", hidden, x, residual=x))
         return runs
 
@@ -116,7 +118,7 @@ class VisionStage:
         normed = b.joined_normed[:tokens]
         return [
             *runs,
-            calls.norm(joined, normed, "layer", config.eps),
+            calls.norm(joined, normed, "layer", config.eps, "connector.norm"),
             calls.linear("connector.0", normed, b.connected[:tokens], "gelu_erf"),
             calls.linear("connector.1", b.connected[:tokens], to),
         ]
@@ -127,7 +129,8 @@ class VisionStage:
         x_VXW, runs = b.vision_x[:views], []
         if config.final_norm:
             x, x_VXW = x_VXW.flatten(0, 1), b.vision_normed[:views]
-            runs.append(self._calls.norm(x, x_VXW.flatten(0, 1), "layer", config.eps))
+            to = x_VXW.flatten(0, 1)
+            runs.append(self._calls.norm(x, to, "layer", config.eps, "vision.final_norm"))
         if side == 1 and not config.class_token:
             return runs, x_VXW.flatten(0, 1)
         kept = x_VXW[:, int(config.class_token) :]

@@ -1,8 +1,8 @@
 """Weights as the engines read them: folded, joined and packed, see csrc/engine/engine_model.h.
 
-What is folded: biases of norms into the product that follows, and weights of norms but in bf16 on
-the CPU, where they stay apart; residual scales into the product before, the first action product
-into the half of the next one that sees actions.
+What is folded: biases of norms into the product that follows, and their weights but in bf16, where
+they stay apart (for GPUs not those of an action expert that csrc/ode_loop can run); residual scales
+into the product before, the first action product into the half of the next one that sees actions.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow.solver import evaluation_times
-from vlakern.infer._packer import Array, Packer, Weights, product
+from vlakern.infer._packer import Array, Packer, Weights, not_looped, product
 from vlakern.models.config import VLAConfig
 from vlakern.models.mot import rotary
 from vlakern.models.vla import time_embedding
@@ -26,6 +26,7 @@ __all__ = [
     "Weights",
     "engine_numbers",
     "modulation_table",
+    "not_looped",
     "not_packed",
     "pack_arrays",
     "pack_model",

@@ -41,6 +41,7 @@ def add_norm_kernel(
     bias,  # [N] if BIAS
     stream,  # [M, N], read and written
     normed,  # [M, N]
+    factors,  # [N] if FACTORS
     scale,  # [B, N] if ADAPTIVE
     shift,  # [B, N] if ADAPTIVE
     gate,  # [B, N] if ADAPTIVE
@@ -57,6 +58,7 @@ def add_norm_kernel(
     X_SCALED: tl.constexpr,
     W_SCALED: tl.constexpr,
     BIAS: tl.constexpr,
+    FACTORS: tl.constexpr,
     ADAPTIVE: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -82,6 +84,8 @@ def add_norm_kernel(
     h = h.to(tl.float32)
     r = 1.0 / tl.sqrt_rn(tl.sum(h * h, 0) / width + eps)
     y = h * r
+    if FACTORS:
+        y *= tl.load(factors + n, mask=inside, other=0.0)
     if ADAPTIVE:
         one = 1.0 + tl.load(scale + group * scale_stride + n, mask=inside, other=0.0)
         y = tl.fma(y, one, tl.load(shift + group * shift_stride + n, mask=inside, other=0.0))
@@ -96,12 +100,16 @@ def bind(
     eps: float,
     workspace: Tensor | None,
     adaptive: Adaptive | None = None,
+    factors: Tensor | None = None,
 ) -> Run:
-    """``p.out += p.x Wᵀ`` and ``normed = p.out / rms(p.out)``; the residual is ``p.out``."""
+    """``p.out += p.x Wᵀ`` and ``normed = p.out / rms(p.out)``; the residual is ``p.out``.
+
+    ``factors`` are the norm's weight, where it is not adaptive.
+    """
     if p.out.numel() == 0:
         return in_turn((), p.x)
     if not plan_of(p.x.shape[0], p.weights, p.activation).two_steps:
-        return in_turn(_in_steps(p, normed, eps, workspace, adaptive), p.x)
+        return in_turn(_in_steps(p, normed, eps, workspace, adaptive, factors), p.x)
     runs, sums = leave_sums(p, workspace)
     w_scale, bias = p.weights.sections()[1:]
     splits, rows, width = sums.z.shape
@@ -115,21 +123,28 @@ def bind(
         "X_SCALED": sums.x_scale is not None,
         "W_SCALED": p.weights.kind in LEVELS,
         "BIAS": p.weights.has_bias,
+        "FACTORS": factors is not None,
         "ADAPTIVE": adaptive is not None,
         "WIDEN": widen(),
         **norm_options(width),
     }
-    places = (sums.z, *tensors, p.out, normed, *vectors, row_group)
+    weight = p.out if factors is None else factors
+    places = (sums.z, *tensors, p.out, normed, weight, *vectors, row_group)
     run = partial(add_norm_kernel[(rows,)], *places, *sizes, **options)
     return in_turn([*runs, run], p.x)
 
 
 def _in_steps(
-    p: Product, normed: Tensor, eps: float, workspace: Tensor | None, adaptive: Adaptive | None
+    p: Product,
+    normed: Tensor,
+    eps: float,
+    workspace: Tensor | None,
+    adaptive: Adaptive | None,
+    factors: Tensor | None,
 ) -> list[Run]:
     """A product that is whole, and the norm."""
     if adaptive is None:
-        tensors = NormTensors(p.out, *(None,) * 7, normed, None)  # type: ignore[arg-type]
+        tensors = NormTensors(p.out, factors, *(None,) * 6, normed, None)  # type: ignore[arg-type]
         return [*launches(p, workspace), partial(launch_norm, tensors, "rms", eps)]
     scale, shift, gate, row_group, added = adaptive
     given = (scale, shift, gate, added, row_group)

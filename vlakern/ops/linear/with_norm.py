@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from vlakern.errors import InputError
 from vlakern.ops._dispatch import resolve
 from vlakern.ops._torch import key_for
 from vlakern.ops.linear import linear_out
@@ -23,6 +25,7 @@ class BoundLinearNorm:
     tensors: Tensors
     normed: Tensor
     adaptive: Adaptive | None
+    factors: Tensor | None
     run: Callable[[], object]
 
     def __call__(self) -> None:
@@ -39,9 +42,11 @@ def linear_norm_out(
     backend: str,
     workspace: Tensor | None = None,
     adaptive: Adaptive | None = None,
+    factors: Tensor | None = None,
 ) -> BoundLinearNorm:
-    """``stream += x Wᵀ + b`` and ``normed = stream / rms(stream)``: to the bit what ``linear_out``
-    with the stream as residual and ``norm_out`` make, by one kernel less where ``triton`` splits K.
+    """``stream += x Wᵀ + b`` and ``normed = stream / rms(stream) · factors``: to the bit what
+    ``linear_out`` with the stream as residual and ``norm_out`` with the factors as weight make, by
+    one kernel less where ``triton`` splits K.
 
     With ``adaptive`` it is ``stream += gate · (x Wᵀ + b)`` and ``normed = stream / rms(stream) ·
     (1 + scale) + shift``: what ``linear_out`` and a ``norm_out`` with its output as residual make.
@@ -57,6 +62,7 @@ def linear_norm_out(
         backend: the name of one.
         workspace: as ``linear_out`` takes it.
         adaptive: gate, scale and shift of groups of rows.
+        factors: fp32 ``[N]``, the norm's weight, 1 by default; not with ``adaptive``.
 
     Raises:
         InputError: a shape, dtype or device does not fit.
@@ -65,9 +71,10 @@ def linear_norm_out(
     tensors = Tensors(x, weight, None, stream, None, stream)
     if adaptive is not None:
         check_adaptive(adaptive, stream)
+    _check_factors(factors, stream, adaptive)
     if backend != "triton":
-        run = _two_calls(tensors, normed, eps, backend, workspace, adaptive)
-        return BoundLinearNorm(tensors, normed, adaptive, run)
+        run = _two_calls(tensors, normed, eps, backend, workspace, adaptive, factors)
+        return BoundLinearNorm(tensors, normed, adaptive, factors, run)
     check(tensors, "none")
     key = key_for(x.device, (x.dtype, stream.dtype), flags=facts_of(weight))
     resolve("linear", key, backend)  # refuses what it cannot serve
@@ -75,10 +82,21 @@ def linear_norm_out(
     from vlakern.ops.linear.triton_norm import bind
 
     product = Product(x, weight, stream, residual=stream)
-    run = bind(product, normed, eps, workspace, adaptive)
-    bound = BoundLinearNorm(tensors, normed, adaptive, run)
+    run = bind(product, normed, eps, workspace, adaptive, factors)
+    bound = BoundLinearNorm(tensors, normed, adaptive, factors, run)
     bound()
     return bound
+
+
+def _check_factors(factors: Tensor | None, stream: Tensor, adaptive: Adaptive | None) -> None:
+    if factors is None:
+        return
+    plain = factors.dtype == torch.float32 and factors.is_contiguous()
+    if adaptive is not None or not plain or factors.shape != stream.shape[1:]:
+        raise InputError(
+            f"linear_norm_out: factors are {factors.dtype} {list(factors.shape)}, expected"
+            f" contiguous fp32 [N] = {list(stream.shape[1:])} and no adaptive norm"
+        )
 
 
 def _two_calls(
@@ -88,11 +106,12 @@ def _two_calls(
     backend: str,
     workspace: Tensor | None,
     adaptive: Adaptive | None,
+    factors: Tensor | None,
 ) -> Callable[[], object]:
     """Both were made once."""
     stream = t.out
     linear = partial(linear_out, t.x, t.weights, workspace=workspace, backend=backend)
-    norm = partial(norm_out, stream, y_out=normed, eps=eps, backend=backend)
+    norm = partial(norm_out, stream, factors, y_out=normed, eps=eps, backend=backend)
     if adaptive is None:
         made = (linear(out=stream, residual=stream), norm())
     else:
