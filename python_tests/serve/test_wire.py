@@ -74,7 +74,8 @@ def test_a_missing_part_of_the_state_is_named() -> None:
         ({"state": [1e300]}, "not finite"),
         ({"state": ["1"]}, "no list of numbers"),
         ({"state": [b"1"]}, "no list of numbers"),
-        ({"prompt": "x" * 4097}, "4097 characters"),
+        ({"prompt": "x" * 1025}, "prompt of 1025 bytes"),
+        ({"prompt": "🤖" * 257}, "prompt of 1028 bytes"),
     ],
 )
 def test_sizes_are_those_that_were_announced(change: dict[str, object], said: str) -> None:
@@ -82,7 +83,7 @@ def test_sizes_are_those_that_were_announced(change: dict[str, object], said: st
     keys = parse_keys(("front",), [], (), 1)
     announced = keys.announced()
     assert (announced["state_width"], announced["image"]["most_side"]) == (1, 4096)
-    assert (announced["image"]["dtype"], announced["prompt_most"]) == ("uint8", 4096)
+    assert (announced["image"]["dtype"], announced["prompt_most"]) == ("uint8", 1024)
     good = {"front": IMAGE, "state": [1], "prompt": "go"}
     observation(good, keys)
     with pytest.raises(InputError, match=said):

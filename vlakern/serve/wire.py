@@ -21,7 +21,9 @@ PLACES = ("observation/{}", "images/{}", "observation/images/{}", "observation.i
 SEED = "seed"
 # A number that comes back with the reply: openpi's protocol cannot tell a reply from an older one.
 REQUEST = "request"
-MOST_SIDE, MOST_PROMPT = 4096, 4096  # pixels, characters
+MOST_SIDE = 4096  # pixels
+# Attention takes time by the square of the tokens, and a byte may be one [bytes of UTF-8].
+MOST_PROMPT = 1024
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,9 @@ def asked(message: Mapping[str, Any], keys: Keys) -> Asked:
     images, state, prompt, prefix = keys.split(message)
     if not isinstance(prompt, str):
         raise InputError(f"the prompt is a {type(prompt).__name__}, expected words as 'prompt'")
-    if len(prompt) > MOST_PROMPT:
-        raise InputError(f"a prompt of {len(prompt)} characters, expected at most {MOST_PROMPT}")
+    size = len(prompt.encode(errors="surrogatepass"))
+    if size > MOST_PROMPT:
+        raise InputError(f"a prompt of {size} bytes, expected at most {MOST_PROMPT}")
     for key in (SEED, REQUEST):
         value = message.get(key)
         if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
