@@ -14,7 +14,7 @@ from python_tests.serve.fuzzing import UPGRADE, Corpus, Frames, frame, server_fr
 from python_tests.serve.hosted import Served
 from python_tests.serve.wrong import HEAVY, WRONG, drawn
 
-__all__ = ["REFUSALS", "WARM", "Flood", "Malformed", "main", "started"]
+__all__ = ["AT_ONCE", "REFUSALS", "WARM", "Flood", "Malformed", "main", "started"]
 
 AT_ONCE = 6  # of the server's 8; the others are for those who behave
 WARM = "warm"
