@@ -4,6 +4,7 @@ Everything here refuses before it allocates, so that a hostile file costs about 
 good one.
 """
 
+import codecs
 import io
 import json
 import math
@@ -15,9 +16,19 @@ from typing import Any, BinaryIO
 
 from vlakern.errors import CheckpointError, VlakernError
 
-__all__ = ["JSON_LIMIT", "open_regular", "parse_json", "read_bounded", "read_json", "shown"]
+__all__ = [
+    "JSON_LIMIT",
+    "POINTER",
+    "open_regular",
+    "parse_json",
+    "read_bounded",
+    "read_json",
+    "shown",
+]
 
 JSON_LIMIT = 1 << 20  # bytes of a configuration
+# What stands for a large file in a repository that was cloned without git-lfs.
+POINTER = b"version https://git-lfs.github.com/spec/"
 MOST_DEPTH = 64
 # Parsed values take some hundred bytes each, the text of one as few as two.
 MOST_CONTAINERS = 1 << 15
@@ -98,6 +109,11 @@ def read_bounded(
             raise error(f"{_name(path)} cannot be read ({cause.strerror})") from cause
     if size > limit:
         raise error(f"{_name(path)} is larger than {limit} bytes; expected a smaller file")
+    if content.startswith(POINTER):
+        raise error(
+            f"{_name(path)} is a pointer of git-lfs, expected the file itself; run git lfs pull"
+            " there"
+        )
     if len(content) > size:
         raise error(f"{_name(path)} is larger than the {size} bytes it claims; copy it again")
     return content
@@ -124,6 +140,8 @@ def parse_json(content: bytes) -> Any:
         ValueError: it is not JSON, holds a key twice, NaN, an infinity or a number beyond 64 bits
             or fp64, is nested deeper than 64, or has so many values that they would fill memory.
     """
+    if content.startswith(codecs.BOM_UTF8):
+        raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     brackets = content.count(b"[") + content.count(b"{")
     if brackets > MOST_CONTAINERS or content.count(b",") > MOST_VALUES:
         raise ValueError(f"it holds more than {MOST_CONTAINERS} lists or {MOST_VALUES} values")

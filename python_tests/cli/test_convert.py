@@ -89,7 +89,10 @@ def test_words_that_cannot_be(
     source = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
     for words, message in (
         ([str(source), str(source)], "exists; name a directory that is not there yet"),
-        ([str(tmp_path / "gone"), str(tmp_path / "new")], "is not a directory"),
+        ([str(tmp_path / "gone"), str(tmp_path / "new")], "neither a directory nor one that ships"),
+        ([str(source / "config.json"), str(tmp_path / "new")], "name the directory that holds it"),
+        (["lerobot/pi0_base", str(tmp_path / "new")], "run: hf download lerobot/pi0_base"),
+        ([str(source), str(source / "config.json" / "new")], "cannot write"),
         ([str(source), str(tmp_path / "new"), "--json", str(tmp_path)], "is a directory"),
     ):
         assert main(["convert", *words]) == 1

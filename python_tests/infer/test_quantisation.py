@@ -9,10 +9,10 @@ import torch
 import vlakern
 from vlakern.errors import InputError, Unsupported
 from vlakern.infer import quantisation
+from vlakern.infer.directories import policy_directory
 from vlakern.infer.packing import pack_model
 from vlakern.infer.quantisation import (
     QuantisationReport,
-    directory_of,
     measure_quantisation,
     product_errors,
     quantised_products,
@@ -48,7 +48,7 @@ def test_what_fits_the_steps_costs_nothing() -> None:
 @pytest.mark.parametrize(("dtype", "isa"), [("int8", None), ("fp8", ROWS)])
 def test_layers_are_quantised_as_the_engines_pack_them(dtype: str, isa: str | None) -> None:
     """The integers and scales of every product are those of the packed weights, norms folded."""
-    network = read(directory_of(NAME)).model
+    network = read(policy_directory(NAME)).model
     packed = pack_model(network.config, network.state_dict().__getitem__, dtype, isa=isa)
     ours = {product.name: product for product in quantised_products(network, dtype)}
     joined = {

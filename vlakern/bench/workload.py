@@ -5,8 +5,6 @@ Dimension letters: R observations, V views of all, N action chunks, H chunk, A s
 
 import re
 from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,14 +12,14 @@ from torch import Tensor
 
 from vlakern.bench.roofline import Shape
 from vlakern.bench.weights import RandomWeights, packed_random
-from vlakern.errors import CheckpointError, InputError
+from vlakern.errors import InputError
+from vlakern.infer.directories import policy_directory
 from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, Weights
-from vlakern.infer.policy import shipped_policies
 from vlakern.models.config import VLAConfig
 from vlakern.models.presets import preset
 from vlakern.models.sequence import Batch, document, pack
-from vlakern.models.weights.native import WEIGHTS, PolicyRecords, open_weights, read_records
+from vlakern.models.weights.families import open_policy
 
 __all__ = ["CAMERA", "PROMPT_TOKENS", "Call", "PolicySource", "PresetSource", "Source", "Workload"]
 
@@ -157,13 +155,14 @@ class PresetSource(Source):
 
 
 class PolicySource(Source):
-    """A policy directory, or the name of a policy that ships."""
+    """A policy directory of any family, or the name of a policy that ships."""
 
     def __init__(self, name: str) -> None:
-        self._directory = _directory(name)
-        self._records: PolicyRecords = read_records(self._directory)
+        self._directory = policy_directory(name)
+        self._opened = open_policy(self._directory)
+        self._records = self._opened.records
         self.config = self._records.config
-        self.weights = open_weights(self.config, self._directory / WEIGHTS)
+        self.weights = self._opened.weights
         self.state_width = self._records.embodiment.state_width
         self.most_views = len(self._records.embodiment.views)
         self._space = self._records.space
@@ -178,16 +177,5 @@ class PolicySource(Source):
         return self._space.decode(x_NHA, states_NS)
 
     def packed(self, dtype: str) -> PackedModel:
-        path = self._directory / WEIGHTS
-        return cached_model(self._directory, self.config, dtype, path, self.weights)
-
-
-def _directory(name: str) -> Path:
-    if name in shipped_policies():
-        return Path(str(resources.files("vlakern") / "policies" / name))
-    if not Path(name).is_dir():
-        shipped = ", ".join(shipped_policies()) or "none"
-        raise CheckpointError(
-            f"no policy {name!r}: neither a directory nor one that ships ({shipped})"
-        )
-    return Path(name)
+        file = self._opened.file
+        return cached_model(self._directory, self.config, dtype, file, self.weights)

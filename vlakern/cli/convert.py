@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from vlakern.cli._common import Progress, check_json, console, write_report
+from vlakern.cli._common import Progress, check_json, check_writable, console, write_report
 
 if TYPE_CHECKING:
     from vlakern.types import Observation
@@ -25,7 +25,7 @@ class Args:
     """Write another family's checkpoint as a native policy directory, or one of ours as theirs."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The policy directory that is read: LeRobot's, openpi's PyTorch code's, or ours."""
+    """The policy directory that is read: LeRobot's, openpi's PyTorch code's, Being-H's or ours."""
     target: Annotated[Path, tyro.conf.Positional]
     """The directory that is written; it must not be there yet."""
     export: Literal["lerobot"] | None = None
@@ -64,13 +64,16 @@ def _convert(
     args: Args, write: Callable[[Path, Path, Callable[[str], None]], Any]
 ) -> dict[str, Any]:
     """Writes the target and compares what it says with the source."""
+    from vlakern.infer.directories import policy_directory
     from vlakern.models.weights.convert import check_new, distances, skipped
     from vlakern.models.weights.families import open_policy
 
     check_new(args.target)
-    opened = open_policy(args.source)
+    check_writable(args.target)
+    source = policy_directory(args.source)
+    opened = open_policy(source)
     with Progress(opened.count, "tensors") as bar:
-        write(args.source, args.target, lambda name: bar.update())
+        write(source, args.target, lambda name: bar.update())
     reread = open_policy(args.target)
     weights = distances(opened, reread)
     found: dict[str, Any] = {

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlakern.errors import CheckpointError
 from vlakern.models.config import VLAConfig
+from vlakern.models.weights.names import origin
 from vlakern.ops.linear import PackedLinear, pack_linear
 from vlakern.ops.linear.packed import ROWS
 
@@ -38,7 +39,10 @@ class Packer:
             tensor = tensor.clone()
         # Both pass a NaN on, and need no memory.
         if tensor.numel() and not torch.isfinite(tensor.amax() - tensor.amin()):
-            raise CheckpointError(f"tensor {name!r} holds values that are not finite")
+            raise CheckpointError(
+                f"{origin(self._weights, name)} holds values that are not finite; copy the file"
+                " again, or use a checkpoint of another step"
+            )
         return tensor
 
     def large(self, name: str, weight: Tensor, bias: Tensor | None = None) -> Array:

@@ -6,7 +6,6 @@ Dimension letters: B observations, V views, S image side or state width, H chunk
 import secrets
 import threading
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.errors import CheckpointError, ConfigError, InputError, Unsupported
+from vlakern.errors import ConfigError, InputError, Unsupported
 from vlakern.infer._checks import check_image, check_seed
 from vlakern.infer._choices import DTYPES, choose_device, choose_dtype
 from vlakern.infer._clock import Clock
 from vlakern.infer._prefix import Decided, decided_of
 from vlakern.infer.backends import EngineBackend, graph_refusal
+from vlakern.infer.directories import policy_directory, shipped_policies
 from vlakern.infer.engine import MOST_STEPS, Engine
 from vlakern.infer.packed_file import cached_model
 from vlakern.infer.packing import PackedModel, not_packed, pack_model
@@ -37,14 +37,6 @@ __all__ = ["Policy", "load", "shipped_policies"]
 
 # Attention grows with the square of the prompt: longer text would fill the memory, not be obeyed.
 MOST_CHARACTERS = 4096
-
-
-def shipped_policies() -> list[str]:
-    """Names of the policies inside the package."""
-    root = resources.files("vlakern") / "policies"
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in root.iterdir() if (entry / "config.json").is_file())
 
 
 def load(
@@ -75,14 +67,7 @@ def load(
         raise ConfigError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     if backend not in ("auto", "torch"):
         raise ConfigError(f"backend is {backend!r}, expected auto or torch")
-    directory = Path(name_or_directory)
-    if str(name_or_directory) in shipped_policies():
-        directory = Path(str(resources.files("vlakern") / "policies" / str(name_or_directory)))
-    elif not directory.is_dir():
-        raise CheckpointError(
-            f"no policy {str(name_or_directory)!r}: neither a directory nor one that ships"
-            f" ({', '.join(shipped_policies()) or 'none'})"
-        )
+    directory = policy_directory(name_or_directory)
     reason = _native.missing() if device == "cpu" else graph_refusal(device, chosen)
     opened = open_policy(directory)
     reason = reason or not_packed(opened.records.config, None if device == "cpu" else ROWS)
@@ -97,11 +82,13 @@ def load(
             packed = pack_model(
                 records.config, lambda name: weights(name).to(there), chosen, isa=ROWS
             )
-        return Policy(records, packed, directory.name, device, chosen, steps)
+        return Policy(records, packed, directory.resolve().name, device, chosen, steps)
     if chosen not in DTYPES:
         raise Unsupported(f"dtype {chosen!r} needs vlakern's own engine: {reason}")
     files = read_policy(directory, DTYPES[chosen], device)
-    return Policy(files.records, files.model, directory.name, device, chosen, steps, backend)
+    return Policy(
+        files.records, files.model, directory.resolve().name, device, chosen, steps, backend
+    )
 
 
 class Policy:

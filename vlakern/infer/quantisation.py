@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vlakern.errors import InputError, Unsupported
+from vlakern.infer.directories import policy_directory
 from vlakern.infer.engine import Engine
-from vlakern.infer.policy import Policy, load, shipped_policies
+from vlakern.infer.policy import Policy, load
 from vlakern.models.vla import VLA
-from vlakern.models.weights.families import read_policy
+from vlakern.models.weights.families import open_policy, read_policy
+from vlakern.models.weights.family import native_shapes
 from vlakern.ops.linear.reference import KINDS, LEVELS, linear_reference, quantize_rows
 from vlakern.types import Observation
 
@@ -26,7 +27,6 @@ __all__ = [
     "ActionError",
     "LayerError",
     "QuantisationReport",
-    "directory_of",
     "measure_quantisation",
     "product_errors",
     "quantised_products",
@@ -116,14 +116,16 @@ def measure_quantisation(
     Raises:
         InputError: no such dtype, no noise, or an observation that the policy cannot take.
         CheckpointError, ConfigError: as ``vlakern.load``.
+        Unsupported: there is not memory enough for the network in fp32 beside ``dtype``.
     """
     if dtype not in LEVELS:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(LEVELS)}")
     if noises < 1:
         raise InputError(f"noises is {noises}, expected at least 1")
-    directory = directory_of(name_or_directory)
+    directory = policy_directory(name_or_directory)
+    _check_memory(directory, dtype)
     files = read_policy(directory)
-    policy = Policy(files.records, files.model, directory.name, "cpu", "fp32")
+    policy = Policy(files.records, files.model, directory.resolve().name, "cpu", "fp32")
     seen = seeded_observations(policy, 4, seed) if observations is None else list(observations)
     seeds = [seed * len(seen) * noises + i for i in range(len(seen) * noises)]
     products = quantised_products(files.model, dtype)
@@ -136,7 +138,7 @@ def measure_quantisation(
         with _watching(products, replace=True):
             made, engine = _actions(policy, seen, seeds), "emulated"
     return QuantisationReport(
-        directory.name,
+        directory.resolve().name,
         dtype,
         len(seen),
         noises,
@@ -147,11 +149,31 @@ def measure_quantisation(
     )
 
 
-def directory_of(name_or_directory: str | Path) -> Path:
-    """The directory of a policy that ships, or the one that is named."""
-    if str(name_or_directory) in shipped_policies():
-        return Path(str(resources.files("vlakern") / "policies" / str(name_or_directory)))
-    return Path(name_or_directory)
+def _check_memory(directory: Path, dtype: str) -> None:
+    """Refuses what would fill the memory: the network in fp32, its folded weights, and those again
+    in ``dtype``.
+
+    Raises:
+        Unsupported: naming what is needed and what is free.
+    """
+    shapes = native_shapes(open_policy(directory).records.config)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    needed, free = numbers * (4 + 4 + 1), free_memory()
+    if free is not None and needed > free:
+        raise Unsupported(
+            f"{dtype} of {directory} is compared with fp32, which takes about"
+            f" {needed / 2**30:.0f} GiB of memory, and {free / 2**30:.0f} GiB are free; use a"
+            " machine with more"
+        )
+
+
+def free_memory() -> int | None:
+    """Memory that can be used without swapping [byte]; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    kib = next(found, None)
+    return None if kib is None else int(kib) * 1024
 
 
 def seeded_observations(policy: Policy, count: int, seed: int = 0) -> list[Observation]:

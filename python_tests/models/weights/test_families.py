@@ -103,9 +103,13 @@ def test_an_unknown_directory_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_there_instead_is_said(tmp_path: Path) -> None:
     """Another policy's type, an adapter alone, or the folder above."""
-    (tmp_path / "pretrained_model").mkdir()
-    with pytest.raises(CheckpointError, match="name its folder pretrained_model; expected one of"):
+    (tmp_path / "params").mkdir()
+    with pytest.raises(CheckpointError, match=r"parameters of JAX; convert them with openpi's"):
         family_of(tmp_path)
+    for last in ("checkpoints/last/pretrained_model", "last/pretrained_model", "pretrained_model"):
+        (tmp_path / last).mkdir(parents=True)
+        with pytest.raises(CheckpointError, match=f"name its folder {last}; expected one of"):
+            family_of(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="it holds an adapter alone; merge it"):
         family_of(tmp_path)

@@ -82,6 +82,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "empty": content(b""),
     "pickle": content(b"\x80\x04\x95" + bytes(100)),
     "archive": content(b"PK\x03\x04" + bytes(100)),
+    "pointer of git-lfs": content(f"version https://git-lfs.github.com/spec/v1\noid {'a' * 99}\n"),
 }
 JSONS: dict[str, Callable[[Path], None]] = {
     "deep lists": content("[" * 100_000),
@@ -93,6 +94,7 @@ JSONS: dict[str, Callable[[Path], None]] = {
     "key twice": content('{"frame": "native", "frame": "native"}'),
     "lists without end": content("[" + "[]," * 300_000 + "[]]"),
     "no text": content(b"\xff\xfe\x00"),
+    "byte order mark": content(b"\xef\xbb\xbf{}"),
     "half a letter": content('{"\\ud800": 1}'),
     "a word": content('"config"'),
     "beyond a MiB": content('"' + "x" * MIB + '"'),

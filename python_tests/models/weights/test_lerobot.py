@@ -75,7 +75,9 @@ def shape_of(key: str, name: str, shape: Any) -> Change:
         (lambda c: c.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha is true: joints with"),
         (lambda c: c.update(n_action_steps=7), "execute is 7, expected 1 to the chunk length 6"),
         (lambda c: c.update(image_resolution=[48, 64]), "image_resolution is .*positions for 56"),
-        (lambda c: c.update(type="pi05"), "type says pi05, but .* tensors of pi0;"),
+        (lambda c: c.update(rtc_config="on"), "rtc_config is 'on', expected null or LeRobot's"),
+        (lambda c: c.update(rtc_config={"enabled": 1}), "rtc_config .* true or false for enabled"),
+        (lambda c: c.update(type="pi05"), "type is of pi05, but .* tensors of pi0;"),
     ],
 )
 def test_what_cannot_be_is_named(
@@ -88,6 +90,31 @@ def test_what_cannot_be_is_named(
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         _ = open_policy(directory).records.space
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla"])
+def test_real_time_chunking_is_not_dropped_in_silence(
+    kind: str, goldens: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LeRobot's settings of it are of its own loop: once, a warning says what to ask for here."""
+    rtc: dict[str, Any] = {"prefix_attention_schedule": "LINEAR", "execution_horizon": 10}
+    for name, given, said in (
+        ("none", None, ""),
+        ("off", rtc | {"enabled": False}, ""),
+        ("on", rtc, "LoopConfig(prefix=True, form='cheap')"),
+        ("trained", rtc | {"enabled": True, "mode": "trained"}, "form='frozen'"),
+    ):
+        directory = goldens.lerobot_directory(tmp_path / name, kind)
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"rtc_config": given}))
+        caplog.clear()
+        for _ in range(2):
+            open_policy(directory)
+        warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert len(warnings) == bool(said)
+        if said:
+            assert warnings[0].startswith(f"{directory / 'config.json'}.rtc_config is not applied")
+            assert said in warnings[0]
 
 
 def test_pi0_up_to_lerobot_03(goldens: ModuleType, tmp_path: Path) -> None:

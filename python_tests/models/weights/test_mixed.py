@@ -34,7 +34,7 @@ def test_weights_of_the_other_model(
     """Whichever of the two files was not copied."""
     directory = mixed(goldens, tmp_path, kind, other, "model.safetensors")
     with pytest.raises(
-        ConfigError, match=rf"config.json.type says {kind}, but .* holds the tensors of {other};"
+        ConfigError, match=rf"config.json.type is of {kind}, but .* holds the tensors of {other};"
     ):
         open_policy(directory)
 

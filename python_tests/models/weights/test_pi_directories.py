@@ -143,6 +143,48 @@ def test_a_missing_tokenizer_is_named(writer: str, goldens: ModuleType, tmp_path
         open_policy(directory)
 
 
+def test_an_adapter_beside_a_config_is_called_so(goldens: ModuleType, tmp_path: Path) -> None:
+    """LeRobot's fine-tuning with adapters writes the whole config.json and no weights."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
+    (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"an adapter alone: merge it into its base model"):
+        open_policy(directory)
+
+
+def test_a_robot_among_several_is_named_in_the_config(goldens: ModuleType, tmp_path: Path) -> None:
+    """openpi's base checkpoints have statistics of many; the sentence says how to name one."""
+    directory = openpi_directory(goldens, tmp_path / "pi0", "pi0")
+    stats = next((directory / "assets").rglob("norm_stats.json"))
+    other = directory / "assets/other/norm_stats.json"
+    other.parent.mkdir()
+    other.write_text(stats.read_text().replace('"mean"', '"average"'))
+    with pytest.raises(
+        CheckpointError, match=r'write "asset_id": "lab/arm" or another of them into'
+    ):
+        open_policy(directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"asset_id": "lab/arm"}))
+    assert open_policy(directory).records.embodiment.state_width
+    for wrong in ("lab/leg", "../assets/lab/arm", "/etc"):
+        path.write_text(json.dumps(config | {"asset_id": wrong}))
+        with pytest.raises(CheckpointError, match=r"config\.json\.asset_id names"):
+            open_policy(directory)
+
+
+def test_a_layer_that_is_missing_is_told_from_one_too_many(
+    goldens: ModuleType, tmp_path: Path
+) -> None:
+    """The trunk's last layer is gone: the expert's is not unknown."""
+    directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")
+    weights = load_file(directory / "model.safetensors")
+    kept = {name: w for name, w in weights.items() if "language_model.layers.2." not in name}
+    save_file(kept, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"the expert has 3 layers, the trunk 2, expected as"):
+        open_policy(directory)
+
+
 def test_a_leftover_tensor_is_an_error(goldens: ModuleType, tmp_path: Path) -> None:
     """Naming it: a policy with a part that is not computed would act wrongly."""
     directory = goldens.lerobot_directory(tmp_path / "pi0", "pi0")

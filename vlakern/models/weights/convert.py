@@ -10,7 +10,7 @@ from vlakern.errors import CheckpointError
 from vlakern.models.vla import VLA
 from vlakern.models.weights.families import Opened, open_policy
 from vlakern.models.weights.family import native_shapes
-from vlakern.models.weights.names import Folded
+from vlakern.models.weights.names import Folded, origin
 from vlakern.models.weights.native import PolicyFiles, write
 
 __all__ = ["check_new", "distances", "skipped", "to_native"]
@@ -49,7 +49,12 @@ def to_native(
         network = VLA(opened.records.config)
     tensors = {}
     for name in network.state_dict():
-        tensors[name] = opened.weights(name)
+        tensors[name] = tensor = opened.weights(name)
+        if tensor.numel() and not torch.isfinite(tensor.amax() - tensor.amin()):
+            raise CheckpointError(
+                f"{origin(opened.weights, name)} holds values that are not finite; copy the file"
+                " again, or use a checkpoint of another step"
+            )
         seen(name)
     network.load_state_dict(tensors, assign=True)
     parts = {one.name: getattr(opened.records, one.name) for one in fields(opened.records)}

@@ -25,6 +25,9 @@ from vlakern.untrusted import shown
 
 __all__ = ["FAMILIES", "NATIVE", "Opened", "family_of", "open_policy", "read_policy"]
 
+# Where LeRobot's training puts a policy, below what it is told to write to.
+PARTS = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model")
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -90,8 +93,14 @@ def _said(directory: Path) -> str:
         return f"its config.json {named}; use a checkpoint that can be run"
     if (directory / "adapter_config.json").exists():
         return "it holds an adapter alone; merge it into its base model and save that"
-    if (directory / "pretrained_model").is_dir():
-        return "it has no config.json; name its folder pretrained_model"
+    for inside in PARTS:
+        if (directory / inside).is_dir():
+            return f"it has no config.json; name its folder {inside}"
+    if (directory / "params").is_dir() or (directory / "_METADATA").is_file():
+        return (
+            "it holds parameters of JAX; convert them with openpi's convert_jax_model_to_pytorch.py"
+            " and name what that writes"
+        )
     return "it has no config.json; copy the whole checkpoint, or name the folder that holds it"
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from vlakern.untrusted import parse_json, shown
+from vlakern.untrusted import POINTER, parse_json, shown
 
 __all__ = ["DTYPES", "MOST_HEADER", "MOST_TENSORS", "HeaderError", "TensorInfo", "read_header"]
 
@@ -72,6 +72,8 @@ def read_header(file: BinaryIO) -> dict[str, TensorInfo]:
     length = int.from_bytes(first, "little")
     if first.startswith((b"PK\x03\x04", b"\x80")) and length > MOST_HEADER:
         raise HeaderError("it begins like a file of torch.save, which may run code when it is read")
+    if POINTER.startswith(first):
+        raise HeaderError("it is a pointer of git-lfs and not the file itself")
     if length > MOST_HEADER:
         raise HeaderError(f"its header claims {length} bytes, at most {MOST_HEADER} are read")
     if 8 + length > size:

@@ -1,6 +1,8 @@
 """LeRobot's policy directories: config.json, model.safetensors and the processor files."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,6 +24,8 @@ __all__ = [
     "refuse_aloha",
     "vectors",
 ]
+
+log = logging.getLogger("vlakern.models")
 
 T = TypeVar("T")
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -169,6 +173,7 @@ def lerobot_records(
     Raises:
         CheckpointError, ConfigError: naming what is missing or cannot be.
     """
+    _tell_real_time(settings)
     steps = read_processors(directory)
     if steps.steps:
         check_processors(settings.kind, settings.where, steps.steps, directory / PRE)
@@ -218,6 +223,36 @@ def _stats(one: Normalised, slots: SlotMap, width: int, settings: Settings) -> V
     if one.mode != "none":
         check_width(sum(stats.present), width, one.where, settings.where)
     return stats
+
+
+def _tell_real_time(settings: Settings) -> None:
+    """Says what becomes of LeRobot's real-time chunking, which is of its loop and not of a chunk.
+
+    Raises:
+        ConfigError: a value of another type.
+    """
+    found = settings.values.get("rtc_config")
+    if found is None:
+        return
+    enabled = found.get("enabled", True) if isinstance(found, dict) else None
+    if type(enabled) is not bool:
+        raise ConfigError(
+            f"{settings.where}.rtc_config is {str(found)[:40]!r}, expected null or LeRobot's"
+            " settings of real-time chunking with true or false for enabled; copy the file again"
+        )
+    if enabled:
+        _say_real_time(settings.where, "frozen" if found.get("mode") == "trained" else "cheap")
+
+
+@cache
+def _say_real_time(where: str, form: str) -> None:
+    log.warning(
+        "%s.rtc_config is not applied by itself: calls are led by the actions that were decided"
+        " before where they are given them, as LoopConfig(prefix=True, form=%r) does, with the"
+        " weights of arXiv 2506.07339 and not with this file's schedule, weight and horizon",
+        where,
+        form,
+    )
 
 
 def refuse_aloha(settings: Settings) -> None:

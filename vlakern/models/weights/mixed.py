@@ -48,7 +48,7 @@ def check_tensors(kinds: Sequence[str], config: str, names: Iterable[str], weigh
     found = kind_of(names)
     if found and found not in kinds:
         raise ConfigError(
-            f"{config} says {' or '.join(kinds)}, but {weights} holds the tensors of {found}; copy"
+            f"{config} is of {' or '.join(kinds)}, but {weights} holds the tensors of {found}; copy"
             " both files of one checkpoint"
         )
 

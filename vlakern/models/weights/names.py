@@ -179,6 +179,15 @@ class Folded:
         return fold.apply([self.get(source) for source in sources])
 
 
+def origin(weights: Callable[[str], Tensor], name: str) -> str:
+    """A native tensor as a sentence can name it: the file and its name there, where it has one."""
+    names, get = [name], weights
+    if isinstance(weights, Folded):
+        names, get = list(weights.binding.made[name][0]), weights.get
+    where = f"{get.where}: " if isinstance(get, Tensors) else ""
+    return f"{where}tensor {' or '.join(map(repr, names)) or repr(name)}"
+
+
 def fold_weights(table: Table, native: Shapes, tensors: Tensors) -> Folded:
     """Binds a table to the tensors of a checkpoint.
 

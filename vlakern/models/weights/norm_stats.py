@@ -24,13 +24,13 @@ def find_norm_stats(directory: Path, asset: str | None = None) -> Path:
         CheckpointError: there are none, or several and ``asset`` does not say which.
     """
     if asset is not None:
-        return inside(directory, f"assets/{asset}/{FILE}", "asset")
+        return inside(directory, f"assets/{asset}/{FILE}", f"{directory / 'config.json'}.asset_id")
     root = directory / "assets"
     found = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob(FILE))
     if len(found) != 1:
         raise CheckpointError(
-            f"{root} has statistics of {', '.join(found) or 'no robot'}, expected one {FILE}; say"
-            " which asset"
+            f"{root} has statistics of {', '.join(found) or 'no robot'}, expected one {FILE}; write"
+            f' "asset_id": "{found[0]}" or another of them into {directory / "config.json"}'
             if found
             else f"{root}/<asset id>/{FILE} is missing; copy the checkpoint with its assets"
         )

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 
+from vlakern.errors import CheckpointError
 from vlakern.models.config import ExpertConfig, PromptConfig, VLAConfig
 from vlakern.models.presets import preset
 from vlakern.models.weights._stacks import both, count, siglip_rules, size_of, trunk_rules
@@ -108,6 +109,12 @@ def pi_config(shapes: Shapes, where: str) -> VLAConfig:
     grid = math.isqrt(size(f"{TOWER}embeddings.position_embedding.weight", 0))
     first = f"{TRUNK}layers.0."
     head_dim = size(f"{first}self_attn.k_proj.weight", 0)
+    layers, own = count(found, f"{TRUNK}layers."), count(found, f"{EXPERT}layers.")
+    if own != layers:
+        raise CheckpointError(
+            f"{where}: the expert has {own} layers, the trunk {layers}, expected as many; copy the"
+            " whole checkpoint"
+        )
     vision = replace(
         base.vision,
         image_size=grid * side,
@@ -119,7 +126,7 @@ def pi_config(shapes: Shapes, where: str) -> VLAConfig:
     )
     mot = replace(
         base.mot,
-        layers=count(found, f"{TRUNK}layers."),
+        layers=layers,
         q_heads=size(f"{first}self_attn.q_proj.weight", 0) // max(head_dim, 1),
         kv_heads=1,
         head_dim=head_dim,

@@ -90,9 +90,9 @@ def _time(settings: Settings, base: TimeConfig) -> TimeConfig:
 
 def _openpi(directory: Path) -> PolicyRecords:
     tensors = open_directory(directory)
-    check_tensors(["pi0", "pi05"], OPENPI.name, tensors.shapes, tensors.where)
-    config = pi_config(tensors.shapes, str(tensors.where))
     path = directory / "config.json"
+    check_tensors(["pi0", "pi05"], str(path), tensors.shapes, tensors.where)
+    config = pi_config(tensors.shapes, str(tensors.where))
     if not path.is_file():
         raise ConfigError(
             f'{path} is missing, so the chunk\'s length is not known; write {{"action_horizon": N}}'
@@ -104,7 +104,7 @@ def _openpi(directory: Path) -> PolicyRecords:
         raise ConfigError(f"{path}.action_horizon is {str(chunk)[:40]!r}, expected a whole number")
     config = replace(config, chunk=chunk)
     adaptive = config.mot.action.adaptive
-    stats_path = find_norm_stats(directory)
+    stats_path = find_norm_stats(directory, values.get("asset_id"))
     widths = _widths(stats_path)
     relative = _relative(values, widths, path)
     robot, state_map, action_map = vectors(

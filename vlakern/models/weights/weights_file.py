@@ -108,6 +108,8 @@ def open_tensors(path: Path) -> Tensors:
             infos = read_header(file)
         except HeaderError as error:
             advice = "convert it" if "torch.save" in str(error) else "copy it again"
+            if "git-lfs" in str(error):
+                advice = "run git lfs pull there"
             raise CheckpointError(
                 f"{path} is truncated or not a safetensors file ({error}); {advice}"
             ) from error
@@ -221,6 +223,8 @@ def _needed(path: Path) -> str:
             f"{pickled} may run code when it is read and is refused: convert it to safetensors"
             " where you trust it"
         )
+    if (path.parent / "adapter_config.json").exists():
+        return "what lies there is an adapter alone: merge it into its base model and save that"
     return "a policy directory needs its weights"
 
 
