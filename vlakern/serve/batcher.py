@@ -5,6 +5,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -47,14 +48,20 @@ class Answer:
     rows: int
 
 
+class _Asker(Protocol):
+    """Whoever waits for a row."""
+
+    def give(self, answer: Answer) -> None: ...
+
+    def fail(self, error: BaseException) -> None: ...
+
+
 @dataclass(frozen=True)
-class _Waiting:
+class _Row:
     observation: Observation
     seed: int
-    future: "asyncio.Future[Answer]"
-    loop: asyncio.AbstractEventLoop
-    deliver: Callable[[Answer], None] | None
     prefix: ActionPrefix | None
+    asker: _Asker
 
     @property
     def kind(self) -> str:
@@ -64,9 +71,12 @@ class _Waiting:
 
 
 class Batcher:
-    """One thread that calls the policy; the event loop never does.
+    """Calls the policy, one call at a time, and never on an event loop's thread.
 
-    On the CPU a row's bits do not depend on the rows beside it.
+    Requests of event loops wait for a thread of its own. One that came on a thread which may wait
+    calls the policy there, if nobody does: that saves the way from thread to thread. Whatever comes
+    during a call waits for the next one. On the CPU a row's bits do not depend on the rows beside
+    it.
 
     Args:
         most: rows of a call.
@@ -74,7 +84,10 @@ class Batcher:
 
     def __init__(self, policy: Actor, most: int = 8) -> None:
         self._policy, self._most = policy, most
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of the next three
+        self._rows: deque[_Row] = deque()
+        self._busy = self._ending = False
+        self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # for the thread
         self._thread = threading.Thread(target=self._run, name="vlakern-infer", daemon=True)
         self._thread.start()
 
@@ -98,53 +111,74 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        drawn = secrets.randbits(63) if seed is None else seed
-        self._waiting.put(_Waiting(observation, drawn, future, loop, deliver, prefix))
+        row = _Row(observation, _drawn(seed), prefix, _OnLoop(future, loop, deliver))
+        with self._lock:
+            self._rows.append(row)
+            waits = self._busy
+        if not waits:
+            self._nudges.put(None)
         return await future
+
+    def act_here(
+        self, observation: Observation, seed: int | None = None, prefix: ActionPrefix | None = None
+    ) -> Answer:
+        """:meth:`act` on a thread that may wait; it may call the policy, for others, too."""
+        asker = _OnThread()
+        with self._lock:
+            self._rows.append(_Row(observation, _drawn(seed), prefix, asker))
+            waits = self._busy
+        if not waits:
+            self._lead()
+        return asker.result()
 
     def close(self, timeout: float | None = None) -> bool:
         """Ends the thread after the requests that wait; whether it ended in time [s]."""
-        self._waiting.put(None)
+        with self._lock:
+            self._ending = True
+        self._nudges.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
-            rows = self._rows()
-            there = [row for row in rows if row is not None]
-            for kind in dict.fromkeys(row.kind for row in there):
-                self._answer([row for row in there if row.kind == kind])
-            if not rows or rows[-1] is None:
+            self._nudges.get()
+            self._lead()
+            with self._lock:
+                if self._ending and not self._rows and not self._busy:
+                    return
+
+    def _lead(self) -> None:
+        """One call for the rows that wait, if nobody makes one."""
+        with self._lock:
+            if self._busy or not self._rows:
                 return
+            self._busy = True
+            rows = [self._rows.popleft() for _ in range(min(len(self._rows), self._most))]
+        try:
+            for kind in dict.fromkeys(row.kind for row in rows):
+                self._answer([row for row in rows if row.kind == kind])
+        finally:
+            with self._lock:
+                self._busy = False
+                more = bool(self._rows) or self._ending
+            if more:
+                self._nudges.put(None)
 
-    def _rows(self) -> list[_Waiting | None]:
-        """All that wait, at least one."""
-        rows = [self._waiting.get()]
-        while rows[-1] is not None and len(rows) < self._most:
-            try:
-                rows.append(self._waiting.get_nowait())
-            except queue.Empty:
-                break
-        return rows
-
-    def _act(self, rows: list[_Waiting]) -> list[ActionChunk]:
+    def _act(self, rows: list[_Row]) -> list[ActionChunk]:
         asked = ([row.observation for row in rows], [row.seed for row in rows])
         prefixes = [row.prefix for row in rows]
         if not any(prefixes):  # a policy that knows of none is never told
             return self._policy.act_batch(*asked)
         return cast(PrefixActor, self._policy).act_batch(*asked, prefixes)
 
-    def _answer(self, rows: list[_Waiting]) -> None:
+    def _answer(self, rows: list[_Row]) -> None:
         begin = time.perf_counter()
         outcome = _Outcome()
         with outcome:
             chunks = self._act(rows)
             took = (time.perf_counter() - begin) * 1e3
             for row, chunk in zip(rows, chunks, strict=True):
-                answer = Answer(chunk, took, len(rows))
-                if row.deliver is not None:
-                    row.deliver(answer)
-                _tell(row, _give, answer)
+                row.asker.give(Answer(chunk, took, len(rows)))
         if outcome.error is None:
             return
         if isinstance(outcome.error, InputError) and len(rows) > 1:
@@ -152,7 +186,7 @@ class Batcher:
                 self._answer([row])
             return
         for row in rows:
-            _tell(row, _fail, outcome.error)
+            row.asker.fail(_refusal(outcome.error))
 
 
 class _Outcome:
@@ -169,24 +203,68 @@ class _Outcome:
         return error is not None
 
 
-def _tell(row: _Waiting, how: Callable[..., None], what: Answer | BaseException) -> None:
-    try:
-        row.loop.call_soon_threadsafe(how, row.future, what)
-    except RuntimeError:  # its event loop has ended without it
-        if not row.loop.is_closed():
-            raise
+class _OnLoop:
+    """A coroutine of an event loop that waits."""
+
+    def __init__(
+        self,
+        future: "asyncio.Future[Answer]",
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[Answer], None] | None,
+    ) -> None:
+        self._future, self._loop, self._deliver = future, loop, deliver
+
+    def give(self, answer: Answer) -> None:
+        if self._deliver is not None:
+            self._deliver(answer)
+        self._tell(lambda: self._future.set_result(answer))
+
+    def fail(self, error: BaseException) -> None:
+        self._tell(lambda: self._future.set_exception(error))
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        def told() -> None:
+            if not self._future.done():  # the client may have gone
+                what()
+
+        try:
+            self._loop.call_soon_threadsafe(told)
+        except RuntimeError:  # its event loop has ended without it
+            if not self._loop.is_closed():
+                raise
 
 
-def _give(future: "asyncio.Future[Answer]", answer: Answer) -> None:
-    if not future.done():  # the client may have gone
-        future.set_result(answer)
+class _OnThread:
+    """A thread that waits."""
+
+    def __init__(self) -> None:
+        self._there = threading.Event()
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+
+    def give(self, answer: Answer) -> None:
+        self._answer = answer
+        self._there.set()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._there.set()
+
+    def result(self) -> Answer:
+        self._there.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None
+        return self._answer
 
 
-def _fail(future: "asyncio.Future[Answer]", error: BaseException) -> None:
-    if future.done():
-        return
-    if not isinstance(error, InputError):
-        failed = PolicyFailed(f"the policy failed: {error}")
-        failed.__cause__ = error
-        error = failed
-    future.set_exception(error)
+def _drawn(seed: int | None) -> int:
+    return secrets.randbits(63) if seed is None else seed
+
+
+def _refusal(error: BaseException) -> BaseException:
+    if isinstance(error, InputError):
+        return error
+    failed = PolicyFailed(f"the policy failed: {error}")
+    failed.__cause__ = error
+    return failed

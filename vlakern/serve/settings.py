@@ -2,14 +2,16 @@
 
 import ipaddress
 import os
+import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vlakern.errors import ConfigError
 from vlakern.serve.codec import MOST_BYTES
 
 __all__ = ["ServerConfig", "Statistics", "loopback"]
 
+Count = Literal["requests", "refused", "failed", "late", "dropped"]
 SHORTEST_TOKEN = 16  # characters
 LONGEST_PATH = 100  # bytes; Unix sockets take 107
 
@@ -76,7 +78,7 @@ class ServerConfig:
 
 @dataclass
 class Statistics:
-    """What a server has counted."""
+    """What a server has counted; clients with a thread of their own count, too."""
 
     requests: int = 0
     refused: int = 0
@@ -85,6 +87,17 @@ class Statistics:
     dropped: int = 0
     largest_batch: int = 0
     open: set[Any] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def count(self, name: Count) -> None:
+        """One more of those."""
+        with self._lock:
+            setattr(self, name, getattr(self, name) + 1)
+
+    def batched(self, rows: int) -> None:
+        """A call of the policy had so many rows."""
+        with self._lock:
+            self.largest_batch = max(self.largest_batch, rows)
 
 
 def loopback(host: str) -> bool:

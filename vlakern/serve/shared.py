@@ -48,12 +48,20 @@ def sealed_memory(size: int) -> int:
 
 
 class SharedPeer:
-    """One client, as the server sees it."""
+    """One client, as the server's thread for it sees it.
 
-    direct = True
+    Args:
+        request_bytes: room for requests.
+        idle, taking: until ``BlockingIOError``, where it sends nothing or takes nothing [s].
+    """
 
-    def __init__(self, connection: socket.socket, request_bytes: int) -> None:
-        connection.setblocking(False)
+    def __init__(
+        self, connection: socket.socket, request_bytes: int, idle: float, taking: float
+    ) -> None:
+        connection.setblocking(True)
+        for option, seconds in ((socket.SO_RCVTIMEO, idle), (socket.SO_SNDTIMEO, taking)):
+            limit = struct.pack("ll", int(seconds), int(seconds % 1.0 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, option, limit)
         self._socket, self._room = connection, request_bytes
         self._memory: mmap.mmap | None = None
 
@@ -73,33 +81,28 @@ class SharedPeer:
         with contextlib.suppress(OSError):
             self._socket.send(HELLO.pack(MAGIC, VERSION, 0, 0) + words.encode())
 
-    async def recv(self) -> bytes:
-        packet = await asyncio.get_running_loop().sock_recv(self._socket, PACKET.size + 1)
+    def recv(self) -> bytes:
+        packet = self._socket.recv(PACKET.size + 1)
         if len(packet) != PACKET.size:
             raise ConnectionResetError("no packet of the protocol")
         kind, length = PACKET.unpack(packet)
-        if kind != DATA or length > self._room or self._memory is None:
-            await self.send(f"{length} bytes of kind {kind}, expected at most {self._room} of 0")
+        if kind != DATA or length > self._room:
+            self.send(f"{length} bytes of kind {kind}, expected at most {self._room} of 0")
             raise ConnectionResetError("no packet of the protocol")
-        return self._memory[:length]
+        return self._there()[:length]
 
-    def send_now(self, message: bytes) -> bool:
-        """A client that has gone, or reads nothing, is left to :meth:`send`."""
-        if len(message) > REPLY_BYTES or self._memory is None:
-            return False
-        try:
-            self._memory[self._room : self._room + len(message)] = message
-            return self._socket.send(PACKET.pack(DATA, len(message))) == PACKET.size
-        except (OSError, ValueError):  # the second: the memory has been given back
-            return False
-
-    async def send(self, message: bytes | str, /) -> None:
+    def send(self, message: bytes | str, /) -> None:
         data = message.encode() if isinstance(message, str) else message
-        if len(data) > REPLY_BYTES or self._memory is None:
+        if len(data) > REPLY_BYTES:
             raise ConnectionResetError(f"a reply of {len(data)} bytes, {REPLY_BYTES} have room")
-        self._memory[self._room : self._room + len(data)] = data
-        packet = PACKET.pack(WORDS if isinstance(message, str) else DATA, len(data))
-        await asyncio.get_running_loop().sock_sendall(self._socket, packet)
+        self._there()[self._room : self._room + len(data)] = data
+        self._socket.send(PACKET.pack(WORDS if isinstance(message, str) else DATA, len(data)))
+
+    def _there(self) -> mmap.mmap:
+        """Raises ``OSError`` where the server has given the memory back, and left the policy."""
+        if self._memory is None or self._memory.closed:
+            raise ConnectionResetError("the memory has been given back")
+        return self._memory
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """There is no goodbye."""
@@ -111,7 +114,8 @@ class SharedPeer:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def free(self) -> None:
-        """Gives memory and descriptors back; nothing waits for them any more."""
+        """Gives memory and descriptors back."""
+        self.abort()
         self._socket.close()
         if self._memory is not None:
             self._memory.close()
@@ -175,7 +179,7 @@ class SharedListener:
 
     async def _client(self, connection: socket.socket) -> None:
         open_, config = self._sessions.statistics.open, self._sessions.config
-        peer = SharedPeer(connection, config.most_bytes)
+        peer = SharedPeer(connection, config.most_bytes, config.idle_timeout, config.send_timeout)
         try:
             if _user(connection) not in (os.getuid(), 0):
                 peer.refuse("another user's process")
@@ -185,7 +189,7 @@ class SharedListener:
                 open_.add(peer)
                 with contextlib.suppress(OSError):
                     peer.hello()
-                    await self._sessions.serve(peer)
+                    await self._sessions.serve_on_thread(peer)
         finally:
             open_.discard(peer)
             peer.free()
