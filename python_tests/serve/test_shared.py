@@ -204,6 +204,44 @@ def test_silent_clients_are_dropped_and_slow_servers_given_up(
         assert client.infer(message())["actions"].shape == (4, 3)
 
 
+def test_the_end_answers_what_has_come_and_frees_the_rest(
+    start: Start, path: str, echo: Echo
+) -> None:
+    before = mapped()
+    running = start(shared=path)
+    echo.takes = 0.4
+    found: list[Any] = []
+    with Client(f"shm://{path}") as client, Client(f"shm://{path}", patience=0.2) as idle:
+        thread = threading.Thread(target=lambda: found.append(client.infer(message())))
+        thread.start()
+        wait_for(lambda: running.server.statistics.requests == 1)
+        running.close()
+        thread.join(10)
+        assert found[0]["actions"].shape == (4, 3)
+        with pytest.raises(ServerError, match="cannot be reached"):
+            idle.infer(message())
+    wait_for(lambda: mapped() == before)
+    assert not [one for one in threading.enumerate() if one.name == "vlakern-client"]
+
+
+def test_a_policy_that_hangs_is_left_behind_at_the_end(start: Start, path: str, echo: Echo) -> None:
+    """Its client's memory is given back; when it answers at last nothing breaks."""
+    running = start(shared=path, end_timeout=0.2)
+    echo.takes = 1.5
+    with Client(f"shm://{path}", timeout=5.0) as client:
+
+        def ask() -> None:
+            with pytest.raises(ServerError, match="closed"):
+                client.infer(message())
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_for(lambda: running.server.statistics.requests == 1)
+        running.close()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_a_message_or_reply_without_room_is_refused(start: Start, path: str, echo: Echo) -> None:
     start(shared=path, most_bytes=4096)
     with Client(f"shm://{path}") as client:

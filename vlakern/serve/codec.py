@@ -8,6 +8,7 @@ unpickled, no dtype outside ``DTYPES`` is made, and an array is a view of the by
 import math
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -32,6 +33,7 @@ MOST_DEPTH = 16
 MOST_ITEMS, MOST_WIDE = 1 << 16, 1 << 10  # of a message, of one list or map
 MOST_WORDS, MOST_KEY = 1 << 16, 256  # bytes of a text, characters of a key
 SHOWN = 40
+SMALL = 4096  # bytes of an array that is copied between the words
 PLAIN = (str, bytes, bool, int, float, type(None), np.ndarray, np.generic)
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 
@@ -63,16 +65,13 @@ class _Pieces:
     """msgpack's own words between views of arrays: its packer copies an array three times."""
 
     def __init__(self) -> None:
-        self._packer = msgpack.Packer(autoreset=False)
+        self._pack = msgpack.Packer().pack
+        self._small: list[bytes] = []
         self._done: list[bytes | memoryview] = []
 
     def all(self) -> "list[bytes | memoryview]":
-        self._cut()
+        self._done.append(b"".join(self._small))
         return self._done
-
-    def _cut(self) -> None:
-        self._done.append(self._packer.bytes())
-        self._packer.reset()
 
     def add(self, value: Any, left: int) -> None:
         if left == 0:
@@ -82,31 +81,51 @@ class _Pieces:
         elif isinstance(value, np.generic):
             _check_dtype(value.dtype.str)
             scalar = {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
-            self._packer.pack(scalar)
+            self._small.append(self._pack(scalar))
         elif isinstance(value, Mapping):
-            self._packer.pack_map_header(len(value))
+            self._small.append(_map_head(len(value)))
             for key, inside in value.items():
-                self._packer.pack(_plain(key))
+                self._small.append(_word(key) if type(key) is str else self._pack(_plain(key)))
                 self.add(inside, left - 1)
         elif isinstance(value, (list, tuple)):
-            self._packer.pack_array_header(len(value))
+            self._small.append(_list_head(len(value)))
             for inside in value:
                 self.add(inside, left - 1)
         else:
-            self._packer.pack(_plain(value))
+            self._small.append(self._pack(_plain(value)))
 
     def _array(self, array: np.ndarray) -> None:
-        _check_dtype(array.dtype.str)
-        pack = self._packer.pack
-        self._packer.pack_map_header(4)
-        for one in (ARRAY, True, b"data"):
-            pack(one)
-        self._cut()
-        self._done.append(_head(array.nbytes))
-        if array.nbytes:
+        before, behind = _around(array.dtype.str, array.shape, array.nbytes)
+        self._small.append(before)
+        if array.nbytes <= SMALL:
+            self._small.append(array.tobytes())
+        else:
+            self._done.append(b"".join(self._small))
             self._done.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        for one in (b"dtype", array.dtype.str, b"shape", array.shape):
-            pack(one)
+            self._small = []
+        self._small.append(behind)
+
+
+@lru_cache(maxsize=1024)
+def _word(key: str) -> bytes:
+    return msgpack.Packer().pack(key)
+
+
+@lru_cache(maxsize=256)
+def _around(dtype: str, shape: tuple[int, ...], count: int) -> tuple[bytes, bytes]:
+    """What stands before an array's bytes, and behind them."""
+    _check_dtype(dtype)
+    pack = msgpack.Packer().pack
+    before = b"".join((_map_head(4), pack(ARRAY), pack(True), pack(b"data"), _head(count)))
+    return before, b"".join([pack(one) for one in (b"dtype", dtype, b"shape", shape)])
+
+
+def _map_head(count: int) -> bytes:
+    return msgpack.Packer().pack_map_header(count) if count > 15 else bytes([0x80 | count])
+
+
+def _list_head(count: int) -> bytes:
+    return msgpack.Packer().pack_array_header(count) if count > 15 else bytes([0x90 | count])
 
 
 def _head(count: int) -> bytes:
@@ -189,7 +208,10 @@ def _array(found: dict[Any, Any]) -> np.ndarray:
     wanted = _check_dtype(dtype)
     if not isinstance(data, bytes) or not isinstance(shape, (list, tuple)):
         raise InputError("an array without data and shape; expected bytes and a list of sizes")
-    if len(shape) > MOST_AXES or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):
+    good = len(shape) <= MOST_AXES
+    for size in shape:
+        good = good and type(size) is int and 0 <= size < 1 << 31
+    if not good:
         raise InputError(f"an array of shape {str(shape)[:80]}, expected at most {MOST_AXES} sizes")
     needed = math.prod(shape) * wanted.itemsize
     if needed != len(data):
@@ -210,9 +232,15 @@ def _scalar(found: dict[Any, Any]) -> np.generic:
 
 
 def _check_dtype(name: Any) -> np.dtype[Any]:
-    if not isinstance(name, str) or len(name) > 8 or name.lstrip("<>|=") not in DTYPES:
+    found = _dtype(name) if isinstance(name, str) and len(name) <= 8 else None
+    if found is None:
         raise InputError(f"an array of dtype {_shown(name)}, expected integers, floats or booleans")
-    return np.dtype(name)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _dtype(name: str) -> np.dtype[Any] | None:
+    return np.dtype(name) if name.lstrip("<>|=") in DTYPES else None
 
 
 def _shown(value: Any) -> str:

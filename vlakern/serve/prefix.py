@@ -17,6 +17,7 @@ __all__ = ["PREFIX", "PrefixRule", "forms_of", "prefix_message"]
 
 PREFIX = "prefix"
 PARTS = ("actions", "frozen", "form")
+PLACES = tuple(f"{PREFIX}/{name}" for name in PARTS)
 DTYPES = ("float32", "float64")
 MOST_STEPS = 4096  # actions
 
@@ -46,15 +47,14 @@ class PrefixRule:
         Raises:
             InputError: a part that is missing or wrong, or a form that the policy does not take.
         """
-        there = [name for name in PARTS if f"{PREFIX}/{name}" in flat]
-        if not there:
+        if not any(place in flat for place in PLACES):
             return None
         if not self.forms:
             raise InputError("this policy takes no prefix; send none")
-        missing = [name for name in PARTS if name not in there]
+        missing = [place for place in PLACES if place not in flat]
         if missing:
-            raise InputError(f"{PREFIX}/{missing[0]} is missing; a prefix has {', '.join(PARTS)}")
-        actions, frozen, form = (flat.pop(f"{PREFIX}/{name}") for name in PARTS)
+            raise InputError(f"{missing[0]} is missing; a prefix has {', '.join(PARTS)}")
+        actions, frozen, form = (flat.pop(place) for place in PLACES)
         actions = self._actions(actions)
         return ActionPrefix(actions, _frozen(frozen, len(actions)), self._form(form))
 

@@ -5,6 +5,7 @@ Dimension letters: H image height, W image width, S state width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ PLACES = ("observation/{}", "images/{}", "observation/images/{}", "observation.i
 SEED = "seed"
 # A number that comes back with the reply: openpi's protocol cannot tell a reply from an older one.
 REQUEST = "request"
+LEAVES = (np.ndarray, str, int)  # the second question takes longer
 MOST_SIDE = 4096  # pixels
 # Attention takes time by the square of the tokens, and a byte may be one [bytes of UTF-8].
 MOST_PROMPT = 1024
@@ -66,6 +68,12 @@ class Keys:
             **self.prefix.announced(),
         }
 
+    @cached_property
+    def _view_at(self) -> dict[str, str]:
+        """Key -> view; a key that two views have is the first one's."""
+        pairs = [(key, view) for view in self.views for key in self._places(view)]
+        return dict(reversed(pairs))
+
     def _places(self, view: str) -> tuple[str, ...]:
         if view in self.of_view:
             return (self.of_view[view],)
@@ -81,12 +89,11 @@ class Keys:
         """
         flat = _flat(message)
         images: dict[str, Any] = {}
-        for view in self.views:
-            for key in self._places(view):
-                if key in flat:
-                    if view in images:
-                        raise InputError(f"view {view!r} is there twice, the second as {key!r}")
-                    images[view] = flat.pop(key)
+        for key in [key for key in flat if key in self._view_at]:
+            view = self._view_at[key]
+            if view in images:
+                raise InputError(f"view {view!r} is there twice, the second as {key!r}")
+            images[view] = flat.pop(key)
         state = self._state(flat)
         prompt = next((flat.pop(key) for key in PROMPTS if key in flat), None)
         flat.pop(SEED, None)
@@ -109,7 +116,8 @@ class Keys:
             found = [flat.pop(key) for key in self.state]
         if not found:
             raise InputError(f"the state is missing; send it as {STATES[0]!r}")
-        state = np.concatenate([_numbers(one) for one in found])
+        numbers = [_numbers(one) for one in found]
+        state = numbers[0] if len(numbers) == 1 else np.concatenate(numbers)
         if self.state_width not in (None, len(state)):
             raise InputError(f"a state of {len(state)} numbers, expected {self.state_width}")
         if not np.isfinite(state).all():
@@ -125,7 +133,7 @@ def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in message.items():
         if not isinstance(key, str):
             raise InputError(f"key {key!r} is no word")
-        if isinstance(value, Mapping):
+        if not isinstance(value, LEAVES) and isinstance(value, Mapping):
             flat.update({f"{key}/{inner}": one for inner, one in value.items()})
         else:
             flat[key] = value
@@ -133,6 +141,8 @@ def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value.ravel()
     if not isinstance(value, (np.ndarray, list, float, int)):
         raise InputError(f"a state that is a {type(value).__name__}, expected an array of numbers")
     try:
@@ -151,11 +161,14 @@ def _picture(image: Any, view: str) -> np.ndarray:
         raise InputError(f"view {view!r} is a {type(image).__name__}, expected an array")
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         image = image.transpose(1, 2, 0)
-    found = f"view {view!r} is {image.dtype.name}{list(image.shape)}"
+    expected = ""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"{found}, expected uint8 [height, width, 3]")
-    if min(image.shape) < 1 or max(image.shape) > MOST_SIDE:
-        raise InputError(f"{found}, expected sides of 1 to {MOST_SIDE}")
+        expected = "uint8 [height, width, 3]"
+    elif min(image.shape) < 1 or max(image.shape) > MOST_SIDE:
+        expected = f"sides of 1 to {MOST_SIDE}"
+    if expected:
+        found = f"{image.dtype.name}{list(image.shape)}"
+        raise InputError(f"view {view!r} is {found}, expected {expected}")
     return np.ascontiguousarray(image)
 
 
@@ -185,7 +198,7 @@ def asked(message: Mapping[str, Any], keys: Keys) -> Asked:
         if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
             found = str(value)[:40]
             raise InputError(f"{key} is {found!r}, expected a whole number from 0 to 2^63 - 1")
-    pictures = {view: _picture(image, view) for view, image in images.items()}
+    pictures = {view: _picture(images[view], view) for view in keys.views if view in images}
     return Asked(Observation(pictures, state, prompt), message.get(SEED), prefix)
 
 
