@@ -72,6 +72,19 @@ def test_it_goes_on_towards_the_newest_command() -> None:
     assert point.closed
 
 
+def test_a_look_is_there_as_soon_as_it_is_taken() -> None:
+    """Who asks waits for it, and need not ask again and again, which would make it older."""
+    arm = world(Point, 5.0)
+    ages = []
+    for _ in range(4):
+        seen = arm.observe()
+        if seen is not None:
+            ages.append((time.monotonic_ns() - seen.time_ns) * 1e-9)
+    arm.close()
+    assert len(ages) >= 3
+    assert min(ages[1:]) < 0.1
+
+
 def test_what_the_simulator_raises_is_heard() -> None:
     def broken() -> Any:
         raise ConnectionError("no renderer")

@@ -101,10 +101,13 @@ class RealtimeSimulator:
         return self.success or self.steps >= self._max_steps or self.error is not None
 
     def observe(self) -> Seen | None:
-        """The newest look, None if it was given before; waits for no picture."""
-        if self.error is not None:
-            raise self.error
+        """The newest look; waits a period for one, None if none came."""
         with self._there:
+            self._there.wait_for(
+                lambda: self._seen is not None or self.error is not None, self._period_ns * 1e-9
+            )
+            if self.error is not None:
+                raise self.error
             seen, self._seen = self._seen, None
             return seen
 
