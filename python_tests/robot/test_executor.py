@@ -98,6 +98,8 @@ def test_a_refused_chunk_leaves_the_former_one_running() -> None:
         assert arm.submit(ramp(8), before).verdict == "out_of_order"
         assert arm.submit(ramp(8), before - 5).verdict == "out_of_order"
         assert arm.submit(ramp(8), time.monotonic_ns() + 10**9).verdict == "out_of_order"
+        with pytest.raises(InputError, match=r"expected time.monotonic_ns\(\), whole"):
+            arm.submit(ramp(8), time.monotonic())  # type: ignore[arg-type]
         assert arm.state == "running"
         assert arm.counters().chunks == 1
 

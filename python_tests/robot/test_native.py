@@ -61,7 +61,7 @@ def test_a_constant_step_is_a_constant_speed(
     execute: int, latency: float, ensemble: float | None
 ) -> None:
     """However often chunks are joined: none begins a step ahead of the one before, which would be
-    50 % too fast for 2 actions a chunk and 25 % for 4. Slow, so that a busy machine can do it."""
+    50 % too fast for 2 actions a chunk and 25 % for 4. A busy machine starves, and is slower."""
     arm = SimulatedArm(start=(0.0, 0.6, 0.2, -1.0))
     limits = Limits([-9.0] * 3 + [-1.0], [9.0] * 3 + [1.0], [0.05] * 3 + [400.0])
     rates = ExecutorConfig(5.0, 200.0, 17, held=(3,))
@@ -72,4 +72,4 @@ def test_a_constant_step_is_a_constant_speed(
     x = np.array([command.position_J[0] for command in arm.sent])
     middle = (times > times[0] + 0.5) & (times < times[0] + 3.4)
     speed = np.polyfit(times[middle], x[middle], 1)[0]
-    assert speed == pytest.approx(0.003 * 5, rel=0.12)
+    assert 0.3 * 0.003 * 5 < speed < 1.15 * 0.003 * 5

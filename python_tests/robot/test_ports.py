@@ -101,6 +101,8 @@ def test_trouble_is_what_was_ordered_and_repeats() -> None:
     assert len(looks(Trouble(latency=0.05), 1)) == 295
     with pytest.raises(ConfigError, match="trouble"):
         Trouble(loss=1.2)
+    with pytest.raises(ConfigError, match="shares of 0 to 1"):
+        Trouble(loss=float("nan"))
     with pytest.raises(ConnectionError):
         SimulatedArm((0.0,), trouble=Trouble(observe_fault=1.0)).observe()
     with pytest.raises(ConnectionError):

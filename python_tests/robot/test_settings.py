@@ -52,6 +52,9 @@ def test_the_synchronous_mode_has_a_rule_of_its_own() -> None:
     "wrong",
     [
         {"execute": 0},
+        {"execute": 8.5},
+        {"execute": "8"},
+        {"form": "cheap"},
         {"mode": "fast"},
         {"probes": 0},
         {"window": 0},

@@ -269,13 +269,15 @@ class Executor:
             observed_ns: that time, of ``time.monotonic_ns()``; now by default.
 
         Raises:
-            InputError: its shape is wrong.
+            InputError: its shape is wrong, or the time is no whole number.
         """
         actions = np.ascontiguousarray(actions_HJ, np.float64)
         if actions.ndim != 2:
             raise InputError(f"actions are {list(actions.shape)}, expected [steps, dimensions]")
-        observed = time.monotonic_ns() if observed_ns is None else int(observed_ns)
-        return Submitted(*self._native.submit(actions.ctypes.data, *actions.shape, observed))
+        observed = time.monotonic_ns() if observed_ns is None else observed_ns
+        if not isinstance(observed, (int, np.integer)):
+            raise InputError(f"observed_ns is {observed!r}, expected time.monotonic_ns(), whole")
+        return Submitted(*self._native.submit(actions.ctypes.data, *actions.shape, int(observed)))
 
     def reset(self) -> None:
         """Goes on after a fault, with the next chunk.

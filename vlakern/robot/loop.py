@@ -12,38 +12,26 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 
 from vlakern.errors import InputError, VlakernError
+from vlakern.robot.checks import check_chunk, check_parts, check_seen
 from vlakern.robot.chunks import Ensemble, Placed, prefix_at
 from vlakern.robot.executor import Command, Executor, ExecutorConfig, Limits
 from vlakern.robot.latency import Latency
 from vlakern.robot.native import native_chunks
-from vlakern.robot.ports import Newest, Robot, Seen
+from vlakern.robot.ports import ChunkPolicy, Newest, Robot, Seen
 from vlakern.robot.settings import Begun, Ended, LoopConfig, LoopReport, check_delay
-from vlakern.types import ActionChunk, ActionPrefix, Observation
+from vlakern.types import ActionChunk, ActionPrefix
 
-__all__ = ["ChunkPolicy", "Loop"]
+__all__ = ["Loop"]
 
 MOVING = ("running", "starved")
 # How often a thread that waits looks whether it is to end [s].
 GLANCE = 0.02
 # For a thread at the end, until it is left behind; threads are daemons [s].
 FAREWELL = 1.0
-
-
-class ChunkPolicy(Protocol):
-    """What the loop asks; :class:`vlakern.Policy` is one.
-
-    Chunks are absolute commands, but of one whose ``frame`` is ``native`` and whose ``robot`` has a
-    controller: see :class:`vlakern.robot.native.NativeChunks`.
-    """
-
-    def act(
-        self, observation: Observation, *, prefix: ActionPrefix | None = None
-    ) -> ActionChunk: ...
 
 
 class Loop:
@@ -67,11 +55,15 @@ class Loop:
         executor: ExecutorConfig,
         config: LoopConfig,
     ) -> None:
+        check_parts(robot, policy, config)
         self.robot, self.policy, self.config = robot, policy, config
         self._native = native_chunks(policy)
         self._rates, self._step_ns = executor, round(1e9 / executor.policy_rate)
         self._executor = Executor(limits, executor, self._send)
-        self.latency = Latency(config.window, config.warm_up)
+        self._width, self._warm_up = np.size(limits.position_min), config.warm_up
+        if config.prefix and config.mode == "async":
+            self._warm_up *= 2
+        self.latency = Latency(config.window, self._warm_up)
         self.begun: deque[Begun] = deque(maxlen=4096)
         self.newest = Newest(config.most_age or 2.0 / executor.policy_rate)
         self._ensemble: Ensemble | None = None
@@ -105,10 +97,13 @@ class Loop:
             ConfigError: inference is too slow for the chunk, or the chunk does not fit.
             VlakernError: the policy has not answered; its own errors at the start pass as they are.
                 The robot has not moved then.
-            InputError: the loop ran before, or the robot rests outside its limits.
+            InputError: the loop ran before, the robot rests outside its limits, or robot or policy
+                give what a loop cannot use.
         """
         if self._threads:
             raise InputError("this loop has run; make another one")
+        if seconds is not None and not seconds > 0:
+            raise InputError(f"seconds is {seconds}, expected more than 0, or None for no end")
         self._threads = [
             threading.Thread(
                 target=self._guarded, args=(body,), name=f"vlakern-{name}", daemon=True
@@ -140,8 +135,8 @@ class Loop:
             if time.monotonic() > end:
                 raise VlakernError(
                     f"no chunk after {self.config.patience:g} s: the policy does not answer or the"
-                    f" robot gives no fresh observation (dropped: {self.newest.dropped}); nothing"
-                    " was sent"
+                    f" robot gives no fresh observation (dropped: {self.newest.dropped}; future"
+                    " and stale ones if their clock is not time.monotonic_ns()); nothing was sent"
                 )
         if self._error is not None and not self._ready.is_set():
             raise self._error
@@ -211,7 +206,7 @@ class Loop:
             begin = time.monotonic()
             seen = self.robot.observe()
             if seen is not None:
-                self.newest.put(seen)
+                self.newest.put(check_seen(seen))
             self._ending.wait(max(0.0, period - (time.monotonic() - begin)))
 
     # The thread of the executor's commands.
@@ -249,15 +244,18 @@ class Loop:
                 self._step(seen, self._prefix(seen) if moving else None)
 
     def _probe(self) -> int | None:
-        """Warms up and measures; H of the chunks, None if the run ended."""
+        """Warms up and measures; H of the chunks, None if the run ended.
+
+        Prefixes take time of their own, and a policy may refuse them: they are asked for here.
+        """
         steps, answers = None, 0
-        while answers < self.config.warm_up + self.config.probes:
+        while answers < self._warm_up + self.config.probes:
             if self._ending.is_set():
                 return None
             seen = self.newest.take(patience=GLANCE)
             if seen is None:
                 continue
-            chunk = self._ask(seen, None)
+            chunk = self._ask(seen, self._prefix(seen) if answers >= self.config.warm_up else None)
             if chunk is None:
                 if self._in_a_row >= self.config.most_errors:
                     assert self._error is not None
@@ -265,12 +263,14 @@ class Loop:
                 continue
             self._count(seen)
             steps, answers = len(chunk.actions), answers + 1
+            self._running = Placed(np.asarray(chunk.actions), seen.time_ns, self._step_ns)
+        self._running = None
         return steps
 
     def _prefix(self, seen: Seen) -> ActionPrefix | None:
         if self._running is None or not self.config.prefix or self.config.mode == "sync":
             return None
-        delay = self.latency.delay_steps(self._rates.policy_rate)
+        delay = max(1, self.latency.delay_steps(self._rates.policy_rate))
         return prefix_at(self._running, seen.time_ns, delay, self.config.form)
 
     def _ask(self, seen: Seen, prefix: ActionPrefix | None) -> ActionChunk | None:
@@ -289,16 +289,15 @@ class Loop:
 
     def _act(self, seen: Seen, prefix: ActionPrefix | None) -> ActionChunk:
         observation = seen.observation
-        if self._native is None:
-            if prefix is None:  # a policy that knows of none is never asked about them
-                return self.policy.act(observation)
-            return self.policy.act(observation, prefix=prefix)
         begin = (observation.state, self._commanded(seen.time_ns))
-        native = None if prefix is None else self._native.to_prefix(prefix, *begin)
-        if native is None:
-            chunk = self.policy.act(observation)
-        else:
-            chunk = self.policy.act(observation, prefix=native)
+        if self._native is not None and prefix is not None:
+            prefix = self._native.to_prefix(prefix, *begin)
+        # A policy that knows of no prefix is never asked about one.
+        given = {} if prefix is None else {"prefix": prefix}
+        chunk = self.policy.act(observation, **given)
+        check_chunk(chunk, self._width)
+        if self._native is None:
+            return chunk
         return replace(chunk, actions=self._native.to_commands(chunk.actions, *begin))
 
     def _count(self, seen: Seen) -> float:

@@ -1,4 +1,4 @@
-"""What a loop asks of a robot: small protocols, the newest look at it, and a simulated arm.
+"""What a loop asks of a robot and a policy: small protocols, the newest look, a simulated arm.
 
 All times are nanoseconds of ``time.monotonic_ns()``: a wall clock jumps.
 
@@ -17,11 +17,12 @@ import numpy as np
 
 from vlakern.errors import ConfigError
 from vlakern.robot.executor import Command
-from vlakern.types import Observation
+from vlakern.types import ActionChunk, ActionPrefix, Observation
 
 __all__ = [
     "Arm",
     "Camera",
+    "ChunkPolicy",
     "Newest",
     "Rig",
     "Robot",
@@ -54,6 +55,18 @@ class Robot(Protocol):
     def send(self, command: Command) -> None:
         """One checked command per tick. What it raises stops the loop and latches a fault."""
         ...
+
+
+class ChunkPolicy(Protocol):
+    """What the loop asks; :class:`vlakern.Policy` is one.
+
+    Chunks are absolute commands, but of one whose ``frame`` is ``native`` and whose ``robot`` has a
+    controller: see :class:`vlakern.robot.native.NativeChunks`.
+    """
+
+    def act(
+        self, observation: Observation, *, prefix: ActionPrefix | None = None
+    ) -> ActionChunk: ...
 
 
 class Camera(Protocol):
@@ -164,7 +177,8 @@ class Trouble:
 
     def __post_init__(self) -> None:
         shares = (self.loss, self.duplicates, self.reordering, self.observe_fault, self.send_fault)
-        if min(self.latency, self.jitter, *shares) < 0 or max(shares) > 1:
+        times = (self.latency, self.jitter)
+        if not all(0 <= one < np.inf for one in times) or not all(0 <= one <= 1 for one in shares):
             raise ConfigError(f"trouble: times of 0 or more and shares of 0 to 1, found {self}")
 
 

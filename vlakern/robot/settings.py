@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from vlakern.errors import ConfigError
 from vlakern.robot.executor import Counters, ExecutorConfig
 from vlakern.robot.latency import Latency
@@ -25,7 +27,8 @@ class LoopConfig:
         prefix: tell the policy what is executed meanwhile (real-time chunking); of ``async``.
         form: how a chunk is made to agree with that, see :class:`vlakern.types.ActionPrefix`.
         ensemble: m of temporal ensembling, None for none; of ``async`` without prefix.
-        warm_up: inferences at the start that say nothing about latency.
+        warm_up: inferences at the start that say nothing about latency; with prefix as many more,
+            which have one.
         probes: inferences after them, before anything is sent, that do.
         window: latencies that count for the estimate.
         most_age: of an observation when inference starts on it [s]; two policy periods by default.
@@ -53,9 +56,14 @@ class LoopConfig:
         if self.form not in get_args(PrefixForm):
             known = ", ".join(get_args(PrefixForm))
             raise ConfigError(f"loop.form is {self.form!r}, expected one of {known}")
+        if self.form != "frozen" and not self.prefix:
+            raise ConfigError(
+                f"loop.form is {self.form!r} without loop.prefix, whose form it is; set prefix=True"
+            )
         for name in ("execute", "probes", "window", "most_errors"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} is {getattr(self, name)}, expected at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigError(f"loop.{name} is {value!r}, expected a whole number of 1 or more")
         for name in ("most_age", "look_rate", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
