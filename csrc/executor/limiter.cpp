@@ -159,6 +159,13 @@ AxisState follow(const AxisState& now, double before, double target, const AxisL
   const double least = std::max({now.a - l.jerk, -l.acceleration, -l.velocity - now.v});
   const double most = std::min({now.a + l.jerk, l.acceleration, l.velocity - now.v});
   if (least > most) return stopping;
+  // On a path that the limits allow it stays on it, to the last bit; what follows only knows of
+  // targets that move evenly.
+  const double onto = target - now.q - now.v;
+  if (std::abs(now.q - before) <= l.jerk / 4.0 && onto >= least && onto <= most) {
+    const AxisState there = moved(now, onto);
+    if (l.jerk < kUnlimited && can_stop(there, l)) return there;
+  }
   AxisState chosen = moved(now, towards(now, target, moves, least, most, l));
   if (can_stop(chosen, l)) return chosen;
   double good = stopping.a, bad = chosen.a;
