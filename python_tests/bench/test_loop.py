@@ -20,6 +20,18 @@ def test_the_native_thread_does_not_feel_the_interpreter() -> None:
     assert found.stall_missed >= 38  # of 40; more where others hold the machine
     assert found.stall_bursts == 0
     assert set(found.overhead) == {"websocket", "shared"}
+    assert [s.split(":")[0] for s in found.statements] == ["SCHED_FIFO priority 50"]
+
+
+@pytest.mark.soak
+def test_a_minute_beside_busy_threads_costs_half_a_millisecond() -> None:
+    """On a machine that does nothing else: the native p99.9, and no burst after a stall."""
+    found = bench_loop(seconds=60.0)
+    print(found)
+    assert found.growth_ms <= 0.5
+    assert found.stall_missed >= 39
+    assert found.stall_bursts == 0
+    assert found.native_busy.late_ms["p99.9"] < found.python_busy.late_ms["p99.9"]
 
 
 @pytest.mark.parametrize("wrong", [{"seconds": 0.0}, {"busy": -1}])

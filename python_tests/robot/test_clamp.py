@@ -79,7 +79,7 @@ class Arm:
         """The ticks in which it ran."""
         rows: list[tuple[np.ndarray, ...]] = []
         while len(rows) < ticks:
-            one, moved, begin = self.chunk(), bool(rows), self.now
+            one, moved, begin, state = self.chunk(), bool(rows), self.now, ""
             said = self.core.submit(one.ctypes.data, *one.shape, begin, self.now)
             assert said == "accepted"
             for _ in range(int(self.rng.integers(2, 25))):
