@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_tests.blind.conftest import clip
+from python_tests.blind.conftest import clip, recorded
 from vlakern.blind._browser import Browser
 from vlakern.blind.seal import lock, open_key
 from vlakern.blind.site import Addresses, SiteConfig, serve_study
@@ -151,7 +151,10 @@ def test_no_canary_sings(
     def work(there: Addresses) -> None:
         browser = {role: ear.listen(Browser(there.pages, tokens[role])) for role in tokens}
         operator = browser["operator"]
-        codes = trials(there, operator)
+        tags = dict.fromkeys(("title", "comment", "handler_name"), " ".join(canaries))
+        video = recorded(tags=tags)
+        assert all(name.encode() in video for name in canaries)
+        codes = trials(there, operator, video)
         assert len(codes) == 504
         for role in ("judge-1", "judge-2"):
             for index in range(20):
@@ -186,7 +189,7 @@ def test_no_canary_sings(
     assert any(name in (folder / "sealed/key.json").read_text() for name in canaries)
 
 
-def trials(there: Addresses, operator: Browser) -> list[str]:
+def trials(there: Addresses, operator: Browser, video: bytes) -> list[str]:
     """Runs all trials; in some the policy breaks, in some the robot asks for nonsense."""
     found: list[str] = []
     robot = Client(there.robot)
@@ -202,7 +205,7 @@ def trials(there: Addresses, operator: Browser) -> list[str]:
             for words in ("go", "break" if len(found) % 50 == 0 else "go"):
                 found_here = ask(robot, words)
                 assert "canary" not in found_here
-            operator.send("/stop", MP4)
+            operator.send("/stop", video)
         else:
             robot.close()
             return found

@@ -71,3 +71,22 @@ def test_an_incomplete_study_says_so(site: Callable[..., Any]) -> None:
     assert found.results == ()
     assert "the arm broke" in found.notes[0]
     assert "2 of 9 replies" in found.notes[1]
+
+
+def test_corrections_are_counted(site: Callable[..., Any]) -> None:
+    """The later word is the result, and a reader is told that there was an earlier one."""
+    here = site()
+    code = here.run()
+    progress = 0.5 if here.conduct.state.trials[code].trial.task == "push" else None
+    for success, why in ((True, ""), (False, "misclick")):
+        one = Judgement("judge-1", success, progress, None if success else "stuck")
+        if why:
+            here.conduct.correct("c", "judge-1", code, one, why)
+        else:
+            here.conduct.judge("j", "judge-1", code, one)
+    here.conduct.close("e", "analyst", "enough")
+    here.conduct.request("r", "analyst")
+    here.conduct.unblind("u", "analyst", here.public.commitment)
+    found = closed_study(here.public, here.key, here.conduct.state)
+    assert [one.success for one in found.results] == [False]
+    assert any("corrected 1 times" in note for note in found.notes)

@@ -248,6 +248,8 @@ def test_an_early_end_says_why(site: Callable[..., Any]) -> None:
     """A study may be closed incomplete, with its reason in the record."""
     here = site()
     judged(here, here.run())
+    with pytest.raises(StudyError, match="the reason has 2001 characters"):
+        here.conduct.close("c", "analyst", "x" * 2001)
     here.conduct.close("c", "analyst", "the arm broke")
     assert here.store.events[-1].data["incomplete"] == "the arm broke"
     assert here.conduct.state.closed == "the arm broke"

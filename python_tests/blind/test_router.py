@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from vlakern.blind.router import Router, load_policy
+from vlakern.blind.seal import identities
 from vlakern.blind.study import PoolModel
 from vlakern.errors import InputError, StudyError
 from vlakern.types import ActionChunk, Observation
@@ -122,7 +124,8 @@ def test_options_are_applied(site: Callable[..., Any]) -> None:
     here = site()
     study = here.key.study
     models = tuple(replace(one, drop_views=("wrist",), drop_state=True) for one in study.models)
-    key = replace(here.key, study=replace(study, models=models))
+    changed = replace(study, models=models)
+    key = replace(here.key, study=changed, identities=identities(changed))
     made: list[Fake] = []
 
     def load(model: PoolModel) -> Fake:
@@ -161,3 +164,16 @@ def test_a_view_that_is_not_there_cannot_be_dropped() -> None:
     with pytest.raises(StudyError, match=r"'mine' cannot be run without the views \['nose'\]"):
         load_policy(wrong)
     assert load_policy(PoolModel("mine", "metaworld-small", steps=1)).chunk > 0
+
+
+def test_a_policy_that_changed_meanwhile_is_not_run(
+    site: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The second group's files are replaced while the first one runs."""
+    here = site()
+    router = Router(here.key, pool())
+    router.prepare(0)
+    name = here.key.allocation.groups[1][0]
+    (tmp_path / f"policy{name[-1]}" / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(StudyError, match=f"policy of model '{name}' was changed after the lock"):
+        router.prepare(1)

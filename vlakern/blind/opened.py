@@ -152,6 +152,8 @@ def _notes(state: State, judges: int) -> Iterator[str]:
             f"{unjudged} trials were run and have no outcome, because a judgement is missing"
             " or disputed; they are left out."
         )
+    if state.corrections:
+        yield f"Judgements were corrected {state.corrections} times; the record holds all words."
     if state.looks:
         yield f"The analyst looked {state.looks} times before the end, without names."
 

@@ -252,6 +252,8 @@ class Conduct:
         missing = self.missing()
         if missing and not incomplete.strip():
             raise StudyError(f"{'; '.join(missing)}; do that, or close with a reason")
+        if len(incomplete) > MOST_TEXT:
+            raise StudyError(f"the reason has {len(incomplete)} characters, at most {MOST_TEXT}")
         if not missing:
             incomplete = ""  # nothing is left out, so there is nothing to excuse
         if not self._again(key):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlakern.blind.seal import Key
+from vlakern.blind.seal import Key, check_model
 from vlakern.blind.study import PoolModel
 from vlakern.errors import InputError, StudyError
 from vlakern.types import ActionChunk, Observation
@@ -89,7 +89,8 @@ class Router:
         """Loads the models of a group, lets the others go, and holds each to the deadline.
 
         Raises:
-            StudyError: a model cannot be run as the study says, or is slower than the deadline.
+            StudyError: a model was changed after the lock, cannot be run as the study says, or is
+            slower than the deadline.
         """
         if self._group == group:
             return
@@ -154,6 +155,7 @@ class Router:
 
     def _warm(self, model: PoolModel) -> _Ready:
         """Loads a model, calls it, and measures it."""
+        check_model(self._key, model)  # hours may have passed since the study was served
         policy = self._load(model)
         ready = _Ready(model, policy, 0.0)
         image = np.zeros((64, 64, 3), np.uint8)

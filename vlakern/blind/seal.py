@@ -31,6 +31,7 @@ __all__ = [
     "SEALED",
     "Key",
     "PublicPlan",
+    "check_model",
     "identities",
     "lock",
     "open_key",
@@ -258,7 +259,7 @@ def identities(study: Study) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for model in study.models:
-        identity = _identity(model)
+        identity = identity_of(model)
         twin = next((name for name, one in found.items() if one == identity), None)
         if twin is not None:
             raise StudyError(
@@ -269,7 +270,8 @@ def identities(study: Study) -> dict[str, str]:
     return found
 
 
-def _identity(model: PoolModel) -> str:
+def identity_of(model: PoolModel) -> str:
+    """SHA-256 of a model's files and of how it is run."""
     folder = _folder(model)
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
@@ -283,6 +285,19 @@ def _identity(model: PoolModel) -> str:
         "drop_state": model.drop_state,
     }
     return hashlib.sha256(canonical({"files": files, "options": options})).hexdigest()
+
+
+def check_model(key: Key, model: PoolModel) -> None:
+    """Refuses a model whose files are not those of the lock.
+
+    Raises:
+        StudyError: naming the model.
+    """
+    if identity_of(model) != key.identities[model.name]:
+        raise StudyError(
+            f"the policy of model {model.name!r} was changed after the lock; put it back, or lock a"
+            " new study with it"
+        )
 
 
 def _folder(model: PoolModel) -> Path:

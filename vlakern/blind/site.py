@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlakern.blind.router import Router, Runnable, load_policy
-from vlakern.blind.seal import Key, identities, open_key
+from vlakern.blind.seal import Key, check_model, open_key
 from vlakern.blind.study import PoolModel
 from vlakern.blind.video import check_reader
 from vlakern.errors import StudyError
@@ -54,12 +54,8 @@ def check_models(key: Key) -> None:
     Raises:
         StudyError: naming the model.
     """
-    for name, identity in identities(key.study).items():
-        if identity != key.identities[name]:
-            raise StudyError(
-                f"the policy of model {name!r} was changed after the lock; put it back, or lock a"
-                " new study with it"
-            )
+    for model in key.study.models:
+        check_model(key, model)
 
 
 def pool_views(key: Key) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class State:
         started: codes in the order they were started; rested: how many when the last break ended.
         rest_began: of a break that runs, UTC [s].
         closed: the reason of an incomplete end, or "" after a complete one.
-        looks: how often the analyst looked before the end.
+        looks: how often the analyst looked before the end; corrections: of judgements.
         requested, unblinded: when the names were asked for and given, UTC [s].
     """
 
@@ -99,6 +99,7 @@ class State:
     rest_began: float | None = None
     closed: str | None = None
     looks: int = 0
+    corrections: int = 0
     requested: float | None = None
     unblinded: float | None = None
 
@@ -182,6 +183,11 @@ def _judged(state: State, event: Event) -> None:
     state.trials[event.data["code"]].judgements[found.judge] = found
 
 
+def _corrected(state: State, event: Event) -> None:
+    state.corrections += 1
+    _judged(state, event)
+
+
 def _rested(state: State, event: Event) -> None:
     if not event.data["done"]:
         state.rest_began = event.time
@@ -227,7 +233,7 @@ EFFECTS: Mapping[str, Callable[[State, Event], None]] = {
     "guessed": _guessed,
     "judged": _judged,
     "adjudicated": _judged,
-    "corrected": _judged,
+    "corrected": _corrected,
     "rested": _rested,
     "looked": _looked,
     "closed": _closed,

@@ -260,11 +260,12 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def video(tmp_path: Path) -> Path:
-    """Two seconds of a ball that rolls."""
-    path = tmp_path / "trial.webm"
+def video(tmp_path: Path, size: str) -> Path:
+    """Two seconds of a ball that rolls, as a phone or a laptop's browser records it."""
+    ending, codec = (".mp4", "libx264") if size == "phone" else (".webm", "libvpx")
+    path = tmp_path / f"trial{ending}"
     with av.open(str(path), "w") as file:
-        stream: Any = file.add_stream("libvpx", rate=10)
+        stream: Any = file.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for index in range(20):
             image = np.full((240, 320, 3), 90, np.uint8)
@@ -357,12 +358,18 @@ def judge_trials(first: Window, second: Window) -> None:
 
 
 def settle(adjudicator: Window) -> None:
-    """The third person settles the dispute."""
+    """The third person settles the dispute, and then corrects that."""
     adjudicator.go("/", "dispute")
     adjudicator.press("label.bad")
     adjudicator.choose("#failure", "stuck")
     adjudicator.press("button.main", "settled")
     assert "No disputes" in adjudicator.text
+    adjudicator.press("summary")
+    adjudicator.press("details button.main", "settled-opens")
+    adjudicator.press("label.bad")
+    adjudicator.choose("#failure", "stuck")
+    adjudicator.write("#why", "the wrong tag")
+    adjudicator.press("button.main", "settled-corrected")
 
 
 def open_study(analyst: Window, commitment: str) -> None:

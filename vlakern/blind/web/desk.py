@@ -67,6 +67,8 @@ class Desk:
         spares = open_key(folder).allocation.spares
         self.store = Store(folder / RECORD)
         self.videos = folder / VIDEOS
+        for path in (folder, self.videos):  # of a study that an older version locked, too
+            path.chmod(0o700)
         self.conduct = Conduct(self.plan, self.store, spares, self.videos)
         self._turn = threading.RLock()
         self._late_before = 0
