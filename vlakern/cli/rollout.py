@@ -205,6 +205,8 @@ def _environment(name: str, simulator: Any, policy: Any) -> Callable[[str], Any]
         raise InputError(
             f"policy {policy.name} acts at {policy.control_rate:g} Hz, the simulator expects "
             f"{simulator.CONTROL_RATE:g} Hz; use a policy that was trained for this simulator"
+            " (LeRobot's and openpi's directories do not say their rate: convert one that was, and"
+            " set embodiment.control_rate in its config.json)"
         )
     make = simulator.MetaWorldEnv if name == "metaworld" else _robosuite_env
     make = functools.partial(make, views=policy.views, image_size=policy.image_size)
