@@ -28,6 +28,7 @@ BROKEN = (
     *("long control", "bad goodbye", "second beginning"),
 )
 SAID = re.compile(r"error [0-9a-f]{8}(: .{1,400})?")
+FULL = b"HTTP/1.1 503"
 SECRETS = ("Traceback", 'File "', "site-packages", "vlakern/", "object at 0x")
 RESET = struct.pack("ii", 1, 0)  # no port waits for late packets of a connection that is over
 
@@ -114,6 +115,7 @@ class Flood:
     Attributes:
         refused: goodbyes of the server by code.
         answered: changed messages that were still right; the same connection got another.
+        full: handshakes refused since connections before them have not quite ended.
         gone: connections without a goodbye.
     """
 
@@ -122,7 +124,7 @@ class Flood:
         self._peers: dict[int, _Peer] = {}
         self._poll = select.epoll()
         self.refused: Counter[int] = Counter()
-        self.answered = self.gone = 0
+        self.answered = self.full = self.gone = 0
 
     def run(self, count: int) -> None:
         """Raises ``TimeoutError`` where the server says nothing to anybody for a minute."""
@@ -162,6 +164,8 @@ class Flood:
         elif more:
             self._go_on(peer, sum(opcode == 2 for opcode, _ in frames))
             return
+        elif peer.found.startswith(FULL):
+            self.full += 1
         else:
             self.gone += 1
         self._end(peer)
@@ -211,12 +215,13 @@ def started(served: Served, count: int, seed: int, blind: bool = False) -> "subp
 
 
 def main(port: int, count: int, seed: int, blind: bool) -> None:
-    """Prints ``WARM`` after a tenth, and in the end ``{"refused": {code: n}, "answered": n, "gone":
-    n, "made": {way: n}, "distinct": n}``."""
+    """Prints ``WARM`` after a tenth, and in the end, as JSON, what :class:`Flood` has counted and
+    ``{"made": {way: n}, "distinct": n}``."""
     malformed = Malformed(seed, count)
     flood = Flood(port, blind, malformed)
     flood.run(count // 10)
     print(WARM, flush=True)
     flood.run(count)
-    counts = {"refused": flood.refused, "answered": flood.answered, "gone": flood.gone}
+    names = ("refused", "answered", "full", "gone")
+    counts = {name: getattr(flood, name) for name in names}
     print(json.dumps({**counts, "made": malformed.made, "distinct": len(malformed.distinct)}))
