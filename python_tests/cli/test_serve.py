@@ -68,3 +68,24 @@ def test_unsafe_words_are_refused(
     error = capsys.readouterr().err
     assert error.startswith("vlakern: ")
     assert said in error
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (b"\xff\xfe" * 20, "holds no token"),
+        (b"a" * 4097, "at most 4096 ASCII letters"),
+        (b"a token of\ntwo long lines", "letters that no header holds"),
+        (b"short", "at least 16"),
+    ],
+)
+def test_files_that_hold_no_token_are_refused(
+    held: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_bytes(held)
+    assert main(["serve", "--token-file", str(token)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("vlakern: ")
+    assert said in error
