@@ -147,7 +147,8 @@ def drive(
     with Proxy(running.url, WEATHERS[name], seed) as proxy:
         client = Client(f"ws://127.0.0.1:{proxy.port}", timeout=0.35, patience=0.35)
         watched = Watched(RemotePolicy(client))
-        config = replace(CONFIG, execute=8 if slow else 4, prefix=led, form="cheap")
+        form = "cheap" if led else "frozen"
+        config = replace(CONFIG, execute=8 if slow else 4, prefix=led, form=form)
         loop = Loop(robot, watched, LIMITS, RATES, config)
         report = loop.run(seconds)
         client.close()
