@@ -248,6 +248,11 @@ def test_a_robot_is_led_by_a_policy_behind_a_server(
         with pytest.raises(ConfigError, match="steps of 'mocap position'"):
             Loop(Looking((0.0,) * 4), RemotePolicy(client), limits, rates, config)
         kept = Kept(RemotePolicy(client, control=policy.control))
+        exact, still = replace(config, form="exact", most_errors=1), Looking((0.0,) * 4)
+        with pytest.raises(InputError, match="form frozen or cheap, found 'exact'"):
+            Loop(still, kept, limits, rates, exact).run(5.0)
+        assert not still.sent  # it has not moved
+        kept.asked.clear()
         assert kept.frame == "native"
         loop, ending = Loop(Looking((0.0,) * 4), kept, limits, rates, config), time.monotonic() + 60
         report = loop.run(60.0, lambda: len(loop.begun) >= 3 or time.monotonic() > ending)
