@@ -273,9 +273,9 @@ def test_the_loop_counts_what_every_layer_spoils() -> None:
     limits = Limits([-2.0] * 4, [2.0] * 4, [20.0] * 4, [900.0] * 4)
     arm, policy = SimulatedArm((0.0,) * 4), Spoiling(3)
     rates = ExecutorConfig(policy_rate=20.0, stop_after=1.0, fault_after=10.0)
-    config = LoopConfig(execute=1, patience=30.0, warm_up=1, probes=2, look_rate=100.0)
+    config = LoopConfig(execute=3, patience=30.0, warm_up=1, probes=2, look_rate=100.0)
     loop = Loop(arm, policy, limits, rates, config)
-    report = loop.run(60.0, until=lambda: policy.spoilt >= 30)
+    report = loop.run(60.0, until=lambda: policy.spoilt >= 18)
     assert report.ended == "done", report
     sent = np.stack([c.position_J for c in arm.sent])
     assert np.isfinite(sent).all()
