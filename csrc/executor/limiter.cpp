@@ -47,7 +47,19 @@ bool inside(double q, const AxisLimits& l) { return q >= l.lo && q <= l.hi; }
 
 // Where a state that brakes comes to rest.
 double resting_place(AxisState s, const AxisLimits& l) {
-  for (int tick = 0; tick < kMostTicks && !at_rest(s); ++tick) s = brake(s, l);
+  // Above this speed it still brakes with all it has in the tick after the next.
+  const double ramps = std::floor(l.acceleration / l.jerk);
+  const double ramp = ramps * (l.acceleration - l.jerk * (ramps + 1.0) / 2.0);
+  const double steady = l.acceleration + ramp;
+  for (int tick = 0; tick < kMostTicks && !at_rest(s); ++tick) {
+    s = brake(s, l);
+    // Ticks of the same braking at once.
+    if (s.a != std::copysign(l.acceleration, -s.v)) continue;
+    const double n = std::floor((std::abs(s.v) - steady) / l.acceleration);
+    if (!(n > 0.0)) continue;
+    s.q += n * (s.v + s.a * (n + 1.0) / 2.0);
+    s.v += n * s.a;
+  }
   return s.q;
 }
 
