@@ -122,7 +122,11 @@ def test_a_program_that_ends_without_stopping_brakes_first() -> None:
 
 def test_calls_that_would_wait_for_themselves_are_refused() -> None:
     """send stops its executor, or a reset would go on with a send that failed."""
-    arm = Executor(ARM, ExecutorConfig(20.0), lambda command: arm.stop() and None)
+
+    def send(_: Command) -> None:
+        arm.stop()
+
+    arm = Executor(ARM, ExecutorConfig(20.0), send)
     with arm:
         arm.start([0.0, 0.0])
         assert waited(lambda: arm.state == "fault")
