@@ -133,8 +133,13 @@ def spoil(engine: GraphEngine) -> None:
             poison(one)
 
 
-def run_device(engine: GraphEngine, scene: Scene, n: int = 1, restricted: bool = False) -> Made:
-    """The engine's stages, one after the other; ``restricted`` freezes positions, masks slots."""
+def run_device(
+    engine: GraphEngine, scene: Scene, n: int = 1, restricted: bool = False, led: bool = False
+) -> Made:
+    """The engine's stages, one after the other.
+
+    ``restricted`` freezes positions and masks slots, ``led`` leads to what was decided.
+    """
     batch, frozen, mask = scene.batch(), None, None
     if restricted:
         frozen, mask = scene.frozen(n), scene.slot_mask().expand(n * len(scene.asked), -1)
@@ -143,5 +148,6 @@ def run_device(engine: GraphEngine, scene: Scene, n: int = 1, restricted: bool =
     engine.prefix(batch, scene.views)
     kv = engine.kv[:, :, : int(batch.cu_prefix[-1])].clone()
     where = (engine.kv, batch.cu_prefix.int(), index_of(scene, n))
-    actions = engine.integrate(scene.noise(n), *where, frozen, mask)
+    guidance = scene.guidance(n) if led else None
+    actions = engine.integrate(scene.noise(n), *where, frozen, mask, guidance)
     return Made(image_tokens, kv, torch.empty(0), actions)

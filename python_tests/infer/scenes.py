@@ -14,6 +14,7 @@ import torch
 from packed_reference import PackedReference
 from torch import Tensor
 
+from vlakern.flow.guidance import Guidance, guided, overlap_mask
 from vlakern.flow.solver import Frozen, evaluation_times, integrate
 from vlakern.infer.buffers import Limits
 from vlakern.infer.native_engine import NativeEngine
@@ -188,6 +189,17 @@ class Scene:
         lengths = [(0, chunk, 1, chunk // 2)[i % 4] for i in range(len(noise))]
         return Frozen(3 * noise.flip(0), torch.tensor(lengths, dtype=torch.int32))
 
+    def guidance(self, n: int = 1) -> Guidance:
+        """Decided actions that each row holds on to in its own way: softly, firmly, or not at all,
+        and never in some slots; NaN where nothing is decided."""
+        noise, chunk = self.noise(n), self.config.chunk
+        kinds = ((1, chunk - 1), (chunk, chunk), (0, 0), (0, chunk))
+        rows = [overlap_mask(chunk, *kinds[i % 4]) for i in range(len(noise))]
+        some = torch.arange(self.config.action_dim) % 3 != 1
+        weights = torch.stack(rows)[..., None] * some
+        decided = torch.where(weights > 0, 1.5 * noise.flip(0) - 0.5, torch.nan)
+        return Guidance(decided, weights, 3.0)
+
     def slot_mask(self) -> Tensor:
         mask = torch.ones(self.config.action_dim, dtype=torch.uint8)
         mask[1::2] = 0
@@ -271,8 +283,12 @@ def run_network(
     dtype: torch.dtype,
     n: int = 1,
     restricted: bool = False,
+    led: bool = False,
 ) -> Made:
-    """The network's modules in one dtype, the solver in fp32, or in fp64 for fp64."""
+    """The network's modules in one dtype, the solver in fp32, or in fp64 for fp64.
+
+    ``led`` leads the actions to what was decided.
+    """
     model, config = network_as(scene.name, dtype), scene.config
     wide = torch.promote_types(dtype, torch.float32)
     batch, noise, index = scene.batch(dtype), scene.noise(n).to(wide), index_of(scene, n).long()
@@ -289,8 +305,10 @@ def run_network(
     start = noise if frozen is None else _placed(noise, frozen)
     times = evaluation_times(config.steps, config.solver)
     at = [velocity(start, _times(tau, noise, frozen)) for tau in times]
+    g = scene.guidance(n)
+    followed = guided(velocity, g.decided_RHA, g.weights_RHA, g.most) if led else velocity
     actions = integrate(
-        velocity,
+        followed,
         noise,
         steps=config.steps,
         solver=config.solver,

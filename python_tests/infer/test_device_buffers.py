@@ -5,7 +5,14 @@ import torch
 
 from vlakern.errors import InputError
 from vlakern.infer.buffers import Limits
-from vlakern.infer.device_buffers import LINE, Inbox, chunk_inbox, device_buffers, prefix_inbox
+from vlakern.infer.device_buffers import (
+    LINE,
+    Inbox,
+    chunk_inbox,
+    device_buffers,
+    led_inbox,
+    prefix_inbox,
+)
 from vlakern.models import preset
 
 CPU = torch.device("cpu")
@@ -77,6 +84,12 @@ def test_inboxes_hold_the_largest_call() -> None:
         "prefix_index": (6,),
         "cu_prefix": (3,),
         "times": (8, 36),
+        "most": (6,),
+    }
+    led = led_inbox(config, limits, CPU).host
+    assert {name: tuple(one.shape) for name, one in led.items()} == {
+        "decided": (6, 6, 5),
+        "weights": (6, 6, 5),
     }
 
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from vlakern.errors import InputError
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits
-from vlakern.infer.device_buffers import chunk_inbox, prefix_inbox
+from vlakern.infer.device_buffers import chunk_inbox, led_inbox, prefix_inbox
 from vlakern.infer.device_inputs import (
     Chunks,
     Sources,
     fill_chunks,
+    fill_led,
     fill_nothing,
     fill_prefix,
     on_host,
@@ -124,6 +126,18 @@ def test_frozen_positions_are_where_they_end(lab: ModuleType) -> None:
     assert found["times"][:, 6:12].tolist() == [[4, 4, i, i, i, i] for i in range(4)]
     assert torch.equal(found["slot_mask"][:2], mask)
     assert bool((found["slot_mask"][2:4] == 1).all())
+
+
+def test_chunks_are_led_one_by_one(lab: ModuleType) -> None:
+    """Those that fill up are not, and none is without guidance, whatever was sent before."""
+    decided, weights = torch.randn(2, 6, 5), torch.rand(2, 6, 5)
+    guidance = Guidance(decided, weights, 2.5)
+    assert chunks(lab, guidance=guidance)[1]["most"][:4].tolist() == [2.5, 2.5, 0, 0]
+    assert not chunks(lab)[1]["most"][:4].any()
+    inbox = led_inbox(lab.Scene("tiny").config, Limits(3, 9, 99, 8), CPU)
+    fill_led(inbox, guidance)
+    assert torch.equal(inbox.device["decided"][:2], decided)
+    assert torch.equal(inbox.device["weights"][:2], weights)
 
 
 def test_a_prefix_that_is_not_there_is_refused(lab: ModuleType) -> None:

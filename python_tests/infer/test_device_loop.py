@@ -117,6 +117,18 @@ def test_the_engine_takes_it_by_name_alone(lab: ModuleType, device_lab: ModuleTy
         Engine(lab.network(SMALL), backend="cuda")
 
 
+def test_it_leads_no_chunk_to_decided_actions(lab: ModuleType, device_lab: ModuleType) -> None:
+    """Such calls are refused with the reason, and no others; sizes without it lead."""
+    scene = lab.Scene(SMALL, steps=1).only(0)
+    engine = device_lab.device_engine(scene, "bf16", loop=lambda *_: lambda stream: None)
+    device_lab.run_device(engine, scene, 1, True)
+    with pytest.raises(Unsupported, match="leads no chunk to decided actions; build the engine"):
+        device_lab.run_device(engine, scene, 1, led=True)
+    assert set(engine._not_led.values()) == {device_loop.NOT_LED}
+    plain = device_lab.device_engine(scene, "bf16")
+    assert set(plain._not_led.values()) == {None}
+
+
 @pytest.mark.parametrize(
     ("tokens", "rows", "head_dim", "splits"),
     [(10, 1, 64, 1), (220, 1, 128, 2), (8 * 128, 1, 64, 8), (8 * 128, 4, 64, 8), (968, 1, 256, 8)],

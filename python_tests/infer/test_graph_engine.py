@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlakern.errors import InputError, Unsupported
-from vlakern.flow.guidance import Guidance
+from vlakern.errors import InputError
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buckets import WHOLE, Bucket, whole_calls
 from vlakern.infer.engine import Engine
@@ -330,15 +329,6 @@ def test_calls_wait_for_each_other_on_any_stream(lab: ModuleType, device_lab: Mo
     with pytest.raises(InputError):
         engine.prepare([np.zeros((2, 2), np.uint8)])
     assert said == ["wait", "record"] * 5
-
-
-def test_guidance_is_refused(lab: ModuleType, device_lab: ModuleType) -> None:
-    """Recorded programs have no place for it; nothing is left out in silence."""
-    scene = lab.Scene("tiny")
-    engine, noise = engine_over(lab, device_lab, scene), scene.noise()
-    prefix = engine.prefill(scene.batch())
-    with pytest.raises(Unsupported, match="take no guidance; freeze the prefix"):
-        engine.integrate(prefix, noise, guidance=Guidance(noise, torch.ones_like(noise)))
 
 
 def test_the_callers_tensors_stay_and_results_are_their_own(

@@ -16,7 +16,7 @@ from vlakern.infer.engine import Engine
 from vlakern.infer.graph import run_all
 from vlakern.infer.graph_engine import GraphEngine
 from vlakern.infer.policy import shipped_policies
-from vlakern.types import Observation
+from vlakern.types import ActionPrefix, Observation, PrefixForm
 
 HERE = "cpu:0"  # not "cpu": the way of a GPU is taken
 
@@ -127,6 +127,34 @@ def test_a_policys_call_is_one_launch(
     assert tuple(known.act(small, seed=1).latency_ms) == stages
     assert tuple(known.act(seen[1], seed=1).latency_ms) == stages
     assert recorder.recorded == before
+
+
+def test_a_policys_prefixes_are_one_launch(
+    as_a_gpu: None, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, led or none, by turns: near the CPU engine's chunks, from one recording."""
+    recorder = Recorder()
+    made = partial(GraphEngine, ops="reference", recorder=recorder)
+    monkeypatch.setattr(backends, "GraphEngine", made)
+    known = vlakern.load(directory, device=HERE, dtype="fp32")
+    with pytest.MonkeyPatch.context() as undo:
+        undo.setattr(policy, "choose_device", lambda name: "cpu")
+        plain = vlakern.load(directory, device="cpu", dtype="fp32")
+    seen = looks(plain)[0]
+    known.act(seen, seed=3)
+    recorded, free = recorder.recorded, plain.act(seen, seed=3).actions
+    decided = plain.act(seen, seed=4).actions[1:5]
+    forms: list[PrefixForm | None] = ["cheap", None, "frozen", "cheap", None]
+    for form in forms:
+        prefix = None if form is None else ActionPrefix(decided, 2, form)
+        before = recorder.replayed
+        found = known.act(seen, seed=3, prefix=prefix).actions
+        assert (recorder.replayed - before, recorder.recorded) == (1, recorded)
+        expected = plain.act(seen, seed=3, prefix=prefix).actions
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        assert form is None or np.abs(found - free).max() > 0.05
+    with pytest.raises(Unsupported, match="no backward pass"):
+        known.act(seen, seed=3, prefix=ActionPrefix(decided, 2, "exact"))
 
 
 def test_a_dtype_that_this_gpu_lacks(as_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

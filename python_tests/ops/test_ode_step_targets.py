@@ -29,8 +29,10 @@ def triton_signature(kernel: Any, x: str, v: str) -> dict[str, str]:
     """Types of the kernel's arguments: pointers by name, strides 64-bit where rows step far."""
     pointers = {"x_ptr": x, "v_ptr": v, "v0_ptr": v, "frozen_ptr": x, "x_out_ptr": x}
     pointers |= {"frozen_len_ptr": "*i32", "mask_ptr": "*u8"}
-    pointers |= dict.fromkeys(("tau_ptr", "dtau_ptr", "tau_out_ptr"), "*fp32")
-    scalars = dict.fromkeys(("c0", "c1", "c_tau"), "fp32")
+    times = ("tau_ptr", "dtau_ptr", "tau_out_ptr")
+    led = ("at_ptr", "decided_ptr", "weights_ptr", "most_ptr")
+    pointers |= dict.fromkeys((*times, *led), "*fp32")
+    scalars = dict.fromkeys(("c0", "c1", "c_tau", "left", "curve"), "fp32")
     names = [name for name in kernel.arg_names if not name.isupper()]
     return {name: (pointers | scalars).get(name, "i32") for name in names}
 
@@ -38,15 +40,16 @@ def triton_signature(kernel: Any, x: str, v: str) -> dict[str, str]:
 @pytest.mark.skipif(
     env.triton_interpret(), reason="kernels made for the interpreter do not compile"
 )
+@pytest.mark.parametrize("led", [False, True], ids=["free", "led"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_triton_compiles_without_spills(arch: int) -> None:
+def test_triton_compiles_without_spills(arch: int, led: bool) -> None:
     """Ahead of time, with everything on, nothing lives in local memory."""
-    from vlakern.ops.ode_step.triton_kernels import BLOCK, OPTIONS, ode_step_kernel
+    from vlakern.ops.ode_step.triton_kernels import BLOCK, ode_step_kernel, options
 
-    options = {name: value for name, value in OPTIONS.items() if name != "BLOCK"}
+    chosen = {name: value for name, value in options(led).items() if name != "BLOCK"}
     flags = ("HAS_V0", "HAS_FROZEN", "HAS_MASK", "PER_POSITION")
-    constants = dict.fromkeys(flags, True) | {"BLOCK": BLOCK}
-    signature = triton_signature(ode_step_kernel, "*fp32", "*bf16")
-    used = compile_for(ode_step_kernel, arch, signature, constants, options)
+    constants = dict.fromkeys(flags, True) | {"HAS_LED": led, "BLOCK": BLOCK}
+    signature = triton_signature(ode_step_kernel, "*fp32", "*fp32" if led else "*bf16")
+    used = compile_for(ode_step_kernel, arch, signature, constants, chosen)
     assert (used.stack, used.local) == (0, 0)
     assert used.registers <= 128

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import ConfigError, InputError
+from vlakern.flow.solver import SOLVERS
+from vlakern.ops.ode_step.reference import STAGES
 
-__all__ = ["MOST_GUIDANCE", "Guidance", "guided", "overlap_mask", "soft_mask"]
+__all__ = ["MOST_GUIDANCE", "Guidance", "guided", "overlap_mask", "soft_mask", "times_left"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 # β of the paper, the most that the correction is multiplied by.
@@ -67,6 +69,12 @@ def overlap_mask(chunk: int, delay: int, last: int) -> Tensor:
     c = ((last - i) / (last - delay + 1)).clamp(0.0, 1.0)
     between = c * torch.expm1(c) / math.expm1(1.0)
     return torch.where(i < delay, 1.0, torch.where(i < last, between, 0.0)).float()
+
+
+def times_left(steps: int, solver: str) -> list[float]:
+    """1 - τ of every evaluation of the velocity, in order; 0 where there is nothing left."""
+    shifts = [0.0, *(STAGES[stage].c_tau for stage in SOLVERS[solver])]
+    return [1.0 - (k + shift) / steps for k in range(steps) for shift in shifts[:-1]]
 
 
 def guided(

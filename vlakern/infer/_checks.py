@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlakern.errors import InputError
+from vlakern.errors import InputError, Unsupported
 from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.buffers import Limits
@@ -16,6 +16,7 @@ from vlakern.models.sequence import Batch
 
 __all__ = [
     "check_batch",
+    "check_cheap",
     "check_chunks",
     "check_fits",
     "check_guidance",
@@ -122,6 +123,15 @@ def _check_frozen(frozen: Frozen, noise_NHA: Tensor) -> None:
     done_RH = torch.arange(chunk, device=length.device) < length[:, None]
     if not torch.isfinite(action[done_RH]).all():
         raise InputError("frozen actions hold a value that is not finite")
+
+
+def check_cheap(guidance: Guidance | None) -> None:
+    """Raises Unsupported for guidance through the Jacobian, which packed weights do not have."""
+    if guidance is not None and guidance.exact:
+        raise Unsupported(
+            "packed weights have no backward pass, so guidance is not exact: use the form 'cheap',"
+            " or load the policy with backend='torch'"
+        )
 
 
 def check_guidance(guidance: Guidance, noise_NHA: Tensor) -> None:

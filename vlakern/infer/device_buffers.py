@@ -14,7 +14,15 @@ from torch import Tensor
 from vlakern.infer.buffers import Limits, room
 from vlakern.models.config import VLAConfig
 
-__all__ = ["PARTS", "DeviceBuffers", "Inbox", "chunk_inbox", "device_buffers", "prefix_inbox"]
+__all__ = [
+    "PARTS",
+    "DeviceBuffers",
+    "Inbox",
+    "chunk_inbox",
+    "device_buffers",
+    "led_inbox",
+    "prefix_inbox",
+]
 
 LINE = 256  # bytes: what kernels read begins at multiples
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -255,7 +263,14 @@ def chunk_inbox(config: VLAConfig, limits: Limits, evaluations: int, device: tor
         "kv_end": ((count,), I32),
         "positions": ((count,), I32),
         "times": ((evaluations, count), I32),  # row of the time table or of the modulations
+        "most": ((limits.rows,), F32),  # of guidance; a chunk at 0 is not led
     }
     if config.mot.cross_every:
         fields = {**fields, "prefix_end": ((count,), I32)}
     return Inbox(fields, device)
+
+
+def led_inbox(config: VLAConfig, limits: Limits, device: torch.device) -> Inbox:
+    """What one integration with guidance brings besides; others do not send it."""
+    x = (limits.rows, config.chunk, config.action_dim)
+    return Inbox({"decided": (x, F32), "weights": (x, F32)}, device)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError
+from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
 from vlakern.infer.device_buffers import Inbox
 from vlakern.models.sequence import Batch
 
-__all__ = ["Chunks", "Sources", "fill_chunks", "fill_nothing", "fill_prefix", "on_host"]
+__all__ = ["Chunks", "Sources", "fill_chunks", "fill_led", "fill_nothing", "fill_prefix", "on_host"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Chunks:
     prefix_index: Tensor
     frozen: Frozen | None = None
     slot_mask: Tensor | None = None
+    guidance: Guidance | None = None
 
 
 def on_host(batch: Batch) -> Batch:
@@ -194,6 +196,9 @@ def fill_chunks(inbox: Inbox, given: Chunks, rows: int, causal: bool) -> None:
     times = host["times"].view(len(host["times"]), -1, chunk)
     times[:, :rows] = torch.arange(len(times))[:, None, None]
     _put(host["noise"], noise, rows)
+    host["most"][:rows] = 0
+    if given.guidance is not None:
+        host["most"][:count] = given.guidance.most
     host["frozen_len"][:rows] = 0
     if given.frozen is not None:
         action, length = given.frozen.action_RHA, given.frozen.length_R
@@ -203,4 +208,12 @@ def fill_chunks(inbox: Inbox, given: Chunks, rows: int, causal: bool) -> None:
         host["noise"][:count] = torch.where(done[..., None], host["frozen"][:count], noise.cpu())
         # Decided positions are actions: their flow time is 1 throughout, a table's last row.
         times[:, :count] = torch.where(done, len(times), times[:, :count])
+    inbox.send()
+
+
+def fill_led(inbox: Inbox, guidance: Guidance) -> None:
+    """What chunks are led to; ``fill_chunks`` says which chunks are."""
+    host, count = inbox.open(), len(guidance.decided_RHA)
+    host["decided"][:count] = guidance.decided_RHA
+    host["weights"][:count] = guidance.weights_RHA
     inbox.send()

@@ -20,11 +20,25 @@ from vlakern.ops._torch import key_for, stream_of
 from vlakern.ops.linear.packed import ROWS
 from vlakern.ops.ode_step.reference import STAGES
 
-__all__ = ["FASTER", "Bind", "BoundLoop", "LoopChoice", "bind_loop", "chosen_loop", "loop_refusal"]
+__all__ = [
+    "FASTER",
+    "NOT_LED",
+    "Bind",
+    "BoundLoop",
+    "LoopChoice",
+    "bind_loop",
+    "chosen_loop",
+    "loop_refusal",
+]
 
 # Architecture (90 for sm_90) -> most rows with which the kernel was measured to be faster than the
 # recorded kernels of each layer. Nothing was measured.
 FASTER: Mapping[int, int] = {}
+# What it refuses call by call.
+NOT_LED = (
+    "the integration as one CUDA kernel leads no chunk to decided actions; build the engine with"
+    " backend='graph', or freeze the prefix"
+)
 MOST_ROWS = 64
 MOST_LAYERS = 64
 HEAD_DIMS = (64, 128, 256)

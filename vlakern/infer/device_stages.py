@@ -10,16 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vlakern.flow.guidance import times_left
 from vlakern.flow.solver import SOLVERS
 from vlakern.infer.device_buffers import Inbox
 from vlakern.infer.device_calls import Attention
 from vlakern.infer.device_experts import Experts, Modulations, Stream, gather
-from vlakern.infer.device_loop import LoopChoice, bind_loop, chosen_loop
+from vlakern.infer.device_loop import NOT_LED, LoopChoice, bind_loop, chosen_loop
 from vlakern.infer.graph import Run
 from vlakern.infer.packing import modulation_table, time_table
 from vlakern.ops.action_embed import action_embed_out
 from vlakern.ops.action_unembed import action_unembed_out
-from vlakern.ops.ode_step import ode_step_out
+from vlakern.ops.ode_step import Led, ode_step_out
 from vlakern.ops.shared_attention import KvEnd
 
 __all__ = ["ActionStage", "PrefixStage"]
@@ -103,6 +104,7 @@ class ActionStage:
         self,
         experts: Experts,
         inbox: Inbox,
+        led: Inbox,
         longest: int,
         steps: int,
         solver: str,
@@ -111,10 +113,12 @@ class ActionStage:
         """Tables.
 
         Args:
+            inbox: what every integration brings.
+            led: what one with guidance brings besides.
             longest: the most prefix tokens that one observation may have.
             loop: whether all steps are one kernel, see ``chosen_loop``.
         """
-        self._e, self._inbox, self._longest = experts, inbox, longest
+        self._e, self._inbox, self._led, self._longest = experts, inbox, led, longest
         self._steps, self._stages = steps, SOLVERS[solver]
         self._solver, self._loop = solver, loop
         device = experts.calls.model.device
@@ -128,6 +132,11 @@ class ActionStage:
         # Where actions see the prefix alone their positions count from 0.
         places = torch.arange(chunk, device=device).repeat(most // chunk)
         self._alone = tuple(table[:chunk][places] for table in experts.angle_tables)
+
+    def led_refusal(self, rows: int) -> str | None:
+        """Why so many chunks are not led to decided actions, None if they are."""
+        bind = chosen_loop(self._loop, self._e.calls.model, rows)
+        return None if bind is None else NOT_LED
 
     def program(self, rows: int) -> list[Run]:
         """The calls for so many chunks."""
@@ -143,13 +152,13 @@ class ActionStage:
         embed = {one: self._embed(one, stream) for one in (start, x, stage_x)}
         layers = self._layers(rows, stream)
         unembed = [self._unembed(stream, b.velocity[i, :rows]) for i in (0, 1)]
-        evaluation = 0
+        evaluation, left = 0, times_left(self._steps, self._solver)
         for k in range(self._steps):
             begin = at = x if k else start
             for i, stage in enumerate(self._stages):
                 runs += [self._time(evaluation, count), embed[at], *layers, unembed[i]]
                 to = x if i == len(self._stages) - 1 else stage_x
-                runs.append(self._step(stage, begin, to, i))
+                runs.append(self._step(stage, begin, to, i, self._led_from(at, left[evaluation])))
                 at, evaluation = stage_x, evaluation + 1
         return runs
 
@@ -232,7 +241,15 @@ class ActionStage:
             prefix_keys=self._e.b.kv.shape[2],
         )
 
-    def _step(self, stage: str, x: Tensor, to: Tensor, i: int) -> Run:
+    def _led_from(self, at: Tensor, left: float) -> Led | None:
+        """Guidance of the velocity found at ``at``; at τ = 1 there is nothing left to correct."""
+        if left <= 0:
+            return None
+        rows, sent = len(at), self._led.device
+        most = self._inbox.device["most"][:rows]
+        return Led(at, sent["decided"][:rows], sent["weights"][:rows], most, left)
+
+    def _step(self, stage: str, x: Tensor, to: Tensor, i: int, led: Led | None) -> Run:
         """The update from a step's start; ``i`` counts the stages of the step."""
         rows, inbox, b = len(x), self._inbox.device, self._e.b
         return ode_step_out(
@@ -247,5 +264,6 @@ class ActionStage:
             frozen=inbox["frozen"][:rows],
             frozen_len=inbox["frozen_len"][:rows],
             slot_mask=inbox["slot_mask"][:rows],
+            led=led,
             backend=self._e.calls.backend,
         )

@@ -278,16 +278,17 @@ class Engine:
         n: int = 1,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
         """Camera images and prompts to actions ``[R · n, H, A]``; see the calls it consists of."""
         with self._lock:
             if isinstance(self._stages, GraphEngine) and not batch.pixels_V3SS.numel():
                 return self._act_at_once(
-                    self._stages, images, batch, noise_NHA, n, frozen, slot_mask
+                    self._stages, images, batch, noise_NHA, n, frozen, slot_mask, guidance
                 )
             self.prepare(images)
-            prefix = self.prefill(batch)
-            return self.integrate(prefix, noise_NHA, n=n, frozen=frozen, slot_mask=slot_mask)
+            rest = {"frozen": frozen, "slot_mask": slot_mask, "guidance": guidance}
+            return self.integrate(self.prefill(batch), noise_NHA, n=n, **rest)
 
     def at_once(self, images: Sequence[np.ndarray], batch: Batch, n: int = 1) -> bool:
         """Whether ``act`` of such a call is one launch of a graph that was recorded for its size.
@@ -313,6 +314,7 @@ class Engine:
         n: int,
         frozen: Frozen | None,
         slot_mask: Tensor | None,
+        guidance: Guidance | None,
     ) -> Tensor:
         """The same calls without a stop between them."""
         check_fits(self.limits, views=len(images))
@@ -322,9 +324,11 @@ class Engine:
             raise InputError(f"a prefix of {views} views, but found {len(images)} images")
         observations = len(batch.cu_prefix) - 1
         index, mask = self._chunks(observations, noise_NHA, n, frozen, slot_mask)
+        if guidance is not None:
+            check_guidance(guidance, noise_NHA)
         self._prepared = self._seen = _Held()  # also if an image is refused
         self._turn = next(_TURNS)
-        actions = stages.act(images, batch, noise_NHA, index, frozen, mask)
+        actions = stages.act(images, batch, noise_NHA, index, frozen, mask, guidance)
         self._prepared = self._seen = _Held.of(len(images))
         return actions
 

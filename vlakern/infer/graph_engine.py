@@ -14,9 +14,10 @@ from torch import Tensor
 from vlakern.errors import InputError, Unsupported
 from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen, evaluation_times
+from vlakern.infer._checks import check_cheap
 from vlakern.infer.buckets import Bucket, Ladders, ladders, whole_calls
 from vlakern.infer.buffers import Limits
-from vlakern.infer.device_buffers import chunk_inbox, device_buffers, prefix_inbox
+from vlakern.infer.device_buffers import chunk_inbox, device_buffers, led_inbox, prefix_inbox
 from vlakern.infer.device_calls import calls_for
 from vlakern.infer.device_experts import Experts
 from vlakern.infer.device_images import Cameras
@@ -24,6 +25,7 @@ from vlakern.infer.device_inputs import (
     Chunks,
     Sources,
     fill_chunks,
+    fill_led,
     fill_nothing,
     fill_prefix,
     on_host,
@@ -92,6 +94,7 @@ class GraphEngine:
             self._prefix = prefix_inbox(self._config, limits, self._device)
             evaluations = len(evaluation_times(steps, solver))
             self._chunk = chunk_inbox(self._config, limits, evaluations, self._device)
+            self._led = led_inbox(self._config, limits, self._device)
             self.sizes = ladders(limits) if sizes is None else sizes
             self._cameras = Cameras(
                 self._config.vision, self.buffers.pixels, image_sizes, ops, image
@@ -102,7 +105,7 @@ class GraphEngine:
             self._build(
                 VisionStage(calls, self.buffers),
                 PrefixStage(experts, self._prefix),
-                ActionStage(experts, self._chunk, longest, steps, solver, loop),
+                ActionStage(experts, self._chunk, self._led, longest, steps, solver, loop),
             )
 
     def _build(self, vision: VisionStage, prefix: PrefixStage, action: ActionStage) -> None:
@@ -113,6 +116,7 @@ class GraphEngine:
             prefixes[tokens] = prefix.program(tokens)
             self.graphs.add(("prefix", tokens), prefixes[tokens])
         solvers = {rows: action.program(rows) for rows in self.sizes.rows}
+        self._not_led = {rows: action.led_refusal(rows) for rows in self.sizes.rows}
         for views, program in towers.items():
             self.graphs.add(("vision", views), program)
         for rows, program in solvers.items():
@@ -200,16 +204,13 @@ class GraphEngine:
         """Noise to actions, a copy of the engine's own memory.
 
         Raises:
-            Unsupported: guidance, which the recorded programs have no place for.
+            Unsupported: guidance through the Jacobian, or in the integration as one kernel.
         """
-        if guidance is not None:
-            raise Unsupported(
-                "the GPU engine's recorded programs take no guidance; freeze the prefix,"
-                " or load the policy with backend='torch'"
-            )
+        check_cheap(guidance)
         if len(noise_NHA) == 0:
             return self.buffers.x[:0].clone()
-        chunks = Chunks(noise_NHA, cu_prefix.cpu(), prefix_index.cpu(), frozen, slot_mask)
+        where = (cu_prefix.cpu(), prefix_index.cpu())
+        chunks = Chunks(noise_NHA, *where, frozen, slot_mask, guidance)
         with self._here():
             rows = self._fill_chunks(chunks)
             if kv.data_ptr() == self.kv.data_ptr():
@@ -220,7 +221,12 @@ class GraphEngine:
 
     def _fill_chunks(self, chunks: Chunks) -> int:
         (rows,) = self.sizes.of(rows=len(chunks.noise_NHA))
+        reason = self._not_led[rows]
+        if chunks.guidance is not None and reason is not None:
+            raise Unsupported(reason)
         fill_chunks(self._chunk, chunks, rows, self._config.mask.actions == "causal")
+        if chunks.guidance is not None:
+            fill_led(self._led, chunks.guidance)
         return rows
 
     def _run_on(self, kv: Tensor, tokens: int, rows: int) -> None:
@@ -263,10 +269,16 @@ class GraphEngine:
         prefix_index: Tensor,
         frozen: Frozen | None = None,
         slot_mask: Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
-        """Camera images, prompts and noise to actions, in one launch where that was recorded."""
-        cu = batch.cu_prefix.cpu()
-        chunks = Chunks(noise_NHA, cu, prefix_index.cpu(), frozen, slot_mask)
+        """Camera images, prompts and noise to actions, in one launch where that was recorded.
+
+        Raises:
+            Unsupported: guidance through the Jacobian, or in the integration as one kernel.
+        """
+        check_cheap(guidance)
+        where = (batch.cu_prefix.cpu(), prefix_index.cpu())
+        chunks = Chunks(noise_NHA, *where, frozen, slot_mask, guidance)
         with self._here():
             self._cameras.send(images)
             tokens, rows = self._fill_prefix(batch, len(images)), self._fill_chunks(chunks)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vlakern import env, ops
-from vlakern.errors import InputError, Unsupported
+from vlakern.errors import InputError
 from vlakern.flow.guidance import Guidance
 from vlakern.flow.solver import Frozen
+from vlakern.infer._checks import check_cheap
 from vlakern.infer.buffers import Buffers, Limits, arena, room, vacant
 from vlakern.infer.packing import (
     PackedModel,
@@ -33,10 +34,6 @@ from vlakern.ops.linear.reference import KINDS
 __all__ = ["NativeEngine"]
 
 View = _native.View
-NO_BACKWARD = (
-    "packed weights have no backward pass, so guidance is not exact: use the form 'cheap', or load"
-    " the policy with backend='torch'"
-)
 
 
 class NativeEngine:
@@ -235,6 +232,5 @@ def _frozen(frozen: Frozen | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _guidance(guidance: Guidance) -> tuple[Tensor, Tensor]:
-    if guidance.exact:
-        raise Unsupported(NO_BACKWARD)
+    check_cheap(guidance)
     return guidance.decided_RHA.float().contiguous(), guidance.weights_RHA.float().contiguous()

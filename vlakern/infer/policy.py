@@ -266,8 +266,8 @@ class Policy:
         images = [image for views in seen for image in views]
         with clock.stage("preprocess"):
             engine = self._engine_for(batch, n, max(seen, key=len))
-        given = {"n": n, "frozen": decided.frozen, "slot_mask": self._slot_mask}
-        if decided.guidance is None and engine.at_once(images, batch, n):
+        given = {"n": n, "slot_mask": self._slot_mask, **vars(decided)}
+        if engine.at_once(images, batch, n):
             with clock.stage("model"):
                 return engine.act(images, batch, noise_BHA, **given)
         with clock.stage("preprocess"):
@@ -277,7 +277,7 @@ class Policy:
         with clock.stage("prefix"):
             prefix = engine.prefix(batch)
         with clock.stage("ode"):
-            return engine.integrate(prefix, noise_BHA, **given, guidance=decided.guidance)
+            return engine.integrate(prefix, noise_BHA, **given)
 
     def _prompts(
         self, observations: Sequence[Observation], states_BS: Sequence[np.ndarray]

@@ -7,20 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlakern.ops._dispatch import Backend, made_by, resolve
+from vlakern.ops._dispatch import Backend, Key, made_by, resolve
 from vlakern.ops._refusals import any_of, needs_cpu, needs_cuda, needs_triton, never, only_dtypes
 from vlakern.ops._torch import key_for
 from vlakern.ops.ode_step._check import Tensors, check
-from vlakern.ops.ode_step.reference import ode_step_gradients
+from vlakern.ops.ode_step.reference import Led, ode_step_gradients
 
-__all__ = ["BACKENDS", "BoundStep", "ode_step", "ode_step_out"]
+__all__ = ["BACKENDS", "BoundStep", "Led", "ode_step", "ode_step_out"]
 
 KERNELS = "vlakern.ops.ode_step._kernels"
 FLOATS = only_dtypes("float32", "bfloat16", "float16")
+LED = "led"  # flag of a key
+
+
+def _only_free(key: Key) -> str | None:
+    return "it leads no velocity to decided actions" if LED in key.flags else None
+
+
 BACKENDS = (
-    Backend("cuda", made_by(KERNELS, "cuda"), any_of(needs_cuda, FLOATS)),
+    Backend("cuda", made_by(KERNELS, "cuda"), any_of(needs_cuda, FLOATS, _only_free)),
     Backend("triton", made_by(KERNELS, "triton"), any_of(needs_triton, FLOATS)),
-    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, FLOATS)),
+    Backend("cpu", made_by(KERNELS, "cpu"), any_of(needs_cpu, FLOATS, _only_free)),
     Backend("reference", made_by(KERNELS, "reference"), never),
 )
 
@@ -92,14 +99,18 @@ def ode_step_out(
     frozen: Tensor | None = None,
     frozen_len: Tensor | None = None,
     slot_mask: Tensor | None = None,
+    led: Led | None = None,
     backend: str = "auto",
 ) -> BoundStep:
     """``ode_step`` into given tensors, without torch.library's overhead and without gradients.
 
-    ``x_out`` may be ``x`` and ``tau_out`` may be ``tau``; no other overlap is allowed. Returns the
-    step that was done: an engine whose buffers stay in place calls it again, without any checks.
+    ``x_out`` may be ``x`` and ``tau_out`` may be ``tau``; no other overlap is allowed, but of what
+    is read alone. With ``led`` the velocity is corrected before it moves x, in ``v`` itself, so
+    that a later stage takes it as ``v0``; x and v are fp32 then, and rows at ``most`` 0 keep
+    theirs, whatever stands in the other tensors. Returns the step that was done: an engine whose
+    buffers stay in place calls it again, without any checks.
     """
-    tensors = Tensors(x, v, v0, tau, dtau, frozen, frozen_len, slot_mask, x_out, tau_out)
+    tensors = Tensors(x, v, v0, tau, dtau, frozen, frozen_len, slot_mask, x_out, tau_out, led)
     bound = _bind(tensors, stage, backend)
     bound()
     return bound
@@ -126,7 +137,8 @@ def _ode_step(
 
 def _bind(tensors: Tensors, stage: str, backend: str) -> BoundStep:
     check(tensors, stage)
-    key = key_for(tensors.x.device, (tensors.x.dtype, tensors.v.dtype))
+    flags = frozenset() if tensors.led is None else frozenset({LED})
+    key = key_for(tensors.x.device, (tensors.x.dtype, tensors.v.dtype), flags=flags)
     return BoundStep(tensors, resolve("ode_step", key, backend)(tensors, stage))
 
 

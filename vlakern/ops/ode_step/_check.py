@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlakern.errors import InputError
-from vlakern.ops.ode_step.reference import STAGES, compute_dtype
+from vlakern.ops.ode_step.reference import STAGES, Led, compute_dtype
 
 __all__ = ["Tensors", "check"]
 
@@ -26,6 +26,7 @@ class Tensors(NamedTuple):
     slot_mask: Tensor | None  # [A] or [B, A]
     x_out: Tensor  # [B, H, A]
     tau_out: Tensor  # as tau
+    led: Led | None = None
 
 
 def check(t: Tensors, stage: str) -> None:
@@ -52,6 +53,8 @@ def check(t: Tensors, stage: str) -> None:
     _check_frozen(t.x, t.frozen, t.frozen_len)
     if t.slot_mask is not None:
         _check_mask(t.slot_mask, rows, shape[2])
+    if t.led is not None:
+        _check_led(t, t.led)
     for name, output, like in (("x_out", t.x_out, t.x), ("tau_out", t.tau_out, t.tau)):
         _dtype(name, output, like.dtype)
         _shape(name, output, "as its input", tuple(like.shape))
@@ -89,7 +92,21 @@ def _check_mask(slot_mask: Tensor, rows: int, slots: int) -> None:
         _fail("slot_mask", expected, list(slot_mask.shape))
 
 
+def _check_led(t: Tensors, led: Led) -> None:
+    for name, tensor in (("x", t.x), ("v", t.v), *led._asdict().items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        _dtype(name, tensor, torch.float32)
+        letters, shape = ("B", t.x.shape[:1]) if name == "most" else ("B, H, A", t.x.shape)
+        _shape(name, tensor, letters, tuple(shape))
+        if name not in ("x", "v") and not tensor.is_contiguous():
+            _fail(name, "contiguous", f"strides {list(tensor.stride())}")
+    if not 0 < led.left <= 1:
+        _fail("left", "above 0 and at most 1", led.left)
+
+
 def _check_devices(t: Tensors) -> None:
-    for name, tensor in t._asdict().items():
-        if tensor is not None and tensor.device != t.x.device:
+    led = {} if t.led is None else t.led._asdict()
+    for name, tensor in {**t._asdict(), **led}.items():
+        if isinstance(tensor, Tensor) and tensor.device != t.x.device:
             _fail(name, f"on x's device {t.x.device}", f"one on {tensor.device}")

@@ -13,7 +13,7 @@ from vlakern import env
 from vlakern.ops import _native
 from vlakern.ops._torch import stream_of
 from vlakern.ops.ode_step._check import Tensors
-from vlakern.ops.ode_step.reference import STAGES, ode_step_reference
+from vlakern.ops.ode_step.reference import STAGES, led_velocity, ode_step_reference
 
 __all__ = ["cpu", "cuda", "reference", "triton"]
 
@@ -26,7 +26,9 @@ def _views(t: Tensors) -> list[_native.View | None]:
         t = t._replace(tau=t.tau[:, None], tau_out=t.tau_out[:, None])
     if t.slot_mask is not None:
         t = t._replace(slot_mask=t.slot_mask.expand(t.x.shape[0], t.x.shape[2]))
-    return [_native.view(tensor) for tensor in t]
+    given = t._asdict()
+    assert given.pop("led") is None  # refused before
+    return [_native.view(tensor) for tensor in given.values()]
 
 
 def cpu() -> Kernel:
@@ -71,6 +73,8 @@ def reference() -> Kernel:
 
 
 def _reference(t: Tensors, stage: str) -> None:
+    if t.led is not None:
+        t.v.copy_(led_velocity(t.v, t.led))
     x_next, tau_next = ode_step_reference(
         t.x, t.v, t.tau, t.dtau, stage, t.v0, t.frozen, t.frozen_len, t.slot_mask
     )

@@ -13,9 +13,17 @@ with v0 = v(x, τ) and, per stage (Hairer, Nørsett and Wanner, Solving ODEs I, 
     heun_predict   x + dτ·v     (v at x)          τ + dτ
     heun           x + dτ·(v0 + v)/2  (v at the prediction)
 
+A velocity may be led to decided actions Y before it moves x (real-time chunking, arXiv 2506.07339,
+Eq. 2 to 4, with the identity as the Jacobian of the predicted chunk by x):
+
+    v + min(β, (1 - τ) / (τ·r²))·W·(Y - (x + (1 - τ)·v))        r² = (1 - τ)² / (τ² + (1 - τ)²)
+
+with x and τ where v was found, which in later stages is not where the step began.
+
 Letters: B rows, H positions of the chunk, A slots.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,9 +31,12 @@ from torch import Tensor
 
 __all__ = [
     "STAGES",
+    "Led",
     "Stage",
     "compute_dtype",
     "frozen_positions",
+    "guidance_curve",
+    "led_velocity",
     "ode_step_gradients",
     "ode_step_reference",
 ]
@@ -46,6 +57,29 @@ STAGES = {
     "heun_predict": Stage(0.0, 1.0, 1.0),
     "heun": Stage(0.5, 0.5, 1.0),
 }
+
+
+class Led(NamedTuple):
+    """What velocities are led to."""
+
+    at: Tensor  # [B, H, A] x where v was found
+    decided: Tensor  # [B, H, A] Y; where the weight is 0 it is not looked at
+    weights: Tensor  # [B, H, A] W
+    most: Tensor  # [B] β; a row at 0 is not led
+    left: float  # 1 - τ, above 0
+
+
+def guidance_curve(left: float) -> float:
+    """(1 - τ) / (τ·r²) as one quotient, of 1 - τ; infinite at both ends of τ."""
+    tau = 1.0 - left
+    return (tau * tau + left * left) / (tau * left) if 0 < left < 1 else math.inf
+
+
+def led_velocity(v: Tensor, led: Led) -> Tensor:
+    """The corrected velocity ``[B, H, A]``."""
+    scale = led.most.clamp(max=guidance_curve(led.left))[:, None, None] * led.weights
+    error = led.decided - (led.at + led.left * v)
+    return torch.where(scale > 0, v + scale * error, v)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -8,19 +8,23 @@ import triton.language as tl
 from torch import Tensor
 
 from vlakern.ops.ode_step._check import Tensors
-from vlakern.ops.ode_step.reference import STAGES
+from vlakern.ops.ode_step.reference import STAGES, Led, guidance_curve
 
-__all__ = ["BLOCK", "OPTIONS", "launch", "ode_step_kernel"]
+__all__ = ["BLOCK", "launch", "ode_step_kernel", "options"]
 
 BLOCK = 1024
-# The kernel fuses where it says tl.fma, as the native kernels do; the compiler must not elsewhere.
-OPTIONS: dict[str, Any] = {"BLOCK": BLOCK, "num_warps": 4, "enable_fp_fusion": False}
+
+
+def options(led: bool) -> dict[str, Any]:
+    """What the kernel is compiled with: 8 warps where it leads, 4 would hold 145 registers each."""
+    # The kernel fuses where it says tl.fma, as the native kernels do; the compiler must not.
+    return {"BLOCK": BLOCK, "num_warps": 8 if led else 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def ode_step_kernel(
     x_ptr,  # [B, H, A]
-    v_ptr,  # [B, H, A]
+    v_ptr,  # [B, H, A], corrected if HAS_LED
     v0_ptr,  # [B, H, A] if HAS_V0
     tau_ptr,  # [B] or [B, H] if PER_POSITION
     dtau_ptr,  # [B]
@@ -29,12 +33,18 @@ def ode_step_kernel(
     mask_ptr,  # [B, A] uint8 if HAS_MASK
     x_out_ptr,  # [B, H, A]
     tau_out_ptr,  # as tau
+    at_ptr,  # [B, H, A] contiguous if HAS_LED, as the two below
+    decided_ptr,  # [B, H, A]
+    weights_ptr,  # [B, H, A]
+    most_ptr,  # [B] if HAS_LED
     positions,
     slots,
     tiles,
     c0,
     c1,
     c_tau,
+    left,  # 1 - tau if HAS_LED
+    curve,  # (1 - tau) / (tau r^2) if HAS_LED
     x_stride_b,
     x_stride_h,
     x_stride_a,
@@ -62,6 +72,7 @@ def ode_step_kernel(
     HAS_FROZEN: tl.constexpr,
     HAS_MASK: tl.constexpr,
     PER_POSITION: tl.constexpr,
+    HAS_LED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -88,6 +99,18 @@ def ode_step_kernel(
         y = tl.fma(tl.broadcast_to(dtau * c0, (BLOCK,)), v0, y)
     at = b * v_stride_b + h.to(tl.int64) * v_stride_h + a * v_stride_a
     v = tl.load(v_ptr + at, mask=element).to(tl.float32)
+    if HAS_LED:
+        most = tl.load(most_ptr + b)
+        if most > 0:  # rows that are not led read no more than this
+            inside_row = (b * positions + h) * slots + a
+            weight = tl.load(weights_ptr + inside_row, mask=element, other=0.0)
+            counts = element & (weight > 0)
+            decided = tl.load(decided_ptr + inside_row, mask=counts, other=0.0)
+            here = tl.load(at_ptr + inside_row, mask=counts, other=0.0)
+            ahead = tl.fma(tl.zeros((BLOCK,), tl.float32) + left, v, here)
+            led = tl.fma(weight * tl.minimum(most, curve), decided - ahead, v)
+            v = tl.where(counts, led, v)
+            tl.store(v_ptr + at, v, mask=counts)
     y = tl.fma(tl.broadcast_to(dtau * c1, (BLOCK,)), v, y)
     if HAS_MASK:
         present = tl.load(mask_ptr + b * mask_stride_b + a * mask_stride_a, mask=element)
@@ -123,6 +146,8 @@ def launch(t: Tensors, stage: str) -> None:
         mask = t.slot_mask.expand(rows, slots).view(torch.uint8)
     v0, frozen, frozen_len = _or(t.v0, t.v), _or(t.frozen, t.x), _or(t.frozen_len, t.dtau)
     pointers = (t.x, t.v, v0, t.tau, t.dtau, frozen, frozen_len, _or(mask, t.x), t.x_out, t.tau_out)
+    led = t.led if t.led is not None else Led(t.x, t.x, t.x, t.dtau, 1.0)
+    pointers += (led.at, led.decided, led.weights, led.most)
     strides = (
         *(t.x.stride() + t.v.stride() + v0.stride() + frozen.stride() + t.x_out.stride()),
         *(mask.stride() if mask is not None else (0, 0)),
@@ -136,10 +161,12 @@ def launch(t: Tensors, stage: str) -> None:
         "HAS_FROZEN": t.frozen is not None,
         "HAS_MASK": mask is not None,
         "PER_POSITION": per_position,
+        "HAS_LED": t.led is not None,
     }
-    arguments: list[Any] = [*pointers, positions, slots, tiles, *STAGES[stage], *strides]
+    numbers = (positions, slots, tiles, *STAGES[stage], led.left, guidance_curve(led.left))
+    arguments: list[Any] = [*pointers, *numbers, *strides]
     with torch.cuda.device_of(t.x):
-        ode_step_kernel[(rows * tiles,)](*arguments, **flags, **OPTIONS)
+        ode_step_kernel[(rows * tiles,)](*arguments, **flags, **options(t.led is not None))
 
 
 def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
