@@ -18,7 +18,7 @@ import vlakern
 from vlakern import cmake
 from vlakern.models import VLA, VLAConfig, preset
 from vlakern.models.weights import native
-from vlakern.types import Observation
+from vlakern.types import ActionPrefix, Observation
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = Path(vlakern.__file__).parent / "policies" / "metaworld-small"
@@ -77,16 +77,22 @@ def test_without_the_package_it_is_one_sentence(
         vlakern.cmake_prefix()
 
 
-def act_in_cpp(programs: Path, directory: Path, dtype: str, sides: tuple[int, int]) -> float:
+def act_in_cpp(
+    programs: Path,
+    directory: Path,
+    dtype: str,
+    sides: tuple[int, int],
+    prefix: ActionPrefix | None = None,
+) -> float:
     """Largest difference between C++'s actions and those of ``policy.act``."""
     work, policy = programs.parent, vlakern.load(directory, device="cpu", dtype=dtype)
     rng = np.random.default_rng(5)
     images = {view: rng.integers(0, 256, (*sides, 3), dtype=np.uint8) for view in policy.views}
     state = np.array([0.02, 0.6, 0.2, 1.0])
-    expected = policy.act(Observation(images, state, WORDS), seed=3).actions
+    expected = policy.act(Observation(images, state, WORDS), seed=3, prefix=prefix).actions
     shape = (policy.chunk, policy.space.action_mask.size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3)).numpy()
-    (work / "given").write_bytes(state.tobytes() + noise.tobytes())
+    (work / "given").write_bytes(state.tobytes() + noise.tobytes() + content(prefix))
     words: list[str | Path] = [programs / "policy_act", directory, dtype, WORDS, work / "given"]
     words.append(work / "out")
     for view, image in images.items():
@@ -95,6 +101,64 @@ def act_in_cpp(programs: Path, directory: Path, dtype: str, sides: tuple[int, in
     run(*words)
     found = np.fromfile(work / "out", np.float32).reshape(expected.shape)
     return float(np.abs(found - expected).max())
+
+
+def content(prefix: ActionPrefix | None) -> bytes:
+    """As ``policy_act`` reads it."""
+    if prefix is None:
+        return b""
+    facts = np.array([("frozen", "cheap").index(prefix.form), prefix.frozen], np.int32)
+    return facts.tobytes() + np.asarray(prefix.actions, np.float32).tobytes()
+
+
+def decided(steps: int) -> np.ndarray:
+    """Commands of Meta-World's arm."""
+    return np.random.default_rng(9).uniform(-1, 1, (steps, 4)).astype(np.float32)
+
+
+PREFIXES = {
+    "frozen": ActionPrefix(decided(9), 3),
+    "led": ActionPrefix(decided(9), 3, "cheap"),
+    "led to more than a chunk": ActionPrefix(decided(40), 0, "cheap"),
+    "led to nothing": ActionPrefix(decided(0), 0, "cheap"),
+}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", PREFIXES)
+def test_cpp_goes_on_from_a_prefix_as_python_does(programs: Path, dtype: str, name: str) -> None:
+    """Actions that were decided before, in the robot's own numbers: the same bits in both forms."""
+    assert act_in_cpp(programs, SHIPPED, dtype, (96, 96), PREFIXES[name]) == 0.0
+    policy = vlakern.load(SHIPPED, device="cpu", dtype=dtype)
+    images = {view: np.full((96, 96, 3), 90, np.uint8) for view in policy.views}
+    seen = Observation(images, np.array([0.02, 0.6, 0.2, 1.0]), WORDS)
+    free, found = (policy.act(seen, seed=3, prefix=one).actions for one in (None, PREFIXES[name]))
+    assert np.array_equal(free, found) == (name == "led to nothing")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        (ActionPrefix(decided(2), 3), "at most as many as there are"),
+        (ActionPrefix(decided(40), 17), "and a chunk's 16"),
+        (ActionPrefix(decided(2), -1, "cheap"), "-1 frozen actions"),
+        (ActionPrefix(decided(2)[:, :3], 0, "cheap"), "6 numbers and 0 frozen actions, expected"),
+        (ActionPrefix(decided(2) * np.nan, 1, "cheap"), "of step 0 (slot"),
+    ],
+)
+def test_cpp_refuses_a_prefix_that_does_not_fit(
+    programs: Path, prefix: ActionPrefix, sentence: str, tmp_path: Path
+) -> None:
+    """In one sentence."""
+    policy = vlakern.load(SHIPPED, device="cpu")
+    state, noise = np.zeros(4), np.zeros((policy.chunk, policy.space.action_mask.size), np.float32)
+    (tmp_path / "given").write_bytes(state.tobytes() + noise.tobytes() + content(prefix))
+    words = (programs / "policy_act", SHIPPED, "fp32", WORDS, tmp_path / "given", tmp_path / "out")
+    said = run(*words, code=1)
+    assert sentence in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.ci
@@ -132,7 +196,8 @@ def test_cpp_packs_other_networks(
     parts = {field.name: getattr(records, field.name) for field in dataclasses.fields(records)}
     del parts["config"]
     native.write(tmp_path / "made", native.PolicyFiles(model, **parts), torch.float32)
-    assert act_in_cpp(programs, tmp_path / "made", "fp32", (50, 40)) < 1e-5
+    for prefix in (None, PREFIXES["led"]):
+        assert act_in_cpp(programs, tmp_path / "made", "fp32", (50, 40), prefix) < 1e-5
 
 
 @pytest.mark.ci

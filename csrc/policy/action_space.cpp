@@ -158,6 +158,23 @@ ActionSpace::ActionSpace(const std::string& directory, const PolicyConfig& confi
   action_ = maps(json.at("action"), robot_.action_names, p.action, p.epsilon, action_mask_);
 }
 
+float ActionSpace::normalised(const Map& map, double wide, const std::string& what) {
+  double value = (wide - map.origin) / map.divisor - map.shift;
+  if (map.threshold) value = value > 0.5 ? 1.0 : 0.0;
+  if (map.binary) {
+    const double near = kBinaryTolerance * (map.high - map.low);
+    const bool low = std::fabs(wide - map.low) <= near;
+    if (!low && std::fabs(wide - map.high) > near) {
+      throw InputError(what + " has neither of its two values");
+    }
+    value = low ? -1.0 : 1.0;
+  }
+  if (!(std::fabs(value) <= static_cast<double>(std::numeric_limits<float>::max()))) {
+    throw InputError(what + " is too large for the policy's statistics");
+  }
+  return static_cast<float>(value);
+}
+
 std::vector<float> ActionSpace::encode_state(const std::vector<double>& state) const {
   if (static_cast<std::int64_t>(state.size()) != robot_.state_width) {
     throw InputError("the state has " + std::to_string(state.size()) + " numbers, " + robot_.name +
@@ -176,22 +193,40 @@ std::vector<float> ActionSpace::encode_state(const std::vector<double>& state) c
   }
   std::vector<float> out;
   for (std::size_t i = 0; i < wide.size(); ++i) {
-    const Map& map = state_[i];
-    double value = (wide[i] - map.origin) / map.divisor - map.shift;
-    if (map.threshold) value = value > 0.5 ? 1.0 : 0.0;
-    if (map.binary) {
-      const double near = kBinaryTolerance * (map.high - map.low);
-      const bool low = std::fabs(wide[i] - map.low) <= near;
-      if (!low && std::fabs(wide[i] - map.high) > near) {
-        throw InputError("state slot " + robot_.state_names[i] + " has neither of its two values");
+    out.push_back(normalised(state_[i], wide[i], "state slot " + robot_.state_names[i]));
+  }
+  return out;
+}
+
+std::vector<float> ActionSpace::encode(const std::vector<float>& commands,
+                                       const std::vector<double>& state) const {
+  const auto width = static_cast<std::size_t>(robot_.action_width);
+  if (commands.size() % width != 0 ||
+      static_cast<std::int64_t>(state.size()) != robot_.state_width) {
+    throw InputError("commands have rows of " + std::to_string(width) +
+                     " numbers and are seen from a state of " + std::to_string(robot_.state_width) +
+                     ", found " + std::to_string(commands.size()) + " and " +
+                     std::to_string(state.size()));
+  }
+  const std::size_t steps = commands.size() / width, slots = static_cast<std::size_t>(slots_);
+  std::vector<float> out(steps * slots);
+  for (const Field& field : robot_.action) {
+    for (std::size_t i = 0; i < steps * static_cast<std::size_t>(field.width); ++i) {
+      const std::size_t step = i / static_cast<std::size_t>(field.width);
+      const std::size_t place = i % static_cast<std::size_t>(field.width);
+      const std::size_t column = static_cast<std::size_t>(field.first) + place;
+      const std::size_t slot = static_cast<std::size_t>(field.start) + place;
+      auto value = static_cast<double>(commands[step * width + column]);
+      if (std::count(relative_.begin(), relative_.end(), static_cast<std::int64_t>(column)) > 0) {
+        value -= state[column];
       }
-      value = low ? -1.0 : 1.0;
+      if (!std::isfinite(value)) {
+        throw InputError("action number " + std::to_string(column) + " of step " +
+                         std::to_string(step) + " (slot " + field.slot + ") is not finite");
+      }
+      out[step * slots + slot] =
+          normalised(action_[slot], value, "action slot " + robot_.action_names[slot]);
     }
-    if (!(std::fabs(value) <= static_cast<double>(std::numeric_limits<float>::max()))) {
-      throw InputError("state slot " + robot_.state_names[i] +
-                       " is too large for the policy's statistics");
-    }
-    out.push_back(static_cast<float>(value));
   }
   return out;
 }

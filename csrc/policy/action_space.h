@@ -15,6 +15,10 @@ class ActionSpace {
 
   // Native numbers to normalised slots. InputError: another width, or a number that is not finite.
   std::vector<float> encode_state(const std::vector<double>& state) const;
+  // Commands [steps, actions] to normalised slots [steps, slots], seen from a state. InputError:
+  // another width, a number that is not finite or that the statistics do not take.
+  std::vector<float> encode(const std::vector<float>& commands,
+                            const std::vector<double>& state) const;
   // Normalised chunks [chunk, slots] to commands [chunk, actions]. InputError: a command that is
   // not finite.
   std::vector<float> decode(const std::vector<float>& chunk,
@@ -29,6 +33,7 @@ class ActionSpace {
     double low = 0.0, high = 0.0;  // the values of a binary slot
     bool binary = false, threshold = false;
   };
+  static float normalised(const Map& map, double value, const std::string& what);
   static std::vector<Map> maps(const Json& stats, const std::vector<std::string>& names,
                                const std::vector<Norm>& norms, Epsilon epsilon,
                                const std::vector<std::uint8_t>& filled);

@@ -23,6 +23,18 @@ Tensor vector_of(const std::vector<std::int32_t>& values) {
   return {reinterpret_cast<std::uintptr_t>(values.data()), DType::kI32, 1, {count}, {1}};
 }
 
+// How firmly each of `chunk` actions is held: 1 for the first `delay`, 0 from `last` on, and
+// between them c (e^c - 1) / (e - 1) with c = (last - i) / (last - delay + 1), Eq. 5 of the paper.
+std::vector<float> overlap_mask(int chunk, int delay, int last) {
+  std::vector<float> mask;
+  for (int i = 0; i < chunk; ++i) {
+    const double c = std::clamp(double(last - i) / double(last - delay + 1), 0.0, 1.0);
+    const double between = c * std::expm1(c) / std::expm1(1.0);
+    mask.push_back(static_cast<float>(i < delay ? 1.0 : i < last ? between : 0.0));
+  }
+  return mask;
+}
+
 bool all_finite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
 }
@@ -109,20 +121,41 @@ class Policy::Impl {
     filled_ = true;
   }
 
-  std::vector<float> integrate(const std::vector<float>& noise, const std::vector<float>& decided,
-                               int frozen) {
+  Decided decided(const ActionPrefix& prefix, const std::vector<double>& state) const {
+    const auto width = static_cast<std::size_t>(facts_.actions);
+    const auto slots = static_cast<std::size_t>(facts_.slots);
+    const bool led = prefix.form == PrefixForm::kCheap;
+    const std::size_t there = prefix.actions.size() / width;
+    const int every = static_cast<int>(std::min(there, static_cast<std::size_t>(facts_.chunk)));
+    if (prefix.actions.size() % width != 0 || prefix.frozen < 0 || prefix.frozen > every) {
+      throw InputError("the prefix has " + std::to_string(prefix.actions.size()) + " numbers and " +
+                       std::to_string(prefix.frozen) + " frozen actions, expected rows of " +
+                       std::to_string(width) + " and at most as many as there are and a chunk's " +
+                       std::to_string(facts_.chunk));
+    }
+    const auto known = static_cast<std::ptrdiff_t>(led ? every : prefix.frozen);
+    const auto begin = prefix.actions.begin();
+    Decided out;
+    out.actions = space_.encode({begin, begin + known * facts_.actions}, state);
+    out.actions.resize(chunk_size());
+    if (!led) {
+      out.frozen = prefix.frozen;
+      return out;
+    }
+    const std::vector<float> mask = overlap_mask(facts_.chunk, prefix.frozen, every);
+    for (std::size_t i = 0; i < chunk_size(); ++i) {
+      out.weights.push_back(mask[i / slots] * static_cast<float>(space_.action_mask()[i % slots]));
+    }
+    return out;
+  }
+
+  std::vector<float> integrate(const std::vector<float>& noise, const Decided& decided) {
     if (!filled_) throw InputError("integrate needs a prefix; call prefill first");
     if (noise.size() != chunk_size() || !all_finite(noise)) {
       throw InputError("noise has " + std::to_string(noise.size()) + " numbers, expected " +
                        std::to_string(chunk_size()) + " finite ones");
     }
-    if (frozen < 0 || frozen > facts_.chunk ||
-        (frozen > 0 && (decided.size() != chunk_size() || !all_finite(decided)))) {
-      throw InputError(std::to_string(frozen) + " frozen positions of " +
-                       std::to_string(decided.size()) + " decided numbers; expected up to " +
-                       std::to_string(facts_.chunk) + " of " + std::to_string(chunk_size()) +
-                       " finite ones");
-    }
+    check(decided);
     std::vector<float> x = noise;
     const std::vector<std::uint8_t>& mask = space_.action_mask();
     const auto slots = static_cast<std::int64_t>(facts_.slots);
@@ -132,10 +165,13 @@ class Policy::Impl {
       in.slot_mask = Tensor{
           reinterpret_cast<std::uintptr_t>(mask.data()), DType::kU8, 2, {1, slots}, {slots, 1}};
     }
-    const std::vector<std::int32_t> length{frozen};
-    if (frozen > 0) {
-      in.frozen = chunk_of(decided);
+    const std::vector<std::int32_t> length{decided.frozen};
+    if (decided.frozen > 0) {
+      in.frozen = chunk_of(decided.actions);
       in.frozen_len = vector_of(length);
+    }
+    if (!decided.weights.empty()) {
+      in.guidance = Guidance{chunk_of(decided.actions), chunk_of(decided.weights), decided.most};
     }
     engine_->integrate(in);
     return x;
@@ -158,6 +194,28 @@ class Policy::Impl {
             3,
             {1, chunk, slots},
             {chunk * slots, slots, 1}};
+  }
+
+  void check(const Decided& d) const {
+    const bool used = d.frozen != 0 || !d.weights.empty();
+    if (d.frozen < 0 || d.frozen > facts_.chunk ||
+        (used && (d.actions.size() != chunk_size() || !all_finite(d.actions)))) {
+      throw InputError(std::to_string(d.frozen) + " frozen positions of " +
+                       std::to_string(d.actions.size()) + " decided numbers; expected up to " +
+                       std::to_string(facts_.chunk) + " of " + std::to_string(chunk_size()) +
+                       " finite ones");
+    }
+    const auto valid = [](float w) { return w >= 0 && w <= 1; };
+    if (!d.weights.empty() && (d.weights.size() != chunk_size() ||
+                               !std::all_of(d.weights.begin(), d.weights.end(), valid))) {
+      throw InputError("found " + std::to_string(d.weights.size()) +
+                       " weights of guidance, expected none or " + std::to_string(chunk_size()) +
+                       " from 0 to 1");
+    }
+    if (!(d.most >= 0 && std::isfinite(d.most))) {
+      throw InputError("guidance is at most " + std::to_string(d.most) +
+                       ", expected a number of 0 or more");
+    }
   }
 
   // The pixels of all images in the policy's order; how many there are.
@@ -247,9 +305,12 @@ std::vector<float> Policy::noise(std::uint64_t seed) const { return impl_->noise
 
 void Policy::prefill(const Observation& observation) { impl_->prefill(observation); }
 
-std::vector<float> Policy::integrate(const std::vector<float>& noise,
-                                     const std::vector<float>& decided, int frozen) {
-  return impl_->integrate(noise, decided, frozen);
+Decided Policy::decided(const ActionPrefix& prefix, const std::vector<double>& state) const {
+  return impl_->decided(prefix, state);
+}
+
+std::vector<float> Policy::integrate(const std::vector<float>& noise, const Decided& decided) {
+  return impl_->integrate(noise, decided);
 }
 
 std::vector<float> Policy::decode(const std::vector<float>& normalised,
@@ -257,9 +318,11 @@ std::vector<float> Policy::decode(const std::vector<float>& normalised,
   return impl_->decode(normalised, state);
 }
 
-std::vector<float> Policy::act(const Observation& observation, const std::vector<float>& noise) {
+std::vector<float> Policy::act(const Observation& observation, const std::vector<float>& noise,
+                               const ActionPrefix& prefix) {
+  const Decided known = decided(prefix, observation.state);
   prefill(observation);
-  return decode(integrate(noise), observation.state);
+  return decode(integrate(noise, known), observation.state);
 }
 
 }  // namespace vlakern

@@ -32,6 +32,27 @@ struct Observation {
   std::vector<std::int32_t> tokens;  // of the instruction, where the tokenizer is not read here
 };
 
+// How a chunk is made to agree with what was decided. kFrozen begins with those actions exactly,
+// for networks trained with delays. kCheap leads any network to all of them, less and less firmly
+// (arXiv 2506.07339, without the Jacobian, which takes a backward pass: that is Python's alone).
+enum class PrefixForm : int { kFrozen, kCheap };
+
+// What the robot goes on to do while its next chunk is made (real-time chunking).
+struct ActionPrefix {
+  std::vector<float> actions;  // [steps, actions] of the chunk before, in the robot's own units;
+                               // the first is for the instant of the observation
+  int frozen = 0;              // how many of them are executed before the next chunk is there
+  PrefixForm form = PrefixForm::kFrozen;
+};
+
+// The same in the network's own numbers.
+struct Decided {
+  std::vector<float> actions;  // [chunk, slots]
+  int frozen = 0;              // so many leading positions are those
+  std::vector<float> weights;  // [chunk, slots], 0 to 1: how firmly each number is led; or none
+  float most = 5.0f;           // of guidance, the paper's beta
+};
+
 struct PolicyOptions {
   std::string dtype = "fp32";  // of the large products: fp32, bf16 or int8
   int threads = 0;             // 0: every core of this process
@@ -62,16 +83,17 @@ class Policy {
 
   // Keys and values of everything that does not depend on the noise; they stay until the next call.
   void prefill(const Observation& observation);
-  // Noise [chunk, slots] to normalised actions, all steps of the integration in one call. The first
-  // `frozen` positions are those of `decided` [chunk, slots] (real-time chunking).
-  std::vector<float> integrate(const std::vector<float>& noise,
-                               const std::vector<float>& decided = {}, int frozen = 0);
+  // Actions that were decided before, seen from the state of the observation.
+  Decided decided(const ActionPrefix& prefix, const std::vector<double>& state) const;
+  // Noise [chunk, slots] to normalised actions, all steps of the integration in one call.
+  std::vector<float> integrate(const std::vector<float>& noise, const Decided& decided = {});
   // Normalised actions to commands [chunk, actions] in the robot's own units.
   std::vector<float> decode(const std::vector<float>& normalised,
                             const std::vector<double>& state) const;
 
-  // The three in turn.
-  std::vector<float> act(const Observation& observation, const std::vector<float>& noise);
+  // All of it in turn: the bits of Python's policy.act for the same noise and prefix.
+  std::vector<float> act(const Observation& observation, const std::vector<float>& noise,
+                         const ActionPrefix& prefix = {});
 
  private:
   class Impl;

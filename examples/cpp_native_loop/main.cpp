@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -57,7 +58,8 @@ int run(const std::string& directory, double seconds) {
   ex::Executor executor(config, {}, {Arm::send, &arm});
   executor.start(arm.look().data());
 
-  std::vector<double> latencies;  // [ms]
+  std::vector<double> latencies;                                     // [ms]
+  vlakern::ActionPrefix prefix{{}, 0, vlakern::PrefixForm::kCheap};  // what goes on meanwhile
   const ex::Nanoseconds end = ex::monotonic_now() + static_cast<ex::Nanoseconds>(seconds * 1e9);
   for (std::uint64_t turn = 0; ex::monotonic_now() < end; ++turn) {
     const ex::Nanoseconds observed = ex::monotonic_now();
@@ -70,9 +72,7 @@ int run(const std::string& directory, double seconds) {
     }
     observation.state = {now[0], now[1], now[2], 1.0};
     observation.instruction = "reach the goal";
-    policy.prefill(observation);
-    const std::vector<float> normalised = policy.integrate(policy.noise(turn));
-    const std::vector<float> actions = policy.decode(normalised, observation.state);
+    const std::vector<float> actions = policy.act(observation, policy.noise(turn), prefix);
     // Steps of the hand become the places that it is to be at.
     std::vector<double> commands;
     std::array<double, kDims> target = now;
@@ -85,6 +85,9 @@ int run(const std::string& directory, double seconds) {
     latencies.push_back(static_cast<double>(ex::monotonic_now() - observed) * 1e-6);
     std::uint64_t id = 0;
     executor.submit(commands.data(), facts.chunk, kDims, observed, &id);
+    prefix.actions.assign(actions.begin() + facts.execute * kDims, actions.end());
+    const double steps = std::ceil(1e-3 * latencies.back() * facts.control_rate);
+    prefix.frozen = static_cast<int>(std::min<double>(steps, facts.chunk - facts.execute));
     ex::sleep_until(observed +
                     static_cast<ex::Nanoseconds>(1e9 * facts.execute / facts.control_rate));
   }

@@ -90,7 +90,7 @@ def test_nothing_leads_where_nothing_is_left(lab: ModuleType, device_lab: Module
     scene = lab.Scene("tiny", steps=2, solver="heun").only(0)
     engine = device_lab.device_engine(scene, "fp32")
     runs: Any = engine.graphs._programs["integrate", 1]
-    led = [one.tensors.led for one in runs if isinstance(one, BoundStep)]
+    led: list[Any] = [one.tensors.led for one in runs if isinstance(one, BoundStep)]
     assert [one and one.left for one in led] == [1.0, 0.5, 0.5, None]
     x, stage_x = (one[:1].data_ptr() for one in (engine.buffers.x, engine.buffers.stage_x))
     noise = engine._chunk.device["noise"].data_ptr()
