@@ -253,7 +253,7 @@ def _episode(
     slower = _Slower(
         policy,
         row.latency_ms * 1e-3,
-        lambda: world.steps > 0 or not sweep.sudden,
+        lambda: bool(loop.begun) or not sweep.sudden,
         lambda call: noise_seed(plan.seed, task, episode, call),
     )
     rates = ExecutorConfig(sweep.rate, TICKS, policy.chunk + 1, held=world.held)
